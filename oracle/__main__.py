@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""`python -m oracle`."""
+
+import sys
+
+from oracle.cli import main
+
+sys.exit(main())

@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""Arguments, exit codes, and what a person sees. Heavy modules are imported when a command needs them."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+import traceback
+from typing import TYPE_CHECKING, Any
+
+from oracle import __version__
+
+if TYPE_CHECKING:
+    from oracle.reference import Job
+
+EXIT_DONE, EXIT_USAGE, EXIT_SOURCE, EXIT_DATA, EXIT_INTERRUPTED = 0, 2, 3, 4, 130
+
+DEFAULT_OUTPUT = "plt_gemma_reference.json"
+MIN_TOLERANCE = 1e-6  # margins are recorded to 6 decimals
+MAX_LENGTH = 1 << 24
+MAX_SEEDS = 100_000
+MAX_LAYER = 1_000_000
+
+DESCRIPTION = """\
+Reference encodings of transcoders for people who port them.
+
+  python -m oracle [generate]   write a reference: fetch the weights, encode, say how near each answer is to flipping
+  python -m oracle residual     print one residual, or the Rust port of the generator
+  python -m oracle demo         the whole way on small synthetic weights that it makes: no network needed
+
+`python -m oracle COMMAND --help` lists a command's options; without a command it is `generate`."""
+
+EXIT_CODES = "exit codes: 0 done; 2 wrong usage; 3 the source cannot be reached or refuses; 4 the data is broken; 130 interrupted"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    parser, commands = _parsers()
+    if not arguments or (arguments[0] not in commands and arguments[0] not in ("-h", "--help", "--version")):
+        arguments = ["generate", *arguments]
+    options = parser.parse_args(arguments)
+    try:
+        return options.run(options)
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our standard output has seen enough; keep Python from flushing into the closed pipe at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_DONE
+    except Exception as error:
+        code = _exit_code(error)
+        if code is None:
+            raise
+        if options.debug:
+            traceback.print_exc()
+        _say(f"error: {_one_line(error, options)}")
+        return code
+
+
+def _parsers() -> tuple[argparse.ArgumentParser, list[str]]:
+    parser = argparse.ArgumentParser(
+        prog="python -m oracle",
+        usage="python -m oracle [COMMAND] [OPTIONS]",
+        description=DESCRIPTION,
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"oracle {__version__}")
+    subparsers = parser.add_subparsers(metavar="COMMAND", help=argparse.SUPPRESS)
+
+    def command(name: str, run: Any, description: str) -> argparse.ArgumentParser:
+        subparser = subparsers.add_parser(name, description=description, epilog=EXIT_CODES)
+        subparser.set_defaults(run=run)
+        subparser.add_argument("--debug", action="store_true", help="show the whole chain of an error")
+        return subparser
+
+    generate = command("generate", _generate, "Write a reference: one JSON with residuals and their encodings.")
+    generate.add_argument("--layers", type=_layers, default=(0, 12, 25), help='"0,12,25" (default), "0-25" or "all"')
+    generate.add_argument("--seeds", type=_integer(1, MAX_SEEDS), default=3, metavar="N", help="residuals per layer (3)")
+    generate.add_argument("--top-k", type=_integer(1, 1 << 20), default=10, metavar="K", help="features per case (10)")
+    generate.add_argument(
+        "--tolerance", type=_tolerance, default=1e-4, help="what a port may be off by, absolute (1e-4)"
+    )
+    generate.add_argument(
+        "-o", "--output", default=DEFAULT_OUTPUT, metavar="FILE", help=f"`-` is standard output ({DEFAULT_OUTPUT})"
+    )
+    generate.add_argument("--omit-residuals", action="store_true", help="leave the vectors out; they can be made again")
+    _add_source_options(generate)
+
+    demo = command("demo", _demo, "The whole job on small synthetic weights, made on the spot; needs no network.")
+    demo.add_argument("--folder", metavar="DIR", help="where to make it (default: a new temporary folder)")
+    demo.add_argument("--quiet", action="store_true", help="print errors alone")
+
+    residual = command("residual", _residual, "Print one residual, a value a line, or the generator in Rust.")
+    residual.add_argument("--seed", type=_integer(0, 2**64 - 1), default=0)
+    residual.add_argument("--stream", type=_integer(0, 2**64 - 1), default=0)
+    residual.add_argument("--length", type=_integer(0, MAX_LENGTH), default=2304, metavar="N")
+    form = residual.add_mutually_exclusive_group()
+    form.add_argument("--hex", action="store_true", help="print float32 bits, 8 hex digits each")
+    form.add_argument("--rust", action="store_true", help="print residual.rs")
+    return parser, list(subparsers.choices)
+
+
+def _add_source_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("where the weights come from")
+    group.add_argument("--curation-repo", metavar="ORG/NAME", help="the repo with the config.yaml (mntss/gemma-scope-transcoders)")
+    group.add_argument("--revision", metavar="REV", help="branch, tag or commit of the curation repo (main)")
+    group.add_argument("--weights-revision", metavar="REV", help="the same for weights whose hf:// address names none")
+    group.add_argument("--mirror", metavar="URL", help="a server to ask instead of huggingface.co, as HF_ENDPOINT does")
+    group.add_argument("--cache-dir", metavar="DIR", help="the Hub cache, shared with huggingface_hub (HF_HUB_CACHE)")
+    group.add_argument("--offline", action="store_true", help="use the cache alone, as HF_HUB_OFFLINE=1 does")
+    group.add_argument("--quiet", action="store_true", help="print errors alone")
+
+
+def _generate(options: argparse.Namespace) -> int:
+    # Products of a few rows are bound by memory, and the second core has the checksums: OpenBLAS's own threads,
+    # which spin while they wait, make the job slower. OPENBLAS_NUM_THREADS overrides; the bytes are the same.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from oracle import reference
+
+    if options.output != "-":
+        reference.check_output(options.output)
+    job = reference.Job(
+        curation_repo=options.curation_repo or reference.CURATION_REPO,
+        revision=options.revision,
+        weights_revision=options.weights_revision,
+        layers=options.layers,
+        n_seeds=options.seeds,
+        top_k=options.top_k,
+        tolerance=options.tolerance,
+        endpoint=options.mirror,
+        cache_dir=options.cache_dir,
+        offline=options.offline,
+    )
+    _run_job(job, options.output, omit_residuals=options.omit_residuals, quiet=options.quiet)
+    return EXIT_DONE
+
+
+def _run_job(job: Job, output: str, *, omit_residuals: bool, quiet: bool) -> None:
+    from oracle import reference
+
+    if quiet:
+        logging.getLogger("vendored_hf").setLevel(logging.ERROR)
+        document = reference.generate(job)
+    else:
+        document = reference.generate(job, _Narrator().events())
+    reference.write(reference.omit_residuals(document) if omit_residuals else document, output)
+    if not quiet and output != "-":
+        n_cases = len(document["test_cases"])
+        _say(f"{n_cases} cases -> {output} ({os.path.getsize(output) / 1024:.1f} KiB)")
+
+
+class _Narrator:
+    """Says on standard error what a job does: a line per fetched file, a line per case."""
+
+    def __init__(self) -> None:
+        self._path = ""
+        self._began = 0.0
+
+    def events(self) -> Any:
+        from oracle import reference
+
+        return reference.Events(fetching=self.fetching, fetched=self.fetched, encoded=self.encoded)
+
+    def fetching(self, path: str) -> None:
+        self._path, self._began = path, time.monotonic()
+
+    def fetched(self, local_path: str) -> None:
+        size, seconds = os.path.getsize(local_path) / 1e6, time.monotonic() - self._began
+        _say(f"fetched {self._path} ({size:.1f} MB in {seconds:.1f} s)")
+
+    def encoded(self, case: dict[str, Any], n_features: int) -> None:
+        top = next(value for key, value in case.items() if key.startswith("top_"))
+        first = f"L{case['layer']}:{top[0]['index']} ({top[0]['activation']:.4f})" if top else "none"
+        rank = "none" if case["rank_margin"] is None else f"{case['rank_margin']:.6f}"
+        flags = f"  [{', '.join(case['flags'])}]" if case["flags"] else ""
+        _say(
+            f"layer {case['layer']:2d} seed {case['seed']:4d}: {case['n_active']:6d} active / {n_features} features, "
+            f"top {first}, rank margin {rank}, gate margin {case['gate_margin']:.6f}{flags}"
+        )
+
+
+def _demo(options: argparse.Namespace) -> int:
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from oracle import demo
+
+    made = demo.make(options.folder)
+    if not options.quiet:
+        _say(f"synthetic weights: {made.n_layers} layers of [{made.d_model}, {made.n_features}] in {made.folder}")
+    _run_job(made.job, made.output, omit_residuals=False, quiet=options.quiet)
+    if not options.quiet:
+        _say("These weights are synthetic: the numbers test a port's arithmetic, they say nothing about Gemma.")
+        _say(
+            f"Again, by hand: python -m oracle --offline --cache-dir {made.job.cache_dir} "
+            f"--curation-repo {made.job.curation_repo}"
+        )
+    return EXIT_DONE
+
+
+def _residual(options: argparse.Namespace) -> int:
+    if options.rust:
+        from importlib.resources import files
+
+        sys.stdout.write(files("oracle").joinpath("residual.rs").read_text(encoding="utf-8"))
+    else:
+        from oracle.residual import residual
+
+        values = residual(options.seed, options.stream, options.length)
+        if options.hex:
+            sys.stdout.writelines(f"{bits:08x}\n" for bits in values.view("u4").tolist())
+        else:
+            sys.stdout.writelines(f"{value!r}\n" for value in values.tolist())
+    sys.stdout.flush()
+    return EXIT_DONE
+
+
+def _exit_code(error: Exception) -> int | None:
+    """The exit code of an error that a user can do something about; None for a mistake of ours."""
+    import vendored_hf
+    from oracle import curation, reference, weights
+
+    if isinstance(error, (curation.CurationError, weights.WeightsError, vendored_hf.ConsistencyError)):
+        return EXIT_DATA
+    if isinstance(error, (reference.LayerError, reference.OutputError, vendored_hf.HFValidationError)):
+        return EXIT_USAGE
+    if isinstance(error, (OSError, vendored_hf.EntryNotFoundError)):
+        return EXIT_SOURCE
+    return None
+
+
+def _one_line(error: Exception, options: argparse.Namespace) -> str:
+    import vendored_hf
+
+    text = " ".join(str(error).split())
+    if isinstance(error, vendored_hf.LocalEntryNotFoundError):
+        text += "; ways on: a filled cache with --offline (HF_HUB_OFFLINE=1), a mirror with --mirror URL, or `python -m oracle demo`"
+    return text
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _layers(text: str) -> tuple[int, ...] | None:
+    if text.strip() == "all":
+        return None
+    layers: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise argparse.ArgumentTypeError(f'{text!r} is not of the form "0,12,25", "0-25" or "all"')
+        low, high = int(first), int(last or first)
+        if low > high or high > MAX_LAYER:
+            raise argparse.ArgumentTypeError(f"{part.strip()!r} is no range of layers")
+        layers.update(range(low, high + 1))
+    return tuple(sorted(layers))
+
+
+def _integer(low: int, high: int) -> Any:
+    def parse(text: str) -> int:
+        try:
+            value = int(text, 0)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{value} is not in {low} to {high}")
+        return value
+
+    return parse
+
+
+def _tolerance(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not MIN_TOLERANCE <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not at least {MIN_TOLERANCE:g}: margins are recorded to 6 decimals")
+    return value

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""config.yaml: which file of which repo holds which layer."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import yaml
+
+SIZE_LIMIT = 1024 * 1024
+ENTRY_LIMIT = 1024
+
+_SCHEME = "hf://"
+_REPO_PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?")
+_REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]*")
+_LAYER = re.compile(r"(?:^|/)layer_(\d{1,6})(?=[/.]|$)")
+
+
+class CurationError(ValueError):
+    """A config.yaml that does not say which file holds which layer."""
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file on the Hub. `revision` is None where the entry names none."""
+
+    repo: str
+    revision: str | None
+    path: str
+
+
+def parse_config(text: bytes) -> dict[int, HubFile]:
+    """The `transcoders` list of a config.yaml as {layer: file}, in the list's order.
+
+    An entry's layer is its place in the list; a `layer_N` in its path must say the same. Raises CurationError.
+    """
+    if len(text) > SIZE_LIMIT:
+        raise CurationError(f"config.yaml has {len(text)} bytes; at most {SIZE_LIMIT} are read")
+    try:
+        config = yaml.load(text, Loader=_Loader)  # a SafeLoader: it makes plain data alone
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        problem = " ".join(str(error).split()) or type(error).__name__
+        raise CurationError(f"config.yaml is not readable YAML: {problem}") from error
+    if not isinstance(config, dict):
+        raise CurationError(f"config.yaml holds {_kind(config)}, not a mapping")
+    if "transcoders" not in config:
+        raise CurationError("config.yaml has no `transcoders` list")
+    entries = config["transcoders"]
+    if not isinstance(entries, list):
+        raise CurationError(f"config.yaml: `transcoders` is {_kind(entries)}, not a list")
+    if not 1 <= len(entries) <= ENTRY_LIMIT:
+        raise CurationError(f"config.yaml: `transcoders` has {len(entries)} entries; 1 to {ENTRY_LIMIT} are read")
+
+    files = [parse_uri(entry) for entry in entries]
+    seen: dict[HubFile, int] = {}
+    layers: dict[int, HubFile] = {}
+    for place, file in enumerate(files):
+        if file in seen:
+            raise CurationError(f"config.yaml names {file.path} twice, for layers {seen[file]} and {place}")
+        seen[file] = place
+        layer = _layer_in(file.path, place)
+        if layer in layers:
+            raise CurationError(f"config.yaml names two files for layer {layer}: {layers[layer].path} and {file.path}")
+        layers[layer] = file
+    for place, (layer, file) in enumerate(layers.items()):
+        if layer != place:
+            raise CurationError(f"config.yaml: entry {place} stands for layer {place}, but its path is {file.path}")
+    return layers
+
+
+def parse_uri(uri: object) -> HubFile:
+    """`hf://org/repo/path[?revision=...]` taken apart. Raises CurationError."""
+    if not isinstance(uri, str):
+        raise CurationError(f"config.yaml: a transcoder is {_kind(uri)}, not an hf:// address")
+    shown = ascii(uri[:200])
+    if not uri.startswith(_SCHEME):
+        raise CurationError(f"config.yaml: {shown} is not an hf:// address; other sources are not read")
+    location, question_mark, query = uri[len(_SCHEME) :].partition("?")
+    revision = None
+    if question_mark:
+        key, _, revision = query.partition("=")
+        if key != "revision" or not _REVISION.fullmatch(revision) or ".." in revision:
+            raise CurationError(f"config.yaml: {shown} has {ascii(query[:80])} after the `?`, not revision=<a revision>")
+    parts = location.split("/")
+    if len(parts) < 3 or not all(map(_REPO_PART.fullmatch, parts[:2])) or any(".." in part for part in parts[:2]):
+        raise CurationError(f"config.yaml: {shown} is not of the form hf://org/repo/path")
+    if parts[0] in ("datasets", "spaces", "models"):
+        raise CurationError(f"config.yaml: {shown} is not of the form hf://org/repo/path ({parts[0]} is no org)")
+    path = parts[2:]
+    if any(part in ("", ".", "..") for part in path) or re.search(r"[\\\x00-\x1f\x7f]", location):
+        raise CurationError(f"config.yaml: {shown} has a path that could lead out of its repo")
+    return HubFile("/".join(parts[:2]), revision, "/".join(path))
+
+
+def _layer_in(path: str, place: int) -> int:
+    """The layer that the path names, or `place` where it names none."""
+    named = {int(number) for number in _LAYER.findall(path)}
+    if len(named) > 1:
+        raise CurationError(f"config.yaml: {path} names the layers {' and '.join(map(str, sorted(named)))}")
+    return named.pop() if named else place
+
+
+def _kind(value: object) -> str:
+    return {dict: "a mapping", list: "a list", str: "a string", type(None): "nothing"}.get(
+        type(value), f"a {type(value).__name__}"
+    )
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML keeps the last of two equal keys in silence; here they are an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        mapping = super().construct_mapping(node, deep)
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if len(keys) != len(set(keys)):
+            repeated = next(key for key in keys if keys.count(key) > 1)
+            raise yaml.constructor.ConstructorError(None, None, f"the key {repeated!r} stands twice", node.start_mark)
+        return mapping

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""The residual generator `pcg32-polar-f32`, version 1; residual.rs beside this file is its twin in Rust.
+
+PCG32 is M. E. O'Neill's XSH-RR 64/32 ("PCG: A Family of Simple Fast Space-Efficient Statistically Good
+Algorithms for Random Number Generation", 2014). Normal deviates come by G. Marsaglia's polar method
+(Marsaglia and Bray, 1964). The logarithm is spelt out below, because libm's differs between machines: every
+step here is an integer operation modulo 2^64, or one correctly rounded IEEE-754 binary64 operation, or sqrt.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+NAME = "pcg32-polar-f32"
+VERSION = 1
+
+MULTIPLIER = 6364136223846793005
+SQRT_HALF = 0.7071067811865476
+LN_2 = 0.6931471805599453
+LN_LAST_TERM = 21
+
+FNV_OFFSET_BASIS = 0xCBF29CE484222325
+FNV_PRIME = 0x100000001B3
+
+_MASK = 2**64 - 1
+_PAIRS_AT_ONCE = 1 << 16
+
+
+def residual(seed: int, stream: int, n: int) -> np.ndarray:
+    """The first n values of the generator, float32 [n]: standard normal, the same bits on every machine.
+
+    `seed` and `stream` are integers in [0, 2^64); a stream's top bit is shifted out, as in PCG's own C.
+    Raises ValueError for anything else, or a negative n.
+    """
+    for name, value in (("seed", seed), ("stream", stream)):
+        if not 0 <= value <= _MASK:
+            raise ValueError(f"{name} {value} is not in [0, 2^64)")
+    if n < 0:
+        raise ValueError(f"a residual of {n} values does not exist")
+    increment = (stream << 1 | 1) & _MASK
+    state = ((increment + seed) * MULTIPLIER + increment) & _MASK
+    values = np.empty(n + n % 2, np.float32)
+    filled = 0
+    while filled < n:
+        # The polar method keeps pi/4 of all pairs: draw a little over 4/pi times as many as are missing.
+        pairs = min(_PAIRS_AT_ONCE, (n - filled) * 2 // 3 + 24)
+        outputs, state = _pcg32(state, increment, 2 * pairs)
+        normals = _polar(outputs)[: len(values) - filled]
+        values[filled : filled + len(normals)] = normals
+        filled += len(normals)
+    return values[:n]
+
+
+def fingerprint(values: np.ndarray) -> str:
+    """FNV-1a, 64 bits, over the little-endian float32 bytes of `values`, as 0x and 16 hex digits.
+
+    Fowler, Noll and Vo's hash. It tells one residual from another; it is no security hash.
+    """
+    state = FNV_OFFSET_BASIS
+    for byte in values.astype("<f4", copy=False).tobytes():
+        state = (state ^ byte) * FNV_PRIME & _MASK
+    return f"0x{state:016x}"
+
+
+@lru_cache(maxsize=4)
+def _jumps(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """uint64 [count] twice: the multiplier's powers a_i, and c_i = a_0 + ... + a_(i-1).
+
+    i steps of the generator in one: state_i = a_i * state_0 + c_i * increment (mod 2^64).
+    """
+    power = np.ones(1, np.uint64)
+    total = np.zeros(1, np.uint64)
+    while len(power) < count:
+        # Knowing the first n steps, the next n are those n on top of one jump of n steps.
+        jump = int(power[-1]) * MULTIPLIER & _MASK
+        offset = int(total[-1]) + int(power[-1]) & _MASK
+        total = np.concatenate([total, total + power * np.uint64(offset)])
+        power = np.concatenate([power, power * np.uint64(jump)])
+    return power[:count], total[:count]
+
+
+def _pcg32(state: int, increment: int, count: int) -> tuple[np.ndarray, int]:
+    """The next `count` outputs of PCG32, uint32 [count], and the state behind them."""
+    power, total = _jumps(count)
+    states = power * np.uint64(state) + total * np.uint64(increment)  # [count], before each output's own step
+    xorshifted = ((states >> np.uint64(18) ^ states) >> np.uint64(27)).astype(np.uint32)
+    rotation = (states >> np.uint64(59)).astype(np.uint32)
+    outputs = xorshifted >> rotation | xorshifted << (-rotation & np.uint32(31))
+    return outputs, (int(states[-1]) * MULTIPLIER + increment) & _MASK
+
+
+def _polar(outputs: np.ndarray) -> np.ndarray:
+    """uint32 [2 * pairs] -> float32 [2 * the pairs that lie in the unit circle], in order."""
+    w = (2.0 * outputs + 1.0) * 2.0**-32 - 1.0  # float64, exact
+    u, v = w[0::2], w[1::2]
+    s = u * u + v * v
+    inside = s < 1.0
+    u, v, s = u[inside], v[inside], s[inside]
+    f = np.sqrt((-2.0 * _ln(s)) / s)
+    normals = np.empty(2 * len(s), np.float32)
+    normals[0::2] = u * f
+    normals[1::2] = v * f
+    return normals
+
+
+def _ln(s: np.ndarray) -> np.ndarray:
+    """Natural logarithm of float64 s > 0, by 2 artanh((m - 1) / (m + 1)) with s = m * 2^e."""
+    m, e = np.frexp(s)
+    low = m < SQRT_HALF
+    m = np.where(low, 2.0 * m, m)
+    e = np.where(low, e - 1, e)
+    t = (m - 1.0) / (m + 1.0)
+    q = t * t
+    p = 1.0 / LN_LAST_TERM
+    for k in range(LN_LAST_TERM - 2, 0, -2):
+        p = p * q + 1.0 / k
+    return e * LN_2 + (2.0 * t) * p

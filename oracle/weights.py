@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""Weight files: named tensors out of an .npz archive, a block of rows at a time.
+
+A weight file is a seekable binary reader (`read`, `readinto`, `seek`); this module never asks whether a disk or
+a network stands behind it. np.load is not used: it reads a stored member through the zip module's 256 KiB reader
+and holds the whole of it, and the data of a stored member is not aligned, so that it cannot be mapped either.
+"""
+
+from __future__ import annotations
+
+import ast
+import zipfile
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+
+HEADER_LIMIT = 64 * 1024
+DIRECTORY_LIMIT = 1024 * 1024
+BLOCK_BYTES = 1024 * 1024  # of float32: blocks of this size, and the products' operands, stay in the L2 cache
+MIN_BLOCK_ROWS = 8
+# One block is being filled or multiplied while the two before it may still be on their way through the checksum.
+BUFFERS = 3
+# Deflate codes at most 258 bytes in 2 bits.
+MAX_INFLATION = 1032
+
+_DTYPES = {order + code: np.dtype(order + code) for code in ("f2", "f4", "f8") for order in "<>"}
+
+
+class WeightsError(ValueError):
+    """A weight file is damaged, or is not what its schema says."""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor's header. `offset` is where the data begins in its member, in bytes."""
+
+    name: str
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    offset: int
+
+
+class Npz:
+    """The tensors of an .npz archive over a seekable binary reader.
+
+    `label` names the file in messages. Every method raises WeightsError, which says what is wrong with the file.
+    """
+
+    def __init__(self, reader: BinaryIO, label: str):
+        self._reader = reader
+        self._label = label
+        try:
+            self._check_directory_size()
+            self._archive = zipfile.ZipFile(reader)  # type: ignore[arg-type]
+        except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError) as error:
+            raise self._error(f"not a readable .npz archive: {error}") from error
+        self._members: dict[str, zipfile.ZipInfo] = {}
+        for info in self._archive.infolist():
+            name = info.filename.removesuffix(".npy")
+            if name in self._members:
+                raise self._error(f"two members are named {info.filename}")
+            self._members[name] = info
+
+    @property
+    def names(self) -> list[str]:
+        """The tensors in the archive, in its order."""
+        return list(self._members)
+
+    def tensor(self, name: str) -> Tensor:
+        """The header of one tensor; its data is not read."""
+        stream = self._open(name)
+        preamble = self._read_exactly(stream, 8, name)
+        if preamble[:6] != b"\x93NUMPY":
+            raise self._error(f"{name} is not a .npy array")
+        if preamble[6] not in (1, 2, 3):
+            raise self._error(f"{name} has .npy version {preamble[6]}.{preamble[7]}; 1 to 3 are known")
+        length_bytes = self._read_exactly(stream, 2 if preamble[6] == 1 else 4, name)
+        length = int.from_bytes(length_bytes, "little")
+        if length > HEADER_LIMIT:
+            raise self._error(f"{name} has a header of {length} bytes; at most {HEADER_LIMIT} are read")
+        dtype, shape = self._parse_header(self._read_exactly(stream, length, name), name)
+        offset = 8 + len(length_bytes) + length
+        n_bytes = dtype.itemsize
+        for extent in shape:
+            n_bytes *= extent
+        member_bytes = self._members[name].file_size
+        if offset + n_bytes != member_bytes:
+            raise self._error(
+                f"{name} has {member_bytes - offset} bytes of data, but its shape {list(shape)} "
+                f"of {dtype.name} takes {n_bytes}"
+            )
+        return Tensor(name, dtype, shape, offset)
+
+    def read(self, tensor: Tensor) -> np.ndarray:
+        """The whole of a small one-dimensional tensor, float32 [n], checked against its CRC-32."""
+        stream = self._open(tensor.name)
+        header = self._read_exactly(stream, tensor.offset, tensor.name)
+        raw = np.empty(tensor.shape, tensor.dtype)
+        self._fill(stream, raw, tensor.name)
+        self._check_crc(tensor.name, zlib.crc32(raw.view(np.uint8), zlib.crc32(header)))
+        with np.errstate(over="ignore"):  # what is too large for float32 becomes inf, and is refused as inf
+            return raw.astype(np.float32)
+
+    def blocks(self, tensor: Tensor) -> Iterator[np.ndarray]:
+        """The rows of a two-dimensional tensor in order, float32 [rows, n_columns] at a time.
+
+        A block is valid until the next one is asked for. The member's CRC-32 is computed on a second thread
+        (zlib releases the GIL) and checked after the last block: only an iteration that ends without an error
+        has read intact data.
+        """
+        n_rows, n_columns = tensor.shape
+        rows_at_once = max(MIN_BLOCK_ROWS, BLOCK_BYTES // (4 * n_columns))
+        buffers = [np.empty((min(rows_at_once, n_rows), n_columns), tensor.dtype) for _ in range(BUFFERS)]
+        is_float32 = tensor.dtype == np.float32
+        widened = None if is_float32 else np.empty(buffers[0].shape, np.float32)
+        stream = self._open(tensor.name)
+        crc = zlib.crc32(self._read_exactly(stream, tensor.offset, tensor.name))
+
+        def add_to_crc(raw: np.ndarray) -> None:
+            nonlocal crc
+            crc = zlib.crc32(raw.reshape(-1).view(np.uint8), crc)
+
+        with ThreadPoolExecutor(max_workers=1) as checker:
+            checks = [checker.submit(add_to_crc, buffers[0][:0])] * BUFFERS
+            for number, start in enumerate(range(0, n_rows, rows_at_once)):
+                raw = buffers[number % BUFFERS][: min(rows_at_once, n_rows - start)]
+                checks[number % BUFFERS].result()
+                self._fill(stream, raw, tensor.name)
+                checks[number % BUFFERS] = checker.submit(add_to_crc, raw)
+                if widened is None:
+                    yield raw
+                else:
+                    with np.errstate(over="ignore"):
+                        np.copyto(widened[: len(raw)], raw, casting="same_kind")
+                    yield widened[: len(raw)]
+        self._check_crc(tensor.name, crc)
+
+    def _error(self, problem: str) -> WeightsError:
+        return WeightsError(f"{self._label}: {problem}")
+
+    def _check_directory_size(self) -> None:
+        """zipfile reads a central directory of any size into memory: look at its size first."""
+        size = self._reader.seek(0, 2)
+        self._reader.seek(max(0, size - 65557))  # the end record, 22 bytes, and the longest comment behind it
+        tail = self._reader.read(65557)
+        end = tail.rfind(b"PK\x05\x06")
+        if end < 0:
+            raise zipfile.BadZipFile("it has no zip directory at its end; it is truncated, or something else")
+        directory_bytes = int.from_bytes(tail[end + 12 : end + 16], "little")
+        # 0xffffffff: the true size stands in a zip64 record, which an archive of five tensors does not need.
+        if directory_bytes > DIRECTORY_LIMIT:
+            raise zipfile.BadZipFile(f"its directory claims {directory_bytes} bytes; at most {DIRECTORY_LIMIT} are read")
+
+    def _open(self, name: str) -> BinaryIO:
+        """The data of a member, from its first byte."""
+        if name not in self._members:
+            raise self._error(f"it has no tensor {name}; it has {', '.join(self.names) or 'none'}")
+        info = self._members[name]
+        if info.flag_bits & 1:
+            raise self._error(f"{info.filename} is encrypted")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise self._error(f"{info.filename} is compressed by zip method {info.compress_type}; 0 and 8 are known")
+        if info.file_size > info.compress_size * MAX_INFLATION:
+            raise self._error(f"{info.filename} claims {info.file_size} bytes out of {info.compress_size}")
+        if info.compress_type == zipfile.ZIP_STORED and info.file_size != info.compress_size:
+            raise self._error(f"{info.filename} is stored, but claims {info.file_size} bytes out of {info.compress_size}")
+        try:
+            member = self._archive.open(info)  # checks the local header
+        except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, ValueError) as error:
+            raise self._error(f"{info.filename} cannot be read: {error}") from error
+        if info.compress_type == zipfile.ZIP_DEFLATED:
+            return member  # type: ignore[return-value]
+        # Past the local header, whose two last fields are the lengths of the name and the extra field behind it.
+        self._reader.seek(info.header_offset + 26)
+        lengths = self._reader.read(4)
+        start = info.header_offset + 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
+        return _Section(self._reader, start, info.file_size)  # type: ignore[return-value]
+
+    def _fill(self, stream: BinaryIO, array: np.ndarray, name: str) -> None:
+        """Read exactly `array`'s bytes into it."""
+        view = memoryview(array.reshape(-1).view(np.uint8))
+        while view:
+            try:
+                count = stream.readinto(view)  # type: ignore[attr-defined]
+            except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+                raise self._error(f"{name} is damaged: {error}") from error
+            if not count:
+                raise self._error(f"the file ends inside {name}; it is truncated")
+            view = view[count:]
+
+    def _read_exactly(self, stream: BinaryIO, count: int, name: str) -> bytes:
+        data = np.empty(count, np.uint8)
+        self._fill(stream, data, name)
+        return data.tobytes()
+
+    def _check_crc(self, name: str, crc: int) -> None:
+        recorded = self._members[name].CRC
+        if crc != recorded:
+            raise self._error(
+                f"{name} has CRC-32 {crc:08x}, but the archive says {recorded:08x}: the file is damaged; "
+                "delete it and fetch it again"
+            )
+
+    def _parse_header(self, header: bytes, name: str) -> tuple[np.dtype, tuple[int, ...]]:
+        try:
+            fields = ast.literal_eval(header.decode("utf-8").strip())
+            descr, fortran_order, shape = fields["descr"], fields["fortran_order"], fields["shape"]
+        except (ValueError, SyntaxError, KeyError, TypeError, MemoryError, RecursionError) as error:
+            raise self._error(f"{name} has an unreadable .npy header") from error
+        if isinstance(descr, str) and descr.lstrip("|<>=").startswith("O"):
+            raise self._error(f"{name} is a pickled Python object; nothing is unpickled")
+        if not isinstance(descr, str) or descr not in _DTYPES:
+            raise self._error(f"{name} is of dtype {descr!r}; float16, float32 and float64 are read")
+        if fortran_order is not False:
+            raise self._error(f"{name} is in Fortran order; C order is read")
+        if not isinstance(shape, tuple) or len(shape) not in (1, 2):
+            raise self._error(f"{name} has shape {shape!r}; 1 or 2 dimensions are read")
+        if not all(type(extent) is int and extent > 0 for extent in shape):
+            raise self._error(f"{name} has shape {shape!r}, of which nothing can be read")
+        return _DTYPES[descr], shape
+
+
+class _Section:
+    """Bytes [start, start + size) of a reader that others read too, so that each read seeks first."""
+
+    def __init__(self, reader: BinaryIO, start: int, size: int):
+        self._reader = reader
+        self._position = start
+        self._end = start + size
+
+    def readinto(self, view: memoryview) -> int:
+        view = view[: self._end - self._position]
+        self._reader.seek(self._position)
+        count = self._reader.readinto(view)  # type: ignore[attr-defined]
+        self._position += count
+        return count
