@@ -37,7 +37,8 @@ DEFAULT_ENDPOINT = "https://huggingface.co"
 ATTEMPTS = 4
 LONGEST_WAIT = 60.0  # seconds; a Retry-After that asks for more is not waited for
 MAX_REDIRECTS = 10
-CHUNK = 1 << 20
+CHUNK = 1 << 17  # bytes; a connection that breaks costs at most the chunk it was in
+PROGRESS_THAT_COUNTS = 1 << 20
 _RETRIED_STATUS = (429, 500, 502, 503, 504)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -233,10 +234,15 @@ def _try_flock(descriptor: int) -> bool:
     return True
 
 
+def _beside(path: Path) -> Path:
+    """A name next to `path` that no other process or thread uses."""
+    return path.with_name(f"{path.name}.{os.urandom(4).hex()}.tmp")
+
+
 def _write_beside(path: Path, text: str) -> None:
     """Write a small file so that a reader sees the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = _beside(path)
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
@@ -258,9 +264,7 @@ def _tag_cache(cache: Path) -> None:
 def _link(blob: Path, pointer: Path) -> None:
     """snapshots/<commit>/<path> -> ../../blobs/<etag>; the file itself where links cannot be made."""
     pointer.parent.mkdir(parents=True, exist_ok=True)
-    temporary = pointer.with_name(f"{pointer.name}.{os.getpid()}.tmp")
-    with contextlib.suppress(FileNotFoundError):
-        temporary.unlink()
+    temporary = _beside(pointer)
     try:
         os.symlink(os.path.relpath(blob, pointer.parent), temporary)
     except (OSError, NotImplementedError):
@@ -602,7 +606,7 @@ def _fetch(hub: _Hub, url: str, partial: Path, size: int | None, on_progress: Pr
                 file.truncate(0)
                 raise ConsistencyError(f"{_shown(url)}: more came than the {size} bytes that were announced")
             # Only a connection that got further than all before it is no failure: what starts over may do so forever.
-            failures = 1 if done >= furthest + CHUNK else failures + 1
+            failures = 1 if done >= furthest + PROGRESS_THAT_COUNTS else failures + 1
             furthest = max(furthest, done)
             if failures == ATTEMPTS:
                 raise HubConnectionError(

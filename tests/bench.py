@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""Whole processes against each other on full-shape weights; not run by pytest.
+
+    python tests/bench.py [--torch-python PATH --torch-script FILE]
+
+Makes a Hub cache with three 302 MB NPZs once (in --folder), then runs, in turn, seven times each: our main job; a
+floor, which reads W_enc once, multiplies it in float32 and does nothing else; and, if a Python that has torch is
+named, the torch script for the same job (candle-mi's scripts/plt_gemma_validation.py). Prints medians, and ratios
+of the runs that stood side by side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CURATION_REPO, WEIGHTS_REPO = "mntss/gemma-scope-transcoders", "google/gemma-scope-2b-pt-transcoders"
+COMMIT = "b" * 40
+D_MODEL, N_FEATURES = 2304, 16384
+LAYERS = (0, 12, 25)
+FLOOR_ROWS = 64
+
+
+def path_of(layer: int) -> str:
+    return f"layer_{layer}/width_16k/average_l0_{layer + 50}/params.npz"
+
+
+def make(folder: str) -> None:
+    """A Hub cache with the real files' names, shapes and magnitudes; the values are random."""
+    import numpy as np
+
+    cache = Path(folder) / "hub"
+    entries = "".join(f'  - "hf://{WEIGHTS_REPO}/{path_of(layer)}"\n' for layer in range(26))
+    config = cache / "config.yaml.tmp"
+    cache.mkdir(parents=True, exist_ok=True)
+    config.write_text(f"model_kind: transcoder_set\ntranscoders:\n{entries}")
+    add(cache, CURATION_REPO, "config.yaml", config)
+    for layer in LAYERS:
+        rng = np.random.default_rng(layer)
+        made = cache / f"{layer}.npz"
+        np.savez(
+            made,
+            W_dec=rng.standard_normal((N_FEATURES, D_MODEL), dtype=np.float32) * np.float32(0.03),
+            W_enc=rng.standard_normal((D_MODEL, N_FEATURES), dtype=np.float32) * np.float32(0.065),
+            b_dec=rng.standard_normal(D_MODEL, dtype=np.float32) * np.float32(0.15),
+            b_enc=rng.standard_normal(N_FEATURES, dtype=np.float32) * np.float32(3) - np.float32(6),
+            threshold=rng.random(N_FEATURES, dtype=np.float32) * np.float32(3) + np.float32(1),
+        )
+        add(cache, WEIGHTS_REPO, path_of(layer), made)
+
+
+def add(cache: Path, repo: str, path: str, file: Path) -> None:
+    with file.open("rb") as content:
+        digest = hashlib.sha256()
+        while chunk := content.read(1 << 20):
+            digest.update(chunk)
+    folder = cache / f"models--{repo.replace('/', '--')}"
+    blob, pointer = folder / "blobs" / digest.hexdigest(), folder / "snapshots" / COMMIT / path
+    for parent in (blob.parent, pointer.parent, folder / "refs"):
+        parent.mkdir(parents=True, exist_ok=True)
+    os.replace(file, blob)
+    if not pointer.is_symlink():
+        pointer.symlink_to(os.path.relpath(blob, pointer.parent))
+    (folder / "refs" / "main").write_text(COMMIT)
+
+
+def floor(paths: list[str]) -> None:
+    """Bare NumPy: each W_enc once through a buffer of rows, times three residuals, and the top 10."""
+    import zipfile
+
+    import numpy as np
+
+    for path in paths:
+        with zipfile.ZipFile(path) as archive:
+            vectors = {}
+            for name in ("b_enc", "threshold"):
+                with archive.open(f"{name}.npy") as member:
+                    vectors[name] = np.lib.format.read_array(member)
+            start = archive.getinfo("W_enc.npy").header_offset
+        with open(path, "rb", buffering=0) as file:
+            file.seek(start + 26)
+            lengths = np.frombuffer(file.read(4), "<u2")
+            file.seek(start + 30 + int(lengths.sum()))
+            np.lib.format.read_magic(file)
+            (d_model, n_features), _, dtype = np.lib.format.read_array_header_1_0(file)
+            residuals = np.random.default_rng(0).standard_normal((3, d_model), dtype=np.float32)
+            buffer = np.empty((FLOOR_ROWS, n_features), dtype)
+            pre = np.zeros((3, n_features), np.float32)
+            for row in range(0, d_model, FLOOR_ROWS):
+                block = buffer[: d_model - row]
+                file.readinto(memoryview(block).cast("B"))
+                pre += residuals[:, row : row + len(block)] @ block
+        pre += vectors["b_enc"]
+        activations = pre * (pre > vectors["threshold"])
+        np.argpartition(activations, -10, axis=1)
+
+
+def measure(command: list[str], environment: dict[str, str], folder: str) -> tuple[float, float]:
+    """Wall seconds and peak MiB of one process, by the kernel's own account."""
+    began = time.perf_counter()
+    process = subprocess.Popen(command, env=environment, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    errors = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - began
+    if status:
+        raise SystemExit(f"{command} failed:\n{errors.decode()}")
+    return seconds, usage.ru_maxrss / 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", default=os.path.join(tempfile.gettempdir(), "oracle-bench"))
+    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--torch-python", metavar="PATH", help="a Python that has torch and huggingface_hub")
+    parser.add_argument("--torch-script", metavar="FILE", default=ROOT.parent / "shared/peers/plt_gemma_validation.py")
+    options = parser.parse_args()
+    cache = Path(options.folder) / "hub"
+    weights = cache / f"models--{WEIGHTS_REPO.replace('/', '--')}" / "snapshots" / COMMIT
+    if not all((weights / path_of(layer)).exists() for layer in LAYERS):
+        print(f"making 900 MB of weights in {options.folder} ...", file=sys.stderr)
+        subprocess.run([sys.executable, __file__, "make", options.folder], check=True)
+    environment = {
+        **os.environ, "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "HF_ENDPOINT": ""
+    }
+    files = [str(weights / path_of(layer)) for layer in LAYERS]
+    with tempfile.TemporaryDirectory() as scratch:
+        jobs = {
+            "python -m oracle": [sys.executable, "-m", "oracle", "-o", os.path.join(scratch, "reference.json")],
+            "floor (bare NumPy)": [sys.executable, __file__, "floor", *files],
+        }
+        if options.torch_python:
+            script = shutil.copy(options.torch_script, scratch)
+            jobs["torch script"] = [options.torch_python, str(script)]
+        runs: dict[str, list[tuple[float, float]]] = {name: [] for name in jobs}
+        for number in range(options.runs + 1):
+            for name, command in jobs.items():
+                figures = measure(command, environment, scratch)
+                if number:  # the first round warms the page cache
+                    runs[name].append(figures)
+    ours = runs["python -m oracle"]
+    print(f"{'median of ' + str(options.runs):22} {'wall s':>8} {'peak MiB':>9} {'ours / it':>10}")
+    for name, figures in runs.items():
+        ratio = statistics.median(mine[0] / its[0] for mine, its in zip(ours, figures))
+        seconds, mebibytes = (statistics.median(column) for column in zip(*figures))
+        print(f"{name:22} {seconds:8.2f} {mebibytes:9.0f} {ratio:9.2f}x")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["make"]:
+        make(sys.argv[2])
+    elif sys.argv[1:2] == ["floor"]:
+        floor(sys.argv[2:])
+    else:
+        main()

@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""A small, faithful Hugging Face Hub on loopback, to be used through real sockets.
+
+Two servers: the Hub, and a second host that holds the large files, as the Hub's CDN does. A large file's address
+there is signed for the exact Range that asked for it. `Fault`s, queued with `Hub.inject`, spoil single answers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+SECRET = b"the CDN's own"
+PIECE = 1 << 16
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A file of a repo: bytes, or a file on disk. Large ones live on the CDN, by their sha256."""
+
+    source: bytes | Path
+    large: bool
+    etag: str
+
+    @property
+    def size(self) -> int:
+        return len(self.source) if isinstance(self.source, bytes) else self.source.stat().st_size
+
+    def read(self, start: int, count: int) -> bytes:
+        if isinstance(self.source, bytes):
+            return self.source[start : start + count]
+        with self.source.open("rb") as file:
+            file.seek(start)
+            return file.read(count)
+
+
+@dataclass
+class Repo:
+    refs: dict[str, str] = field(default_factory=dict)
+    commits: dict[str, dict[str, Stored]] = field(default_factory=dict)
+    token: str | None = None
+    gated: bool = False
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A request as it came in, and what went out."""
+
+    host: str  # "hub" or "cdn"
+    method: str
+    path: str
+    headers: dict[str, str]
+    status: int
+    sent: int  # bytes of body
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens, once, to the next request to `host` with `method`.
+
+    `cut_after`: bytes of the body that are sent; then the connection is reset (`reset`) or closed. With
+    `honest_length` Content-Length says so. `stall`: seconds of silence before the body. `status` answers with that
+    status and `headers` instead. `alter` gets the headers that would be sent and may change them.
+    `body`: this body instead. `ignore_range`: 200 and the whole file.
+    """
+
+    host: str = "cdn"
+    method: str = "GET"
+    status: int | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes | None = None
+    cut_after: int | None = None
+    reset: bool = False
+    honest_length: bool = False
+    stall: float = 0.0
+    ignore_range: bool = False
+    alter: Callable[[dict[str, str]], None] | None = None
+
+
+class Hub:
+    """`with Hub() as hub:` serves until the block ends. `hub.url` is the endpoint, `hub.seen` what came in."""
+
+    def __init__(self, *, send_commit: bool = True, rate: float | None = None, delay: float = 0.0):
+        self.repos: dict[str, Repo] = {}
+        self.by_sha256: dict[str, Stored] = {}
+        self.seen: list[Seen] = []
+        self.faults: list[Fault] = []
+        self.send_commit = send_commit
+        self.rate, self.delay = rate, delay
+        self._lock = threading.Lock()
+        self._servers = [_server(self, name, address) for name, address in (("hub", "127.0.0.1"), ("cdn", "127.0.0.2"))]
+        self.url, self.cdn_url = (f"http://{s.server_address[0]}:{s.server_address[1]}" for s in self._servers)
+
+    def __enter__(self) -> Hub:
+        for server in self._servers:
+            threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for server in self._servers:
+            server.shutdown()
+            server.server_close()
+
+    def add(self, repo: str, path: str, source: bytes | Path, *, large: bool | None = None, branch: str = "main") -> str:
+        """Commit a file to a branch. Returns the commit."""
+        content = source if isinstance(source, bytes) else source.read_bytes()
+        if large is None:
+            large = not path.endswith((".yaml", ".json", ".md"))
+        sha256 = hashlib.sha256(content).hexdigest()
+        etag = sha256 if large else hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+        stored = Stored(source, large, etag)
+        self.by_sha256[sha256] = stored
+        entry = self.repos.setdefault(repo, Repo())
+        files = {**entry.commits.get(entry.refs.get(branch, ""), {}), path: stored}
+        listing = "".join(f"{name} {file.etag}\n" for name, file in sorted(files.items()))
+        commit = hashlib.sha1(f"{repo}\n{listing}".encode()).hexdigest()
+        entry.commits[commit] = files
+        entry.refs[branch] = commit
+        return commit
+
+    def inject(self, *faults: Fault) -> None:
+        """Queue faults; each spoils the first request that it fits."""
+        self.faults.extend(faults)
+
+    def take_fault(self, host: str, method: str) -> Fault:
+        with self._lock:
+            for fault in self.faults:
+                if fault.host == host and fault.method == method:
+                    self.faults.remove(fault)
+                    return fault
+        return Fault()
+
+    def requests(self, host: str | None = None, method: str | None = None) -> list[Seen]:
+        return [s for s in self.seen if host in (None, s.host) and method in (None, s.method)]
+
+
+def sign(digest: str, byte_range: str) -> str:
+    return hmac.new(SECRET, f"{digest} {byte_range}".encode(), "sha256").hexdigest()
+
+
+def _server(hub: Hub, name: str, address: str) -> ThreadingHTTPServer:
+    handler = type("Handler", (_Handler,), {"hub": hub, "host": name})
+    server = ThreadingHTTPServer((address, 0), handler)
+    server.daemon_threads = True
+    return server
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: Hub
+    host: str
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self._serve()
+
+    def do_GET(self) -> None:
+        self._serve()
+
+    def _serve(self) -> None:
+        fault = self.hub.take_fault(self.host, self.command)
+        if fault.status is not None:
+            return self._answer(fault.status, {**fault.headers}, fault.body or b"", fault)
+        (self._serve_cdn if self.host == "cdn" else self._serve_hub)(fault)
+
+    def _serve_cdn(self, fault: Fault) -> None:
+        parts = urlsplit(self.path)
+        digest = parts.path.strip("/")
+        byte_range = self.headers.get("Range", "")
+        if parse_qs(parts.query).get("signature") != [sign(digest, byte_range)]:
+            return self._answer(403, {}, b"the signature is for another Range", fault)
+        self._send_file(self.hub.by_sha256[digest], {}, fault)
+
+    def _serve_hub(self, fault: Fault) -> None:
+        path = unquote(urlsplit(self.path).path).strip("/")
+        repo_id, found, rest = path.partition("/resolve/")
+        repo = self.hub.repos.get(repo_id)
+        authorized = repo is not None and repo.token in (None, self.headers.get("Authorization", "").removeprefix("Bearer "))
+        if not found or repo is None or (not authorized and not repo.gated):
+            status = 404 if self.headers.get("Authorization") else 401
+            return self._fail(status, "RepoNotFound", "Repository not found", fault)
+        if not authorized:
+            return self._fail(403 if self.headers.get("Authorization") else 401, "GatedRepo", "Access to this model is restricted", fault)
+        # A branch may hold a slash only as %2F, which unquote has turned into one: find the longest known revision.
+        known = sorted([*repo.refs, *repo.commits], key=len, reverse=True)
+        revision = next((r for r in known if rest.startswith(r + "/")), None)
+        if revision is None:
+            return self._fail(404, "RevisionNotFound", "Invalid rev id", fault)
+        commit = repo.refs.get(revision, revision)
+        stored = repo.commits[commit].get(rest[len(revision) + 1 :])
+        commit_header = {"X-Repo-Commit": commit} if self.hub.send_commit else {}
+        if stored is None:
+            return self._fail(404, "EntryNotFound", "Entry not found", fault, commit_header)
+        if not stored.large:
+            return self._send_file(stored, commit_header, fault)
+        signature = sign(stored.etag, self.headers.get("Range", ""))
+        headers = {
+            "Location": f"{self.hub.cdn_url}/{stored.etag}?signature={signature}",
+            "X-Linked-Size": str(stored.size),
+            "X-Linked-Etag": f'"{stored.etag}"',
+            "ETag": f'"{stored.etag}"',
+            **commit_header,
+        }
+        self._answer(302, headers, b"", fault)
+
+    def _fail(self, status: int, code: str, message: str, fault: Fault, more: dict[str, str] | None = None) -> None:
+        body = json.dumps({"error": message}).encode()
+        self._answer(status, {"X-Error-Code": code, "X-Error-Message": message, **(more or {})}, body, fault)
+
+    def _send_file(self, stored: Stored, headers: dict[str, str], fault: Fault) -> None:
+        headers = {"ETag": f'"{stored.etag}"', "Accept-Ranges": "bytes", **headers}
+        start, end, status = 0, stored.size, 200
+        spec = self.headers.get("Range", "")
+        if spec.startswith("bytes=") and not fault.ignore_range:
+            first, _, last = spec.removeprefix("bytes=").partition("-")
+            start = int(first) if first else max(0, stored.size - int(last))
+            end = min(int(last) + 1, stored.size) if first and last else stored.size
+            if start >= stored.size:
+                return self._answer(416, {"Content-Range": f"bytes */{stored.size}"}, b"", fault)
+            status = 206
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{stored.size}"
+        self._answer(status, headers, (stored, start, end), fault)
+
+    def _answer(self, status: int, headers: dict[str, str], body: bytes | tuple[Stored, int, int], fault: Fault) -> None:
+        if fault.body is not None:
+            body = fault.body
+        length = len(body) if isinstance(body, bytes) else body[2] - body[1]
+        headers = {"Content-Length": str(length), **headers}
+        if fault.cut_after is not None:
+            length = min(length, fault.cut_after)
+            if fault.honest_length:
+                headers["Content-Length"] = str(length)
+        if fault.alter:
+            fault.alter(headers)
+        sent = 0
+        try:
+            time.sleep(self.hub.delay)
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command != "HEAD":
+                if fault.stall:
+                    self.wfile.flush()
+                    time.sleep(fault.stall)
+                sent = self._send_body(body, length)
+        except OSError:
+            self.close_connection = True  # the client has gone
+        finally:
+            self.hub.seen.append(Seen(self.host, self.command, self.path, dict(self.headers), status, sent))
+        if fault.cut_after is not None:
+            self.close_connection = True
+            if fault.reset:  # RST instead of FIN
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.connection.close()
+
+    def _send_body(self, body: bytes | tuple[Stored, int, int], length: int) -> int:
+        sent, began = 0, time.monotonic()
+        while sent < length:
+            count = min(PIECE, length - sent)
+            self.wfile.write(body[sent : sent + count] if isinstance(body, bytes) else body[0].read(body[1] + sent, count))
+            sent += count
+            if self.hub.rate:
+                time.sleep(max(0.0, sent / self.hub.rate - (time.monotonic() - began)))
+        return sent
