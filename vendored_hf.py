@@ -325,7 +325,8 @@ class _Hub:
             else:
                 if response.status_code < 400:
                     return response
-                wait = _retry_after(response) or _backoff(attempt)
+                asked = _retry_after(response)
+                wait = _backoff(attempt) if asked is None else asked
                 error = _http_error(response, url)
                 response.close()
                 if response.status_code not in _RETRIED_STATUS or attempt == attempts or wait > LONGEST_WAIT:

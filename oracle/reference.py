@@ -78,6 +78,7 @@ def generate(job: Job, events: Events = Events()) -> Document:
     missing = [layer for layer in layers if layer not in files]
     if missing:
         raise LayerError(f"{job.curation_repo} lists the layers 0 to {max(files)}; it has no layer {missing[0]}")
+    schema_of = {layer: _schema(files[layer]) for layer in layers}
 
     commits: dict[tuple[str, str | None], str] = {}
     documents = []
@@ -93,7 +94,7 @@ def generate(job: Job, events: Events = Events()) -> Document:
         if commit:
             commits[file.repo, revision] = commit
         with open(path, "rb", buffering=0) as reader:
-            layer_weights = schemas.open_layer(_schema(file), reader, file.path)
+            layer_weights = schemas.open_layer(schema_of[layer], reader, file.path)
             if extents is None:
                 extents = layer_weights.d_model, layer_weights.n_features
             elif extents != (layer_weights.d_model, layer_weights.n_features):

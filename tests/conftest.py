@@ -21,8 +21,19 @@ from hub import Hub  # noqa: E402
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 
+BESIDE = "is not beside this checkout"
+
 WEIGHTS_REPO = "google/gemma-scope-2b-pt-transcoders"
 CURATION_REPO = "mntss/gemma-scope-transcoders"
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Where CI_NO_SKIPS is set a skipped test is a failure, but for those that need files beside the checkout."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    skipped = [report for report in reporter.stats.get("skipped", []) if BESIDE not in str(report.longrepr)]
+    if os.environ.get("CI_NO_SKIPS") and skipped:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        reporter.write_line(f"{len(skipped)} tests were skipped, and CI_NO_SKIPS is set", red=True)
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +61,7 @@ def shared(name: str) -> Path:
     """A file beside the project; the test is skipped where it is not."""
     path = SHARED / name
     if not path.exists():
-        pytest.skip(f"{name} is not beside this checkout")
+        pytest.skip(f"{name} {BESIDE}")
     return path
 
 

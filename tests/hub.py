@@ -65,23 +65,25 @@ class Seen:
     sent: int  # bytes of body
 
 
-@dataclass(frozen=True)
+@dataclass
 class Fault:
-    """What happens, once, to the next request to `host` with `method`.
+    """What happens, once, to the next request to `host` with `method`; `after` as many are let pass.
 
     `cut_after`: bytes of the body that are sent; then the connection is reset (`reset`) or closed. With
     `honest_length` Content-Length says so. `stall`: seconds of silence before the body. `status` answers with that
     status and `headers` instead. `alter` gets the headers that would be sent and may change them.
-    `body`: this body instead. `ignore_range`: 200 and the whole file.
+    `hang_up` resets the connection without an answer. `body`: this body instead. `ignore_range`: 200 and the whole file.
     """
 
     host: str = "cdn"
     method: str = "GET"
+    after: int = 0
     status: int | None = None
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes | None = None
     cut_after: int | None = None
     reset: bool = False
+    hang_up: bool = False
     honest_length: bool = False
     stall: float = 0.0
     ignore_range: bool = False
@@ -94,7 +96,8 @@ class Hub:
     def __init__(self, *, send_commit: bool = True, rate: float | None = None, delay: float = 0.0):
         self.repos: dict[str, Repo] = {}
         self.by_sha256: dict[str, Stored] = {}
-        self.seen: list[Seen] = []
+        self._seen: list[Seen] = []
+        self.busy = 0
         self.faults: list[Fault] = []
         self.send_commit = send_commit
         self.rate, self.delay = rate, delay
@@ -137,9 +140,28 @@ class Hub:
         with self._lock:
             for fault in self.faults:
                 if fault.host == host and fault.method == method:
+                    if fault.after:
+                        fault.after -= 1
+                        break
                     self.faults.remove(fault)
                     return fault
         return Fault()
+
+    @property
+    def seen(self) -> list[Seen]:
+        """Every request so far, once the answers that are still being sent are through."""
+        deadline = time.monotonic() + 2
+        while self.busy and time.monotonic() < deadline:
+            time.sleep(0.002)
+        return self._seen
+
+    def record(self, seen: Seen) -> None:
+        with self._lock:
+            self._seen.append(seen)
+
+    def count_busy(self, change: int) -> None:
+        with self._lock:
+            self.busy += change
 
     def requests(self, host: str | None = None, method: str | None = None) -> list[Seen]:
         return [s for s in self.seen if host in (None, s.host) and method in (None, s.method)]
@@ -171,7 +193,17 @@ class _Handler(BaseHTTPRequestHandler):
         self._serve()
 
     def _serve(self) -> None:
+        self.hub.count_busy(1)
+        try:
+            self._serve_one()
+        finally:
+            self.hub.count_busy(-1)
+
+    def _serve_one(self) -> None:
         fault = self.hub.take_fault(self.host, self.command)
+        if fault.hang_up:
+            self.hub.record(Seen(self.host, self.command, self.path, dict(self.headers), 0, 0))
+            return self._reset()
         if fault.status is not None:
             return self._answer(fault.status, {**fault.headers}, fault.body or b"", fault)
         (self._serve_cdn if self.host == "cdn" else self._serve_hub)(fault)
@@ -260,12 +292,17 @@ class _Handler(BaseHTTPRequestHandler):
         except OSError:
             self.close_connection = True  # the client has gone
         finally:
-            self.hub.seen.append(Seen(self.host, self.command, self.path, dict(self.headers), status, sent))
+            self.hub.record(Seen(self.host, self.command, self.path, dict(self.headers), status, sent))
         if fault.cut_after is not None:
             self.close_connection = True
-            if fault.reset:  # RST instead of FIN
-                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                self.connection.close()
+            if fault.reset:
+                self._reset()
+
+    def _reset(self) -> None:
+        """RST instead of FIN."""
+        self.close_connection = True
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
 
     def _send_body(self, body: bytes | tuple[Stored, int, int], length: int) -> int:
         sent, began = 0, time.monotonic()

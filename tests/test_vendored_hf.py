@@ -184,7 +184,7 @@ def test_a_saved_token_is_found(filled: Hub, tmp_path: Path) -> None:
 
 
 def test_a_partial_file_is_resumed(filled: Hub) -> None:
-    filled.inject(*[Fault(cut_after=1_000_000)] * 2)
+    filled.inject(Fault(cut_after=1_000_000), Fault(cut_after=1_000_000))
     assert Path(fetch(filled)).read_bytes() == BIG
     ranges = [s.headers.get("Range") for s in filled.requests("cdn")]
     starts = [int((spec or "bytes=0-").removeprefix("bytes=").removesuffix("-")) for spec in ranges]
@@ -196,7 +196,7 @@ def test_a_partial_file_is_resumed(filled: Hub) -> None:
 def test_the_next_process_resumes(filled: Hub) -> None:
     blobs = hf.hf_hub_cache() / "models--org--weights/blobs"
     etag = filled.repos[REPO].commits[filled.repos[REPO].refs["main"]]["a/b/params.npz"].etag
-    filled.inject(Fault(cut_after=500_000), *[Fault(host="hub", method="GET", status=404)])
+    filled.inject(Fault(cut_after=500_000), Fault(host="hub", method="GET", status=404, after=1))
     with pytest.raises(hf.HfHubHTTPError):
         fetch(filled)
     assert [p.name for p in blobs.iterdir()] == [f"{etag}.incomplete"]
@@ -223,14 +223,15 @@ def test_wrong_bytes_are_refused(filled: Hub) -> None:
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
 def test_passing_errors_are_waited_out(filled: Hub, status: int) -> None:
-    filled.inject(*[Fault(host="hub", method="HEAD", status=status, headers={"Retry-After": "0"})] * 2)
+    for _ in range(2):
+        filled.inject(Fault(host="hub", method="HEAD", status=status, headers={"Retry-After": "0"}))
     filled.inject(Fault(status=status))
     assert Path(fetch(filled)).read_bytes() == BIG
     assert len(filled.seen) == 2 + 3 + 2
 
 
 def test_lasting_errors_end(filled: Hub) -> None:
-    filled.inject(*[Fault(host="hub", method="HEAD", status=500)] * 50)
+    filled.inject(*(Fault(host="hub", method="HEAD", status=500) for _ in range(50)))
     with pytest.raises(hf.HfHubHTTPError, match="HTTP 500"):
         fetch(filled)
     assert len(filled.seen) == hf.ATTEMPTS

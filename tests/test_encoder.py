@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""encoder.py against encoders of the tests' own, in float64 and in fractions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import layer_arrays
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from independent import exact_encode, float64_encode, nearest_float32
+
+from oracle import encoder
+from oracle.encoder import Encoding, LayerEncoding, NotFiniteError
+
+TOLERANCE = 1e-4
+
+
+def blocks(w_enc: np.ndarray, rows: int) -> Callable[[], Iterator[np.ndarray]]:
+    return lambda: (w_enc[start : start + rows].copy() for start in range(0, len(w_enc), rows))
+
+
+def encode(
+    w_enc: np.ndarray, b_enc: np.ndarray, gate: np.ndarray, residuals: np.ndarray, k: int = 10, rows: int = 5
+) -> LayerEncoding:
+    f32 = [np.asarray(array, np.float32) for array in (w_enc, b_enc, gate, residuals)]
+    return encoder.encode(blocks(f32[0], rows), f32[1], f32[2], f32[3], k=k, tolerance=TOLERANCE)
+
+
+def summary(encoding: Encoding) -> dict[str, Any]:
+    return {key: getattr(encoding, key) for key in ("n_active", "n_active_bounds", "top", "rank_margin", "gate_margin")}
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.integers(0, 10**6), st.integers(1, 80), st.integers(1, 300), st.integers(1, 4), st.integers(1, 40), st.integers(1, 33))
+def test_agrees_with_plain_float64(seed: int, d_model: int, n_features: int, n_seeds: int, k: int, rows: int) -> None:
+    arrays = layer_arrays(seed, d_model, n_features)
+    arrays["threshold"] -= np.float32(1)  # some negative
+    residuals = np.random.default_rng(seed).standard_normal((n_seeds, d_model)).astype(np.float32)
+    gate = np.maximum(arrays["threshold"], 0)
+    result = encode(arrays["W_enc"], arrays["b_enc"], gate, residuals, k, rows)
+    for residual, encoding in zip(residuals, result.encodings):
+        expected = float64_encode(arrays, residual, k)
+        assert encoding.n_active == expected["n_active"]
+        assert [index for index, _ in encoding.top] == [index for index, _ in expected["top"]]
+        assert [v for _, v in encoding.top] == pytest.approx([v for _, v in expected["top"]], rel=1e-7)
+        assert all(float(np.float32(value)) == value for _, value in encoding.top)
+        assert encoding.rank_margin == (None if expected["rank_margin"] is None else pytest.approx(expected["rank_margin"], abs=6e-7))
+        assert encoding.gate_margin == pytest.approx(expected["gate_margin"], abs=6e-7)
+    assert 0 <= result.float32_max_abs_error < 1e-4
+
+
+# Weights and residuals on coarse grids: sums collide, meet their gates, and cancel, all the time.
+GRID = st.sampled_from([0.0, 1.0, -1.0, 0.5, 3.0, 1e-4, -1e-4, 2.0**-24, -(2.0**-30), 1 / 3, 1e6, -1e6, 2.0**-60])
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.data(), st.integers(1, 6), st.integers(1, 12), st.integers(1, 5))
+def test_is_exact_where_everything_ties(data: st.DataObject, d_model: int, n_features: int, k: int) -> None:
+    def draw(*shape: int) -> np.ndarray:
+        size = int(np.prod(shape))
+        return np.array(data.draw(st.lists(GRID, min_size=size, max_size=size)), np.float32).reshape(shape)
+
+    w_enc, b_enc, gate, residuals = draw(d_model, n_features), draw(n_features), abs(draw(n_features)), draw(2, d_model)
+    result = encode(w_enc, b_enc, gate, residuals, k, rows=2)
+    for residual, encoding in zip(residuals, result.encodings):
+        assert summary(encoding) == exact_encode(w_enc, b_enc, gate, residual, k, TOLERANCE)
+
+
+def test_a_half_way_sum_that_float64_misses() -> None:
+    # 1 + 2^-24 lies half-way between two float32; 2^-80 decides, and float64 cannot see it.
+    for tail, expected in ((2.0**-80, 1 + 2.0**-23), (-(2.0**-80), 1.0), (0.0, 1.0)):
+        w_enc = np.array([[1.0], [2.0**-24], [tail]], np.float32)
+        result = encode(w_enc, np.zeros(1), np.zeros(1), np.ones((1, 3)))
+        assert result.encodings[0].top == [(0, expected)]
+        assert result.n_settled >= 1
+        assert summary(result.encodings[0]) == exact_encode(
+            w_enc, np.zeros(1), np.zeros(1), np.ones(3, np.float32), 10, TOLERANCE
+        )
+
+
+def test_an_order_that_float64_reverses() -> None:
+    # In float64 1 + 2^-60 + ... loses every small term; feature 1 is the larger by 2^-55.
+    w_enc = np.full((33, 2), 2.0**-60, np.float32)
+    w_enc[0] = 1
+    w_enc[1:, 0] = 0
+    result = encode(w_enc, np.zeros(2), np.zeros(2), np.ones((1, 33)), rows=1)
+    assert [index for index, _ in result.encodings[0].top] == [1, 0]
+    assert result.encodings[0].rank_margin == 0.0 and "rank-tie" in result.encodings[0].flags
+
+
+def test_a_pre_activation_that_equals_its_gate_is_not_active() -> None:
+    w_enc = np.array([[0.1, 0.1, 0.1]], np.float32) * np.array([[3], [3], [-6]], np.float32)
+    gate = np.array([0.7, 0.7, 0.7], np.float32)
+    b_enc = np.array([0.7, np.nextafter(np.float32(0.7), np.float32(1)), 0.2], np.float32)
+    encoding = encode(w_enc, b_enc, gate, np.ones((1, 3))).encodings[0]
+    assert encoding.n_active == 1 and encoding.n_active_bounds == (0, 2)
+    assert [index for index, _ in encoding.top] == [1]
+    assert encoding.gate_margin == 0.0 and encoding.flags == ["gate-tie"]
+
+
+def test_exact_ties_go_by_index() -> None:
+    w_enc = np.tile(np.array([[1.0], [2.0]], np.float32), (1, 40))
+    encoding = encode(w_enc, np.zeros(40), np.zeros(40), np.ones((1, 2)), k=7).encodings[0]
+    assert encoding.top == [(index, 3.0) for index in range(7)]
+    assert encoding.rank_margin == 0.0 and encoding.flags == ["rank-tie"]
+
+
+def test_nothing_active_and_k_beyond_what_is() -> None:
+    arrays = layer_arrays(1)
+    residuals = np.random.default_rng(1).standard_normal((1, 24)).astype(np.float32)
+    nothing = encode(arrays["W_enc"], arrays["b_enc"], np.full(96, 1e3), residuals).encodings[0]
+    assert (nothing.n_active, nothing.top, nothing.rank_margin, nothing.n_active_bounds) == (0, [], None, (0, 0))
+    assert nothing.flags == ["no-active-features"]
+    everything = encode(arrays["W_enc"], arrays["b_enc"], arrays["threshold"], residuals, k=96).encodings[0]
+    assert 0 < len(everything.top) == everything.n_active < 96
+
+
+def test_blocks_and_seeds_do_not_matter() -> None:
+    arrays = layer_arrays(3, 70, 200)
+    residuals = np.random.default_rng(3).standard_normal((5, 70)).astype(np.float32)
+    encoder_arguments = arrays["W_enc"], arrays["b_enc"], arrays["threshold"]
+    whole = encode(*encoder_arguments, residuals, rows=70).encodings
+    assert encode(*encoder_arguments, residuals, rows=1).encodings == whole
+    assert [encode(*encoder_arguments, row[None], rows=9).encodings[0] for row in residuals] == whole
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite_are_refused(bad: float) -> None:
+    arrays = layer_arrays(4)
+    arrays["W_enc"][[2, 9, 9], [5, 0, 1]] = bad
+    with pytest.raises(NotFiniteError, match="W_enc has 3 values"):
+        encode(arrays["W_enc"], arrays["b_enc"], arrays["threshold"], np.ones((1, 24)))
+
+
+def test_pre_activations_that_overflow_are_refused() -> None:
+    w_enc = np.full((4, 3), 3e38, np.float32)
+    with pytest.raises(NotFiniteError, match="6 pre-activations"):
+        encode(w_enc, np.zeros(3), np.zeros(3), np.ones((2, 4)))
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.floats(allow_nan=False, min_value=2**-20, max_value=2**40), st.integers(-3, 3))
+def test_rounding_to_float32_is_exact(value: float, nudge: int) -> None:
+    from fractions import Fraction
+
+    exact = Fraction(value) + Fraction(nudge, 2**90)
+    assert encoder._round_to_float32(exact) == nearest_float32(exact)
+    half_way = (Fraction(float(np.float32(value))) + Fraction(float(np.nextafter(np.float32(value), np.float32(np.inf))))) / 2
+    assert encoder._round_to_float32(half_way + Fraction(nudge, 2**90)) == nearest_float32(half_way + Fraction(nudge, 2**90))
