@@ -121,10 +121,10 @@ def _generate(options: argparse.Namespace) -> int:
     # Products of a few rows are bound by memory, and the second core has the checksums: OpenBLAS's own threads,
     # which spin while they wait, make the job slower. OPENBLAS_NUM_THREADS overrides; the bytes are the same.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from oracle import reference
+    from oracle import document, reference
 
     if options.output != "-":
-        reference.check_output(options.output)
+        document.check_output(options.output)
     job = reference.Job(
         curation_repo=options.curation_repo or reference.CURATION_REPO,
         revision=options.revision,
@@ -142,16 +142,16 @@ def _generate(options: argparse.Namespace) -> int:
 
 
 def _run_job(job: Job, output: str, *, omit_residuals: bool, quiet: bool) -> None:
-    from oracle import reference
+    from oracle import document, reference
 
     if quiet:
         logging.getLogger("vendored_hf").setLevel(logging.ERROR)
-        document = reference.generate(job)
+        made = reference.generate(job)
     else:
-        document = reference.generate(job, _Narrator().events())
-    reference.write(reference.omit_residuals(document) if omit_residuals else document, output)
+        made = reference.generate(job, _Narrator().events())
+    document.write(document.omit_residuals(made) if omit_residuals else made, output)
     if not quiet and output != "-":
-        n_cases = len(document["test_cases"])
+        n_cases = len(made["test_cases"])
         _say(f"{n_cases} cases -> {output} ({os.path.getsize(output) / 1024:.1f} KiB)")
 
 
@@ -222,11 +222,11 @@ def _residual(options: argparse.Namespace) -> int:
 def _exit_code(error: Exception) -> int | None:
     """The exit code of an error that a user can do something about; None for a mistake of ours."""
     import vendored_hf
-    from oracle import curation, reference, weights
+    from oracle import curation, document, reference, weights
 
     if isinstance(error, (curation.CurationError, weights.WeightsError, vendored_hf.ConsistencyError)):
         return EXIT_DATA
-    if isinstance(error, (reference.LayerError, reference.OutputError, vendored_hf.HFValidationError)):
+    if isinstance(error, (reference.LayerError, document.OutputError, vendored_hf.HFValidationError)):
         return EXIT_USAGE
     if isinstance(error, (OSError, vendored_hf.EntryNotFoundError)):
         return EXIT_SOURCE

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 import vendored_hf
-from oracle import reference
+from oracle import document, reference
 from oracle.residual import residual
 
 # Not the names of the real repos: a reference from these weights must not pass for one of Gemma Scope's.
@@ -36,7 +36,7 @@ class Demo:
 
 
 def make(folder: str | None = None) -> Demo:
-    """Make the weights and the config.yaml in `folder`, or a new temporary one. Raises OutputError."""
+    """Make the weights and the config.yaml in `folder`, or a new temporary one. Raises document.OutputError."""
     try:
         place = Path(folder or tempfile.mkdtemp(prefix="oracle-demo-"))
         cache = place / "hub"
@@ -46,7 +46,7 @@ def make(folder: str | None = None) -> Demo:
         for layer, path in enumerate(paths):
             _add(cache, WEIGHTS_REPO, path, layer_npz(layer))
     except OSError as error:
-        raise reference.OutputError(f"the demo cannot be made in {folder or 'a temporary folder'}: {error.strerror}") from error
+        raise document.OutputError(f"the demo cannot be made in {folder or 'a temporary folder'}: {error.strerror}") from error
     job = reference.Job(curation_repo=CURATION_REPO, cache_dir=str(cache), offline=True)
     return Demo(place, job, str(place / "plt_gemma_reference.json"))
 

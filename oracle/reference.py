@@ -1,18 +1,15 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""One job from end to end, and the JSON document that it ends in."""
+"""One job from end to end: curation, files, encodings, and the document that holds them."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import hashlib
-import json
 import os
 import platform
 import re
-import stat
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,23 +17,16 @@ from typing import Any
 import numpy as np
 
 import vendored_hf
-from oracle import __version__, curation, encoder, residual, schemas, weights
+from oracle import __version__, curation, document, encoder, residual, schemas, weights
+from oracle.document import Document
 
-FORMAT_VERSION = 1
 CURATION_REPO = "mntss/gemma-scope-transcoders"
 CURATION_FILE = "config.yaml"
 METHODOLOGY = "from-first-principles encoder oracle in NumPy (float32 products, float64 and exact referee; no torch)"
-SEED_STRIDE = 100
-
-Document = dict[str, Any]
 
 
 class LayerError(ValueError):
     """A layer was asked for that the curation does not list."""
-
-
-class OutputError(OSError):
-    """The reference cannot be written where it should go."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +71,7 @@ def generate(job: Job, events: Events = Events()) -> Document:
     schema_of = {layer: _schema(files[layer]) for layer in layers}
 
     commits: dict[tuple[str, str | None], str] = {}
-    documents = []
+    layer_records = []
     cases: list[Document] = []
     error32, n_settled = 0.0, 0
     extents: tuple[int, int] | None = None
@@ -108,17 +98,17 @@ def generate(job: Job, events: Events = Events()) -> Document:
         cases += layer_cases
         error32 = max(error32, encoding.float32_max_abs_error)
         n_settled += encoding.n_settled
-        documents.append({"layer": layer, "path": file.path, "sha256": _sha256(path), "repo": file.repo, "revision": commit})
+        layer_records.append({"layer": layer, "path": file.path, "sha256": _sha256(path), "repo": file.repo, "revision": commit})
 
-    first = documents[0]
-    for document in documents:  # named per layer only where it differs from the document's own
+    first = layer_records[0]
+    for record in layer_records:  # named per layer only where it differs from the document's own
         for key in ("repo", "revision"):
-            if document is not first and document[key] == first[key]:
-                del document[key]
+            if record is not first and record[key] == first[key]:
+                del record[key]
     weights_repo, weights_revision = first.pop("repo"), first.pop("revision")
     d_model, n_features = extents or (0, 0)
     return {
-        "format_version": FORMAT_VERSION,
+        "format_version": document.FORMAT_VERSION,
         "weights_repo": weights_repo,
         "weights_revision": weights_revision,
         "curation_repo": job.curation_repo,
@@ -130,8 +120,8 @@ def generate(job: Job, events: Events = Events()) -> Document:
         "n_features_per_layer": n_features,
         "top_k": job.top_k,
         "tolerance": job.tolerance,
-        "layers": documents,
-        "residual_generator": _generator_record(),
+        "layers": layer_records,
+        "residual_generator": document.generator_record(),
         "test_cases": cases,
         "environment": _environment(error32, n_settled),
     }
@@ -172,7 +162,7 @@ def _schema(file: curation.HubFile) -> schemas.Schema:
 def _encode_layer(
     layer: int, layer_weights: schemas.LayerWeights, job: Job, label: str
 ) -> tuple[encoder.LayerEncoding, list[Document]]:
-    seeds = [SEED_STRIDE * index + layer for index in range(job.n_seeds)]
+    seeds = [document.SEED_STRIDE * index + layer for index in range(job.n_seeds)]
     residuals = np.stack([residual.residual(seed, layer, layer_weights.d_model) for seed in seeds])  # [n_seeds, d_model]
     try:
         layer_encoding = encoder.encode(
@@ -217,37 +207,6 @@ def _sha256(path: str) -> str:
     return digest.hexdigest()
 
 
-def _generator_record() -> Document:
-    """Section by section what a port of residual.py needs. 64-bit integers are strings: JSON numbers lose them."""
-    return {
-        "name": residual.NAME,
-        "version": residual.VERSION,
-        "seed": f"{SEED_STRIDE} * i + layer for the i-th residual of a layer, i = 0, 1, ...",
-        "stream": "layer",
-        "arithmetic": "unsigned 64-bit modulo 2^64, and IEEE-754 binary64 to nearest even, one operation at a time in "
-        "the order written, never fused; sqrt is correctly rounded; no other libm function",
-        "multiplier": f"0x{residual.MULTIPLIER:016x}",
-        "sqrt_half": residual.SQRT_HALF,
-        "ln_2": residual.LN_2,
-        "ln_last_term": residual.LN_LAST_TERM,
-        "fnv_offset_basis": f"0x{residual.FNV_OFFSET_BASIS:016x}",
-        "fnv_prime": f"0x{residual.FNV_PRIME:016x}",
-        "steps": [
-            "PCG32 (XSH-RR 64/32): inc = (stream << 1) | 1; state = 0; step; state += seed; step; "
-            "where step is state = state * multiplier + inc",
-            "output, from the state before its step: x = rotate_right32(((state >> 18) ^ state) >> 27, state >> 59)",
-            "uniform in (-1, 1): w = (2*x + 1) * 2^-32 - 1",
-            "pair: u, then v; s = u*u + v*v; if s >= 1 drop both and take the next pair",
-            "f = sqrt((-2 * ln(s)) / s); emit u*f, then v*f, each rounded once to float32; stop after d_model values",
-            "ln(s): s = m * 2^e with m in [1/2, 1); if m < sqrt_half: m = 2*m, e = e - 1; t = (m - 1) / (m + 1); "
-            "q = t*t; p = 1/ln_last_term; for k = ln_last_term - 2, then two less each time, down to 1: p = p*q + 1/k; "
-            "ln(s) = e * ln_2 + (2*t) * p",
-            "residual_fingerprint: FNV-1a, 64 bits, over the little-endian float32 bytes: h = fnv_offset_basis; "
-            "for each byte h = (h xor byte) * fnv_prime",
-        ],
-    }
-
-
 def _environment(error32: float, n_settled: int) -> Document:
     return {
         "oracle": __version__,
@@ -273,73 +232,3 @@ def _blas_kernel() -> str | None:
                         ask.restype = ctypes.c_char_p
                         return ask().decode("ascii", "replace")
     return None
-
-
-def omit_residuals(document: Document) -> Document:
-    """The same reference without the vectors; the generator and the fingerprints stay."""
-    cases = [{key: value for key, value in case.items() if key != "residual"} for case in document["test_cases"]]
-    return {**document, "test_cases": cases}
-
-
-def dump(document: Document) -> str:
-    """The document as JSON, two spaces an indent; a list of numbers stands on one line.
-
-    A float32 is written with the digits of the same binary64 number, so that a reader that parses to binary64 and
-    casts gets its bits back, even one whose parser is off by a last bit.
-    """
-    return _dump(document, "\n") + "\n"
-
-
-def _dump(value: Any, newline: str) -> str:
-    nested = isinstance(value, (dict, list)) and len(value) > 0
-    if not nested or (isinstance(value, list) and not isinstance(value[0], (dict, list, str))):
-        return json.dumps(value, allow_nan=False)
-    inner = newline + "  "
-    if isinstance(value, dict):
-        items = [f"{json.dumps(key)}: {_dump(item, inner)}" for key, item in value.items()]
-        return "{" + inner + ("," + inner).join(items) + newline + "}"
-    return "[" + inner + ("," + inner).join(_dump(item, inner) for item in value) + newline + "]"
-
-
-def check_output(path: str) -> None:
-    """Raise OutputError if `path` could not be written: better before an hour of work than after it."""
-    folder = os.path.dirname(os.path.abspath(path))
-    if os.path.isdir(path):
-        raise OutputError(f"{path} is a folder; name a file in it")
-    if not os.path.isdir(folder):
-        raise OutputError(f"{path}: the folder {folder} does not exist; make it first")
-    if not os.access(folder, os.W_OK):
-        raise OutputError(f"{path}: the folder {folder} cannot be written to")
-
-
-def write(document: Document, path: str) -> None:
-    """Write the JSON beside `path` and rename it over: a reader never sees half, a failure leaves the old one.
-
-    `-` is standard output. Raises OutputError.
-    """
-    text = dump(document)
-    if path == "-":
-        sys.stdout.write(text)
-        sys.stdout.flush()
-        return
-    target = os.path.realpath(path)
-    try:
-        if os.path.exists(target) and not stat.S_ISREG(os.stat(target).st_mode):
-            Path(target).write_text(text, encoding="utf-8")  # a pipe or a device cannot be renamed over
-            return
-        with _renamed_over(target) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror}") from error
-
-
-@contextlib.contextmanager
-def _renamed_over(target: str) -> Iterator[Path]:
-    temporary = Path(f"{target}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""The reference as a JSON document: its fixed parts, how it is written."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from oracle import residual
+
+FORMAT_VERSION = 1
+SEED_STRIDE = 100
+
+Document = dict[str, Any]
+
+
+class OutputError(OSError):
+    """A file cannot be written where it should go."""
+
+
+def generator_record() -> Document:
+    """What a port of residual.py needs. 64-bit integers are strings: JSON numbers lose them."""
+    return {
+        "name": residual.NAME,
+        "version": residual.VERSION,
+        "seed": f"{SEED_STRIDE} * i + layer for the i-th residual of a layer, i = 0, 1, ...",
+        "stream": "layer",
+        "arithmetic": "unsigned 64-bit modulo 2^64, and IEEE-754 binary64 to nearest even, one operation at a time in "
+        "the order written, never fused; sqrt is correctly rounded; no other libm function",
+        "multiplier": f"0x{residual.MULTIPLIER:016x}",
+        "sqrt_half": residual.SQRT_HALF,
+        "ln_2": residual.LN_2,
+        "ln_last_term": residual.LN_LAST_TERM,
+        "fnv_offset_basis": f"0x{residual.FNV_OFFSET_BASIS:016x}",
+        "fnv_prime": f"0x{residual.FNV_PRIME:016x}",
+        "steps": [
+            "PCG32 (XSH-RR 64/32): inc = (stream << 1) | 1; state = 0; step; state += seed; step; "
+            "where step is state = state * multiplier + inc",
+            "output, from the state before its step: x = rotate_right32(((state >> 18) ^ state) >> 27, state >> 59)",
+            "uniform in (-1, 1): w = (2*x + 1) * 2^-32 - 1",
+            "pair: u, then v; s = u*u + v*v; if s >= 1 drop both and take the next pair",
+            "f = sqrt((-2 * ln(s)) / s); emit u*f, then v*f, each rounded once to float32; stop after d_model values",
+            "ln(s): s = m * 2^e with m in [1/2, 1); if m < sqrt_half: m = 2*m, e = e - 1; t = (m - 1) / (m + 1); "
+            "q = t*t; p = 1/ln_last_term; for k = ln_last_term - 2, then two less each time, down to 1: p = p*q + 1/k; "
+            "ln(s) = e * ln_2 + (2*t) * p",
+            "residual_fingerprint: FNV-1a, 64 bits, over the little-endian float32 bytes: h = fnv_offset_basis; "
+            "for each byte h = (h xor byte) * fnv_prime",
+        ],
+    }
+
+
+def omit_residuals(document: Document) -> Document:
+    """The same reference without the vectors; the generator and the fingerprints stay."""
+    cases = [{key: value for key, value in case.items() if key != "residual"} for case in document["test_cases"]]
+    return {**document, "test_cases": cases}
+
+
+def dump(document: Document) -> str:
+    """The document as JSON, two spaces an indent; a list of numbers stands on one line.
+
+    A float32 is written with the digits of the same binary64 number, so that a reader that parses to binary64 and
+    casts gets its bits back, even one whose parser is off by a last bit.
+    """
+    return _dump(document, "\n") + "\n"
+
+
+def _dump(value: Any, newline: str) -> str:
+    nested = isinstance(value, (dict, list)) and len(value) > 0
+    if not nested or (isinstance(value, list) and not isinstance(value[0], (dict, list, str))):
+        return json.dumps(value, allow_nan=False)
+    inner = newline + "  "
+    if isinstance(value, dict):
+        items = [f"{json.dumps(key)}: {_dump(item, inner)}" for key, item in value.items()]
+        return "{" + inner + ("," + inner).join(items) + newline + "}"
+    return "[" + inner + ("," + inner).join(_dump(item, inner) for item in value) + newline + "]"
+
+
+def check_output(path: str) -> None:
+    """Raise OutputError if `path` could not be written: better before an hour of work than after it."""
+    folder = os.path.dirname(os.path.abspath(path))
+    if os.path.isdir(path):
+        raise OutputError(f"{path} is a folder; name a file in it")
+    if not os.path.isdir(folder):
+        raise OutputError(f"{path}: the folder {folder} does not exist; make it first")
+    if not os.access(folder, os.W_OK):
+        raise OutputError(f"{path}: the folder {folder} cannot be written to")
+
+
+def write(document: Document, path: str) -> None:
+    """Write the JSON beside `path` and rename it over: a reader never sees half, a failure leaves the old one.
+
+    `-` is standard output. Raises OutputError.
+    """
+    text = dump(document)
+    if path == "-":
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        return
+    target = os.path.realpath(path)
+    try:
+        if os.path.exists(target) and not stat.S_ISREG(os.stat(target).st_mode):
+            Path(target).write_text(text, encoding="utf-8")  # a pipe or a device cannot be renamed over
+            return
+        with _renamed_over(target) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _renamed_over(target: str) -> Iterator[Path]:
+    temporary = Path(f"{target}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
