@@ -7,10 +7,9 @@ a sha256 is verified while the bytes arrive; proxies that drop headers and plain
 
     path = hf_hub_download("org/repo", "config.yaml", revision="main")
 
-To take it along: copy this file, install requests (2.27 or later), import it. It imports nothing else of the
-project it comes from, and imports requests only when a request is made. `python vendored_hf.py REPO PATH
-[--revision R]` fetches one file and prints where it is. Every error is an OSError, a ValueError or an exception of
-this module; what could not be verified is a warning of the logger `vendored_hf`.
+To take it along: copy this file, install requests (2.27 or later), import it; requests is imported only when a
+request is made. `python vendored_hf.py REPO PATH [--revision R]` fetches one file and prints where it is. Every
+error is an OSError or an exception of this module; what could not be verified is a warning of `vendored_hf`'s logger.
 """
 
 from __future__ import annotations
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("vendored_hf")
 
-DEFAULT_ENDPOINT = "https://huggingface.co"
 ATTEMPTS = 4
 LONGEST_WAIT = 60.0  # seconds; a Retry-After that asks for more is not waited for
 MAX_REDIRECTS = 10
@@ -58,7 +56,6 @@ Progress = Callable[[int, int], None]
 
 
 # --- what can go wrong; the names are huggingface_hub's ---------------------------------------------------------
-
 
 class HfHubHTTPError(OSError):
     """The server answered, with an error. `status_code` is its HTTP status."""
@@ -103,36 +100,29 @@ class HFValidationError(ValueError):
 
 # --- the environment, read at each call ---------------------------------------------------------------------------
 
-
 def _flag(name: str) -> bool:
     return os.environ.get(name, "").strip().upper() in ("1", "ON", "YES", "TRUE")
-
 
 def _seconds(name: str) -> float:
     value = os.environ.get(name, "")
     return float(value) if re.fullmatch(r"\d+(\.\d*)?", value) else 10.0
 
-
 def _hf_home() -> Path:
     home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
     return Path(os.path.expandvars(os.path.expanduser(home)))
-
 
 def hf_hub_cache() -> Path:
     """The cache folder: HF_HUB_CACHE, or `hub` in HF_HOME."""
     cache = os.environ.get("HF_HUB_CACHE")
     return Path(os.path.expandvars(os.path.expanduser(cache))) if cache else _hf_home() / "hub"
 
-
 def is_offline_mode() -> bool:
     """Whether HF_HUB_OFFLINE forbids requests."""
     return _flag("HF_HUB_OFFLINE") or _flag("TRANSFORMERS_OFFLINE")
 
-
 def hf_endpoint() -> str:
     """HF_ENDPOINT, or huggingface.co."""
-    return (os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
-
+    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
 def get_token() -> str | None:
     """HF_TOKEN, or what `hf auth login` saved in HF_HOME, or None."""
@@ -145,7 +135,6 @@ def get_token() -> str | None:
 
 # --- the cache ----------------------------------------------------------------------------------------------------
 
-
 @dataclass(frozen=True)
 class LocalFile:
     """A file on disk, its commit and the sha256 it was verified against or named by; None where nobody told."""
@@ -157,12 +146,10 @@ class LocalFile:
 
 def repo_folder_name(repo_id: str) -> str:
     """The folder of a model repo in the cache."""
-    return "--".join(["models", *repo_id.split("/")])
+    return f"models--{repo_id.replace('/', '--')}"
 
 
-def try_to_load_from_cache(
-    repo_id: str, filename: str, cache_dir: str | Path | None = None, revision: str | None = None
-) -> str | None:
+def try_to_load_from_cache(repo_id: str, filename: str, cache_dir: Any = None, revision: str | None = None) -> str | None:
     """The path of a cached file, or None. No request is made."""
     _check_names(repo_id, filename, revision or "main")
     folder = Path(cache_dir or hf_hub_cache()) / repo_folder_name(repo_id)
@@ -249,7 +236,6 @@ def _link(blob: Path, pointer: Path) -> None:
 
 # --- HTTP ---------------------------------------------------------------------------------------------------------
 
-
 def hf_hub_url(repo_id: str, filename: str, *, revision: str | None = None, endpoint: str | None = None) -> str:
     """The address of a file: <endpoint>/<repo>/resolve/<revision>/<path>."""
     _check_names(repo_id, filename, revision or "main")
@@ -276,26 +262,24 @@ class Hub:
         """The answer, its body unread, after redirects and retries. Raises HfHubHTTPError or HubConnectionError."""
         import requests
 
-        for attempt in range(1, attempts + 1):
+        attempt = 1
+        while True:
+            wait = _backoff(attempt)
             try:
                 response = self._follow(method, url, timeout, byte_range)
             except (requests.RequestException, ValueError) as error:
-                passing = not isinstance(error, (requests.exceptions.SSLError, ValueError))
-                if attempt == attempts or not passing:
+                if attempt >= attempts or isinstance(error, (requests.exceptions.SSLError, ValueError)):
                     raise HubConnectionError(f"cannot reach {_shown(url)}: {_reason(error)}") from error
-                wait = _backoff(attempt)
             else:
                 if response.status_code < 400:
                     return response
-                asked = _retry_after(response)
-                wait = _backoff(attempt) if asked is None else asked
-                failure = _http_error(response, url)
+                failure, wait = _http_error(response, url), _retry_after(response, wait)
                 response.close()
-                if failure.status_code not in _RETRIED_STATUS or attempt == attempts or wait > LONGEST_WAIT:
+                if failure.status_code not in _RETRIED_STATUS or attempt >= attempts or wait > LONGEST_WAIT:
                     raise failure
             logger.debug("%s %s: attempt %d failed, waiting %.1f s", method, _shown(url), attempt, wait)
             time.sleep(wait)
-        raise ValueError(f"{attempts} attempts are none")
+            attempt += 1
 
     def _follow(self, method: str, url: str, timeout: float, byte_range: str | None) -> requests.Response:
         """Send, and follow redirects by hand: requests would hand netrc's password to the next host.
@@ -307,7 +291,6 @@ class Hub:
         if not hasattr(self._local, "session"):
             self._local.session = requests.Session()
         headers = {"Accept-Encoding": "identity", "User-Agent": "vendored_hf", **({"Range": byte_range} if byte_range else {})}
-        asked = url
         for _ in range(MAX_REDIRECTS):
             response: requests.Response = self._local.session.request(
                 method, url, headers=headers, auth=self._authorization(url), timeout=timeout, allow_redirects=False, stream=True
@@ -320,20 +303,18 @@ class Hub:
                 return response
             response.close()
             url = target
-        raise HubConnectionError(f"{_shown(asked)} redirects more than {MAX_REDIRECTS} times")
+        raise HubConnectionError(f"{_shown(url)} redirects more than {MAX_REDIRECTS} times")
 
     def _authorization(self, url: str) -> Callable[[requests.PreparedRequest], requests.PreparedRequest] | None:
         """Sets the token for our server and nothing for others. None lets requests ask netrc, for our server alone."""
-        ours = _origin(url) == self._origin
-        if ours and not self._token:
-            return None
+        if _origin(url) != self._origin:
+            return lambda request: request
 
-        def authorize(request: requests.PreparedRequest) -> requests.PreparedRequest:
-            if ours:
-                request.headers["Authorization"] = f"Bearer {self._token}"
+        def bear(request: requests.PreparedRequest) -> requests.PreparedRequest:
+            request.headers["Authorization"] = f"Bearer {self._token}"
             return request
 
-        return authorize
+        return bear if self._token else None
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:
@@ -364,15 +345,14 @@ def _backoff(attempt: int) -> float:
     return 0.3 * 2 ** (attempt - 1) * (1 + 0.2 * random.random())
 
 
-def _retry_after(response: requests.Response) -> float | None:
+def _retry_after(response: requests.Response, otherwise: float) -> float:
     """Seconds that the server asks to wait, which it gives as a number or as a date."""
     value = response.headers.get("Retry-After", "").strip()
-    if value and not value.isdigit():
+    with contextlib.suppress(ValueError, TypeError):
         from email.utils import parsedate_to_datetime  # 40 ms that few runs need
 
-        with contextlib.suppress(ValueError, TypeError):
-            return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    return float(value) if value.isdigit() else None
+        return float(value) if value.isdigit() else max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    return otherwise
 
 
 def _http_error(response: requests.Response, url: str) -> HfHubHTTPError:
@@ -392,7 +372,6 @@ def _http_error(response: requests.Response, url: str) -> HfHubHTTPError:
 
 
 # --- metadata ---------------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True)
 class HfFileMetadata:
@@ -432,9 +411,7 @@ def file_metadata(hub: Hub, endpoint: str, repo_id: str, filename: str, revision
     return replace(found, etag=found.sha256)
 
 
-
 # --- downloading --------------------------------------------------------------------------------------------------
-
 
 def hf_hub_download(repo_id: str, filename: str, **options: Any) -> str:
     """The local path of a file of a model repo. Options and errors are those of hf_hub_file."""
@@ -458,11 +435,8 @@ def hf_hub_file(
 
     A file that is cached at a commit hash costs no request. Where the server cannot be reached, a file cached for
     the revision is used, with a warning. `token` defaults to get_token(), `endpoint` to HF_ENDPOINT. `known` stands
-    for what HEAD would tell. `on_progress(bytes so far, bytes in all)` is called meanwhile.
-
-    Raises RepositoryNotFoundError, GatedRepoError, RevisionNotFoundError, RemoteEntryNotFoundError or another
-    HfHubHTTPError; LocalEntryNotFoundError, where the file is not cached and the server is out of reach or
-    forbidden; FileMetadataError; ConsistencyError; HFValidationError; OSError, where the cache cannot be written.
+    for what HEAD would tell. `on_progress(bytes so far, bytes in all)` is called meanwhile. Raises any exception of
+    this module; LocalEntryNotFoundError where the file is not cached and the server is out of reach or forbidden.
     """
     revision, endpoint = revision or "main", (endpoint or hf_endpoint()).rstrip("/")
     cache = Path(cache_dir or hf_hub_cache())
@@ -471,18 +445,14 @@ def hf_hub_file(
     if cached and (_COMMIT.fullmatch(revision) or offline):
         return _cached(cached, filename)
     if offline:
-        raise LocalEntryNotFoundError(
-            f"{filename} of {repo_id} at {revision} is not in {cache}, and requests are switched off"
-        ) from (OfflineModeIsEnabled("HF_HUB_OFFLINE is set") if is_offline_mode() else None)
+        raise LocalEntryNotFoundError(f"{filename} of {repo_id} at {revision} is not in {cache}, and requests are switched off")
 
     folder = cache / repo_folder_name(repo_id)
     hub = Hub(endpoint, token)
     try:
         metadata = known or file_metadata(hub, endpoint, repo_id, filename, revision, 1 if cached else ATTEMPTS)
     except (HubConnectionError, HfHubHTTPError) as error:
-        if isinstance(error, RemoteEntryNotFoundError):
-            _remember_absence(folder, revision, filename, error.headers.get("X-Repo-Commit", ""))
-        if isinstance(error, HfHubHTTPError) and (not cached or error.status_code not in _RETRIED_STATUS):
+        if isinstance(error, HfHubHTTPError) and not (cached and error.status_code in _RETRIED_STATUS):
             raise
         if not cached:
             raise LocalEntryNotFoundError(f"{error}; and {filename} of {repo_id} is not in {cache}") from error
@@ -520,40 +490,32 @@ def _looks_like(cached: Path, metadata: HfFileMetadata) -> bool:
     return same
 
 
-def _remember_absence(folder: Path, revision: str, filename: str, commit: str) -> None:
-    """huggingface_hub notes what a commit does not hold; so that it finds our note as we find its."""
-    if _COMMIT.fullmatch(commit):
-        with contextlib.suppress(OSError):
-            note = folder / ".no_exist" / commit / filename
-            note.parent.mkdir(parents=True, exist_ok=True)
-            note.touch()
-            _write_ref(folder, revision, commit)
-
-
 def download(
-    hub: Hub,
-    metadata: HfFileMetadata,
-    target: Path,
-    *,
-    connections: int = CONNECTIONS,
-    on_progress: Progress | None = None,
+    hub: Hub, metadata: HfFileMetadata, target: Path, *, connections: int = CONNECTIONS, on_progress: Progress | None = None
 ) -> str:
     """Fetch a file to `target`, by way of a partial file beside it that the next call resumes. Returns its sha256."""
     partial = target.with_name(target.name + ".parts.incomplete")
     source = Source(hub, metadata)
-    size = source.size = metadata.size if metadata.size is not None else source.length()
-    for fresh in (not metadata.etag, True):  # once more from the start if what was resumed was something else
-        with _Pieces(partial, size, fresh) as pieces:
-            resumed = any(pieces.done)
-            digest, git_hash = pieces.fill(source, connections if size >= SEVERAL_FROM else 1, on_progress)
-            if metadata.sha256 in (None, digest):
-                if digest != metadata.sha256 and git_hash != metadata.etag:
-                    logger.warning("could not verify %s: the server sends no hash of it", _shown(metadata.location))
-                pieces.finish(target)
-                return digest
-        partial.unlink()
-        if not resumed:
-            break
+    if metadata.size is None:
+        raise FileMetadataError(f"{source.shown}: the server does not say how long it is")
+    size = metadata.size
+    try:
+        for fresh in (not metadata.etag, True):  # once more from the start if what was resumed was something else
+            with contextlib.closing(_Pieces(partial, size, fresh)) as pieces:
+                resumed = any(pieces.done)
+                digest, git_hash = pieces.fill(source, connections if size >= SEVERAL_FROM else 1, on_progress)
+                if metadata.sha256 in (None, digest):
+                    if digest != metadata.sha256 and git_hash != metadata.etag:
+                        logger.warning("could not verify %s: the server sends no hash of it", _shown(metadata.location))
+                    pieces.finish(target)
+                    return digest
+            partial.unlink()
+            if not resumed:
+                break
+    except OSError as error:
+        if error.errno and not error.filename:  # a full disk says so without saying where
+            error.filename = str(partial)
+        raise
     raise ConsistencyError(f"{_shown(metadata.location)}: the bytes have sha256 {digest}, the server said {metadata.sha256}")
 
 
@@ -565,19 +527,18 @@ class Source:
         self._etag: str | None = None
         self._by_hash = metadata.sha256 is not None
 
-    def open(self, start: int, stop: int | None) -> requests.Response:
+    def open(self, start: int, stop: int) -> requests.Response:
         """An answer with bytes `start` to `stop`, or, where its status is not 206, with the whole file."""
-        whole = start == 0 and stop in (None, self.size)
-        byte_range = None if whole else f"bytes={start}-{stop - 1 if stop else ''}"
+        byte_range = None if (start, stop) == (0, self.size) else f"bytes={start}-{stop - 1}"
         response = self._hub.request("GET", self._url, timeout=_seconds("HF_HUB_DOWNLOAD_TIMEOUT"), byte_range=byte_range)
         problem = None
         if response.headers.get("Content-Encoding", "identity") != "identity":
             problem = "sent in an encoding that was not asked for"
         elif response.status_code == 206:
             told = response.headers.get("Content-Range", "")
-            if told != f"bytes {start}-{(stop or self.size or 0) - 1}/{self.size}":
+            if told != f"bytes {start}-{stop - 1}/{self.size}":
                 problem = f"asked for bytes {start} to {stop}, the server sent {ascii(told[:80])}"
-        elif self.size is not None and response.headers.get("Content-Length", str(self.size)) != str(self.size):
+        elif response.headers.get("Content-Length", str(self.size)) != str(self.size):
             problem = f"the server sends {ascii(response.headers['Content-Length'])} bytes, after it had said {self.size}"
         etag = response.headers.get("ETag")
         if etag != (self._etag or etag) and not self._by_hash:
@@ -587,14 +548,6 @@ class Source:
             response.close()
             raise ConsistencyError(f"{self.shown}: {problem}")
         return response
-
-    def length(self) -> int:
-        """What a GET tells, where HEAD did not."""
-        with self.open(0, None) as response:
-            length = response.headers.get("Content-Length", "")
-        if not length.isdigit():
-            raise FileMetadataError(f"{self.shown}: the server does not say how long it is")
-        return int(length)
 
     def broken(self, failures: int, position: int, error: Exception) -> None:
         """Wait before the next connection, or give up."""
@@ -606,10 +559,9 @@ class Source:
 
 
 class _Pieces:
-    """A file being fetched: its bytes, and behind them a byte for each piece that says whether it is there.
+    """A file being fetched: its bytes, in any order, and behind them a byte for each piece that is there.
 
-    Pieces may come in any order, over any number of connections. A process that is killed leaves the finished ones
-    to the next; finish() cuts the map off.
+    A process that is killed leaves its finished pieces to the next; finish() cuts the map off.
     """
 
     def __init__(self, path: Path, size: int, fresh: bool):
@@ -629,18 +581,12 @@ class _Pieces:
             self._file.truncate(size + count)
         self._changed = threading.Condition()
         self._error: BaseException | None = None
-        self._arrived = sum(self._extent(piece)[1] for piece in range(count) if self.done[piece])
+        self._arrived = min(sum(self.done) * PIECE, size)
 
-    def __enter__(self) -> _Pieces:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         with self._changed:  # a connection that is still open must not write into another file of this number
             self._error = self._error or ConnectionError("given up")
             self._file.close()
-
-    def _extent(self, piece: int) -> tuple[int, int]:
-        return piece * PIECE, min(PIECE, self._size - piece * PIECE)
 
     def fill(self, source: Source, connections: int, on_progress: Progress | None) -> tuple[str, str]:
         """Fetch what is missing. Returns the sha256 of the whole, and the hash by which git, and the Hub, names it."""
@@ -649,9 +595,9 @@ class _Pieces:
             answer = source.open(*spans[0])  # shows whether the server knows Ranges at all
             if answer.status_code != 206:
                 spans, self.done[:], self._arrived = [(0, self._size)], bytes(len(self.done)), 0
-            for span in spans:
-                first = answer if span == spans[0] else None
-                threading.Thread(target=self._fetch, args=(source, *span, first, len(spans) == 1), daemon=True).start()
+            todo = iter([(*span, answer if span == spans[0] else None) for span in spans])  # the threads share it
+            for _ in range(min(connections, len(spans))):
+                threading.Thread(target=self._work, args=(source, todo, len(spans) == 1), daemon=True).start()
         digest, git_digest = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % self._size, usedforsecurity=False)
         for piece in range(len(self.done)):
             with self._changed:
@@ -659,9 +605,8 @@ class _Pieces:
                     self._changed.wait(0.5)  # with a limit, so that Ctrl-C gets through everywhere
                 if self._error:
                     raise self._error
-                start, count = self._extent(piece)
-                self._file.seek(start)
-                content = self._file.read(count)
+                self._file.seek(piece * PIECE)
+                content = self._file.read(min(PIECE, self._size - piece * PIECE))
             digest.update(content)
             git_digest.update(content)
             if on_progress and spans:
@@ -680,37 +625,40 @@ class _Pieces:
         cut = [(at, min(at + longest, stop)) for start, stop in runs for at in range(start, stop, longest)]
         return [(start * PIECE, min(stop * PIECE, self._size)) for start, stop in cut]
 
-    def _fetch(
-        self, source: Source, start: int, stop: int, answer: requests.Response | None, alone: bool
-    ) -> None:
-        """One connection after the other, until the span is there. Runs on a thread of its own."""
-        import requests
-
-        position, furthest, failures = start, start, 0
+    def _work(self, source: Source, todo: Iterator[tuple[int, int, requests.Response | None]], alone: bool) -> None:
+        """Fetch span after span. Runs on a thread of its own."""
         try:
-            while position < stop:
-                broken: Exception = EOFError("the answer ended early")
-                response, answer = answer or source.open(position, stop), None
-                with response:
-                    if response.status_code != 206 and (position, stop) != (0, self._size):
-                        if not alone:
-                            raise ConsistencyError(f"{source.shown}: the server answers some Ranges, and some not")
-                        position, stop = 0, self._size
-                    try:
-                        for chunk in response.iter_content(CHUNK):
-                            if position + len(chunk) > stop:
-                                raise ConsistencyError(f"{source.shown}: more came than was asked for")
-                            position = self._write(position, chunk)
-                    except requests.RequestException as error:
-                        broken = error
-                if position < stop:
-                    failures = 1 if position >= furthest + PIECE else failures + 1
-                    furthest = max(furthest, position)
-                    source.broken(failures, position, broken)
+            for start, stop, answer in todo:
+                self._fetch(source, start, stop, answer, alone)
         except BaseException as error:
             with self._changed:
                 self._error = self._error or error
                 self._changed.notify_all()
+
+    def _fetch(self, source: Source, start: int, stop: int, answer: requests.Response | None, alone: bool) -> None:
+        """One connection after the other, until the span is there."""
+        import requests
+
+        position, furthest, failures = start, start, 0
+        while position < stop:
+            broken: Exception = EOFError("the answer ended early")
+            response, answer = answer or source.open(position, stop), None
+            with response:
+                if response.status_code != 206 and (position, stop) != (0, self._size):
+                    if not alone:
+                        raise ConsistencyError(f"{source.shown}: the server answers some Ranges, and some not")
+                    position, stop = 0, self._size
+                try:
+                    for chunk in response.iter_content(CHUNK):
+                        if position + len(chunk) > stop:
+                            raise ConsistencyError(f"{source.shown}: more came than was asked for")
+                        position = self._write(position, chunk)
+                except requests.RequestException as error:
+                    broken = error
+            if position < stop:
+                failures = 1 if position >= furthest + PIECE else failures + 1
+                furthest = max(furthest, position)
+                source.broken(failures, position, broken)
 
     def _write(self, position: int, chunk: bytes) -> int:
         with self._changed:
@@ -728,7 +676,7 @@ class _Pieces:
     def _write_at(self, position: int, content: bytes) -> None:
         self._file.seek(position)
         if self._file.write(content) != len(content):
-            raise OSError(errno.ENOSPC, "no space left", str(self._path))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def finish(self, target: Path) -> None:
         """The whole is there and verified: give it its name."""
@@ -740,11 +688,9 @@ class _Pieces:
 
 def _main() -> None:
     import argparse
-
     parser = argparse.ArgumentParser(description="Fetch one file from the Hugging Face Hub and print where it is.")
-    parser.add_argument("repo", help="org/name")
-    parser.add_argument("path", help="the file's path in the repo")
-    parser.add_argument("--revision", help="branch, tag or commit (default: main)")
+    for name, what in (("repo", "org/name"), ("path", "of the file in the repo"), ("--revision", "branch, tag or commit")):
+        parser.add_argument(name, help=what)
     options = parser.parse_args()
     try:
         print(hf_hub_download(options.repo, options.path, revision=options.revision))
