@@ -45,7 +45,6 @@ CHUNK = 1 << 16
 PIECE = 1 << 18  # what a kill costs each connection at most
 CONNECTIONS = 4
 SEVERAL_FROM = 64 << 20  # bytes from which a file comes over several connections
-# bford.info/cachedir: by its first line backup programs know a cache
 CACHE_TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# A cache of files from the Hugging Face Hub.\n"
 _RETRIED_STATUS = (429, 500, 502, 503, 504)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -468,7 +467,7 @@ def hf_hub_file(
     name = metadata.etag or "from-" + hashlib.sha256(metadata.location.encode()).hexdigest()[:40]
     blob = folder / "blobs" / name
     blob.parent.mkdir(parents=True, exist_ok=True)
-    if not (cache / "CACHEDIR.TAG").exists():
+    if not (cache / "CACHEDIR.TAG").exists():  # by which backup programs know a cache: bford.info/cachedir
         _write_text(cache / "CACHEDIR.TAG", CACHE_TAG)
     _write_ref(folder, revision, metadata.commit_hash)
     with _lock(cache / ".locks" / folder.name / f"{name}.lock"):
@@ -498,12 +497,11 @@ def download(
     source = Source(hub, metadata)
     if metadata.size is None:
         raise FileMetadataError(f"{source.shown}: the server does not say how long it is")
-    size = metadata.size
     try:
         for fresh in (not metadata.etag, True):  # once more from the start if what was resumed was something else
-            with contextlib.closing(_Pieces(partial, size, fresh)) as pieces:
+            with contextlib.closing(_Pieces(partial, metadata.size, fresh)) as pieces:
                 resumed = any(pieces.done)
-                digest, git_hash = pieces.fill(source, connections if size >= SEVERAL_FROM else 1, on_progress)
+                digest, git_hash = pieces.fill(source, connections if metadata.size >= SEVERAL_FROM else 1, on_progress)
                 if metadata.sha256 in (None, digest):
                     if digest != metadata.sha256 and git_hash != metadata.etag:
                         logger.warning("could not verify %s: the server sends no hash of it", _shown(metadata.location))
