@@ -49,6 +49,7 @@ CACHE_TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# A cache of files fro
 _RETRIED_STATUS = (429, 500, 502, 503, 504)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_ETAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _REPO_ID = re.compile(r"[A-Za-z0-9_](?:[\w.-]*\w)?(?:/[A-Za-z0-9_](?:[\w.-]*\w)?)?", re.ASCII)
 
 Progress = Callable[[int, int], None]
@@ -104,7 +105,7 @@ def _flag(name: str) -> bool:
 
 def _seconds(name: str) -> float:
     value = os.environ.get(name, "")
-    return float(value) if re.fullmatch(r"\d+(\.\d*)?", value) else 10.0
+    return min(float(value), 3600.0) if re.fullmatch(r"0*[1-9][0-9]*(\.[0-9]*)?", value) else 10.0
 
 def _hf_home() -> Path:
     home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
@@ -173,7 +174,7 @@ def _check_names(repo_id: str, filename: str, revision: str) -> None:
     if not _REPO_ID.fullmatch(repo_id) or ".." in repo_id or "--" in repo_id:
         raise HFValidationError(f"{ascii(repo_id)} is no repo id: it is of the form org/name")
     for kind, value in (("path", filename), ("revision", revision)):
-        if any(part in ("", ".", "..") for part in value.split("/")) or re.search(r"[\\\x00-\x1f]", value):
+        if any(part in ("", ".", "..") for part in value.split("/")) or "\\" in value or not value.isprintable():
             raise HFValidationError(f"{ascii(value)} is no {kind} inside a repo")
 
 
@@ -246,11 +247,15 @@ class Hub:
     """One server: HTTP sessions, one a thread, and the token that it alone gets."""
 
     def __init__(self, endpoint: str, token: str | None = None):
-        parts = urlsplit(endpoint)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise HubConnectionError(f"cannot reach {_shown(endpoint)}: it is neither http(s)://host nor a folder")
-        self._origin = _origin(endpoint)
+        try:
+            parts, self._origin = urlsplit(endpoint), _origin(endpoint)
+            if parts.scheme not in ("http", "https") or not parts.hostname:
+                raise ValueError("it is not of the form http(s)://host")
+        except ValueError as error:
+            raise HubConnectionError(f"cannot reach {ascii(endpoint.rpartition('@')[2])}: {error}") from error
         self._token = token or get_token()
+        if not re.fullmatch("[!-~]*", self._token or ""):
+            raise HFValidationError("the token has characters that no token has: check HF_TOKEN")
         self._local = threading.local()
         if self._token and parts.scheme == "http" and not re.fullmatch(r"localhost|127\..*|::1", parts.hostname):
             logger.warning("the token goes to %s in the clear: use https", _shown(endpoint))
@@ -270,13 +275,12 @@ class Hub:
                 if attempt >= attempts or isinstance(error, (requests.exceptions.SSLError, ValueError)):
                     raise HubConnectionError(f"cannot reach {_shown(url)}: {_reason(error)}") from error
             else:
-                if response.status_code < 400:
+                if response.status_code in (200, 206) or response.is_redirect:
                     return response
                 failure, wait = _http_error(response, url), _retry_after(response, wait)
                 response.close()
                 if failure.status_code not in _RETRIED_STATUS or attempt >= attempts or wait > LONGEST_WAIT:
                     raise failure
-            logger.debug("%s %s: attempt %d failed, waiting %.1f s", method, _shown(url), attempt, wait)
             time.sleep(wait)
             attempt += 1
 
@@ -336,7 +340,7 @@ def _reason(error: BaseException) -> str:
         reason = (inner.strerror if isinstance(inner, OSError) else "") or reason or timed_out
         hidden = [arg for arg in (*inner.args, getattr(inner, "reason", None)) if isinstance(arg, BaseException)]
         inner = inner.__cause__ or inner.__context__ or (hidden[0] if hidden else None)  # type: ignore[assignment]
-    return reason or re.sub(r"(?<!^)(?=[A-Z][a-z])", " ", type(error).__name__).lower()
+    return reason or ("not a valid address" if isinstance(error, ValueError) else type(error).__name__)
 
 
 def _backoff(attempt: int) -> float:
@@ -381,6 +385,10 @@ class HfFileMetadata:
     size: int | None
     location: str
 
+    def __post_init__(self) -> None:
+        if not _COMMIT.fullmatch(self.commit_hash or "0" * 40) or not _ETAG.fullmatch(self.etag or "0") or (self.size or 0) < 0:
+            raise FileMetadataError(f"{_shown(self.location)}: a commit, an etag or a size that no file has")
+
     @property
     def sha256(self) -> str | None:
         """The sha256 of the content, where the etag is one, as it is for large files on the Hub."""
@@ -398,8 +406,8 @@ def file_metadata(hub: Hub, endpoint: str, repo_id: str, filename: str, revision
     commit = headers.get("X-Repo-Commit", "")
     found = HfFileMetadata(
         commit if _COMMIT.fullmatch(commit) else None,
-        etag if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", etag) else None,
-        int(size) if size and size.isdigit() else None,
+        etag if _ETAG.fullmatch(etag) else None,
+        int(size) if size and re.fullmatch("[0-9]{1,12}", size) else None,
         url if not _COMMIT.fullmatch(commit) else hf_hub_url(repo_id, filename, revision=commit, endpoint=endpoint),
     )
     if found.commit_hash:
@@ -459,7 +467,8 @@ def hf_hub_file(
         return _cached(cached, filename)
 
     pointer = folder / "snapshots" / (metadata.commit_hash or revision) / filename
-    if pointer.is_file() and (metadata.commit_hash or _looks_like(pointer, metadata)):
+    # Without a commit the same path and size may be another mirror's file: only what a hash names is not fetched again.
+    if metadata.commit_hash and pointer.is_file() and metadata.size in (None, pointer.stat().st_size):
         with contextlib.suppress(OSError):  # the cache may be read-only, and is none the worse for it
             _write_ref(folder, revision, metadata.commit_hash)
         return _cached(str(pointer), filename)
@@ -479,14 +488,6 @@ def hf_hub_file(
         if not pointer.is_file() or not metadata.commit_hash:
             _link(blob, pointer)
     return _cached(str(pointer), filename)
-
-
-def _looks_like(cached: Path, metadata: HfFileMetadata) -> bool:
-    """Whether a server that names no commit still has what is cached, as far as it tells."""
-    same = metadata.size == cached.stat().st_size and metadata.sha256 in (None, Path(os.path.realpath(cached)).name)
-    if same and not metadata.sha256:
-        logger.warning("could not verify that %s is what %s has: it sends no hash", cached, _shown(metadata.location))
-    return same
 
 
 def download(

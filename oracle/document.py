@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import stat
@@ -84,12 +85,19 @@ def _dump(value: Any, newline: str) -> str:
 def check_output(path: str) -> None:
     """Raise OutputError if `path` could not be written: better before an hour of work than after it."""
     folder = os.path.dirname(os.path.abspath(path))
+    if not path or path.endswith(("/", os.sep)):
+        raise OutputError(f"{path!r} names no file; name one")
     if os.path.isdir(path):
         raise OutputError(f"{path} is a folder; name a file in it")
     if not os.path.isdir(folder):
         raise OutputError(f"{path}: the folder {folder} does not exist; make it first")
-    if not os.access(folder, os.W_OK):
-        raise OutputError(f"{path}: the folder {folder} cannot be written to")
+    if os.path.exists(path) and not os.path.isfile(path):
+        return  # a device or a pipe
+    try:
+        with _renamed_over(os.path.realpath(path), keep=False) as temporary:
+            temporary.touch()
+    except OSError as error:
+        raise OutputError(f"{path}: the folder {folder} cannot be written to: {error.strerror}") from error
 
 
 def write(document: Document, path: str) -> None:
@@ -98,28 +106,32 @@ def write(document: Document, path: str) -> None:
     `-` is standard output. Raises OutputError.
     """
     text = dump(document)
-    if path == "-":
-        sys.stdout.write(text)
-        sys.stdout.flush()
-        return
     target = os.path.realpath(path)
     try:
-        if os.path.exists(target) and not stat.S_ISREG(os.stat(target).st_mode):
+        if path == "-":
+            if sys.stdout is None:
+                raise OSError(errno.EBADF, "standard output is closed")
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        elif os.path.exists(target) and not stat.S_ISREG(os.stat(target).st_mode):
             Path(target).write_text(text, encoding="utf-8")  # a pipe or a device cannot be renamed over
-            return
-        with _renamed_over(target) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        else:
+            with _renamed_over(target, keep=True) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+    except BrokenPipeError:
+        raise  # whoever reads has seen enough
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror}") from error
 
 
 @contextlib.contextmanager
-def _renamed_over(target: str) -> Iterator[Path]:
+def _renamed_over(target: str, *, keep: bool) -> Iterator[Path]:
+    """A file beside `target` to write to, which then takes its name, or goes where it is not to be kept."""
     temporary = Path(f"{target}.{os.getpid()}.tmp")
     try:
         yield temporary
-        os.replace(temporary, target)
-    except BaseException:
+        if keep:
+            os.replace(temporary, target)
+    finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise

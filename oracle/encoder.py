@@ -76,12 +76,12 @@ def encode(w_enc_blocks: Blocks, vectors: Vectors, residuals: np.ndarray, *, k: 
     # |computed - exact| <= depth u sum |terms|, where depth is the most additions that a term goes through (Higham,
     # "Accuracy and Stability of Numerical Algorithms", section 4.2); float64 products of float32 are exact. Four
     # more are for b_enc and the roundings of the comparisons with gate and tolerance, whose sizes are in the sum.
-    others = float(np.max(np.abs(b_enc))) + float(np.max(gate)) + tolerance
-    sums = largest_weight * np.sum(np.abs(residuals), axis=1, dtype=np.float64) + others  # [n_seeds]
-    bounds = (depth + 4) * _UNIT_ROUNDOFF * sums
+    others = np.abs(b_enc).astype(np.float64) + gate + tolerance  # [n_features]
+    products = largest_weight * np.sum(np.abs(residuals), axis=1, dtype=np.float64)  # [n_seeds]
+    unit = (depth + 4) * _UNIT_ROUNDOFF
 
     drafts = [
-        _Draft.of(pre32[seed], pre64[seed], gate, float(bounds[seed]), error32, k, tolerance)
+        _Draft.of(pre32[seed], pre64[seed], gate, unit * (products[seed] + others), error32, k, tolerance)
         for seed in range(len(residuals))
     ]
     settled = _settle(w_enc_blocks, b_enc, residuals, [draft.open_features for draft in drafts])
@@ -140,20 +140,20 @@ class _Draft:
         pre32: np.ndarray,
         pre: np.ndarray,
         gate: np.ndarray,
-        bound: float,
+        bound: np.ndarray,
         error32: float,
         k: int,
         tolerance: float,
     ) -> _Draft:
-        """`bound` is on |pre - exact|, `error32` on |pre32 - pre|."""
+        """`bound` [n_features] is on |pre - exact|, `error32` on |pre32 - pre|."""
         distance = pre - gate
         magnitude = np.abs(distance)
         gate_open = magnitude <= bound
         is_open = gate_open | (np.abs(magnitude - tolerance) <= bound)
 
-        nearest = float(magnitude.min())
-        if _rounds_apart(nearest - bound, nearest + bound):
-            is_open |= magnitude <= nearest + 2 * bound
+        nearest = float((magnitude + bound).min())  # the smallest is at most this
+        if _rounds_apart(float((magnitude - bound).min()), nearest):
+            is_open |= magnitude - bound <= nearest
 
         # The k + 1 first of the active features are among the k + 1 + n_open first of those that may be active, and
         # a feature that float32 puts more than twice its error below the last of these is not.
@@ -163,20 +163,21 @@ class _Draft:
         if count < len(possible):
             values = pre32[possible]
             chosen = np.argpartition(values, -count)[-count:]
-            cut = float(values[chosen].min()) - 2 * (error32 + bound)
-            candidates = possible[values >= cut]
+            off = error32 + bound[possible]  # |pre32 - exact| at most
+            candidates = possible[values + off >= float((values - off)[chosen].min())]
 
-        ranked = np.sort(pre[candidates])[::-1]
-        gaps = ranked[:-1] - ranked[1:]
-        first = ranked[: k + 1]
+        ranked = candidates[np.argsort(pre[candidates])[::-1]]
+        low, high = pre[ranked] - bound[ranked], pre[ranked] + bound[ranked]
+        # Each gap to its next lies between these two. Bounds may overlap beyond neighbours, where one is far wider.
+        gap_low, gap_high = low[:-1] - high[1:], high[:-1] - low[1:]
+        overlap = np.minimum.accumulate(low)[:-1] <= np.maximum.accumulate(high[::-1])[::-1][1:]
         with np.errstate(over="ignore"):
-            values_open = np.any((first - bound).astype(np.float32) != (first + bound).astype(np.float32))
-        smallest = float(gaps[:k].min()) if k and len(gaps) else 0.0
+            values_open = low[: k + 1].astype(np.float32) != high[: k + 1].astype(np.float32)
         if (
-            values_open
-            or np.any(gaps <= 2 * bound)
+            np.any(values_open)
+            or np.any(overlap)
             or np.any(gate_open[candidates])
-            or _rounds_apart(smallest - 2 * bound, smallest + 2 * bound)
+            or (len(gap_low) and _rounds_apart(float(gap_low[:k].min()), float(gap_high[:k].min())))
         ):
             is_open[candidates] = True
         return cls(pre, gate, candidates, np.flatnonzero(is_open), k, tolerance)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -58,6 +59,8 @@ def parse_manifest(text: bytes, where: str) -> list[Entry]:
             texts = (entry.repo, entry.revision, entry.path, entry.sha256, entry.commit or "")
             if not all(isinstance(text, str) for text in texts) or type(entry.size) is not int:
                 raise TypeError(entry)
+            if not re.fullmatch("[0-9a-f]{64}", entry.sha256) or not re.fullmatch("[0-9a-f]{40}", entry.commit or "0" * 40):
+                raise ValueError(entry)
             vendored_hf.hf_hub_url(entry.repo, entry.path, revision=entry.revision)  # refuses what leads out of the tree
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, MirrorError):
@@ -127,19 +130,24 @@ class Mirror:
         if self.folder is not None:
             place = self.folder / MANIFEST
             return parse_manifest(place.read_bytes(), str(place)) if place.is_file() else []
+        import requests
+
         url = f"{self.endpoint}/{MANIFEST}"
         try:
             answer = vendored_hf.Hub(self.endpoint).request("GET", url, timeout=10.0, attempts=1)
         except (vendored_hf.HfHubHTTPError, vendored_hf.HubConnectionError):
             return []  # most servers have none; one that is out of reach is reported by the request that needs it
+        text = b""
         with answer:
             if "json" not in answer.headers.get("Content-Type", ""):
                 return []
-            text = b""
-            for chunk in answer.iter_content(1 << 16):
-                text += chunk
-                if len(text) > MANIFEST_LIMIT:
-                    raise MirrorError(f"{url} has more than {MANIFEST_LIMIT} bytes")
+            try:
+                for chunk in answer.iter_content(1 << 16):
+                    text += chunk
+                    if len(text) > MANIFEST_LIMIT:
+                        raise MirrorError(f"{url} has more than {MANIFEST_LIMIT} bytes")
+            except requests.RequestException as error:
+                raise MirrorError(f"{url} cannot be read: {type(error).__name__}") from error
         return parse_manifest(text, url)
 
 

@@ -22,6 +22,7 @@ from oracle.document import Document
 
 CURATION_REPO = "mntss/gemma-scope-transcoders"
 CURATION_FILE = "config.yaml"
+SEEDS_AT_ONCE = 64  # a pass over W_enc for each group keeps the pre-activations small
 METHODOLOGY = "from-first-principles encoder oracle in NumPy (float32 products, float64 and exact referee; no torch)"
 
 
@@ -76,15 +77,15 @@ def generate(job: Job, events: Events = Events()) -> Document:
     extents: tuple[int, int] | None = None
     for layer, opened in zip(layers, source.open_in_turn(list(files.values()))):
         with opened:
-            layer_weights = schemas.open_layer(schema_of[layer], opened.reader, opened.path)
+            layer_weights = schemas.open_layer(schema_of[layer], opened.reader, opened.where)
             if extents is None:
                 extents = layer_weights.d_model, layer_weights.n_features
             elif extents != (layer_weights.d_model, layer_weights.n_features):
                 raise weights.WeightsError(
-                    f"{opened.path}: W_enc is [d_model, n_features] = "
+                    f"{opened.where}: W_enc is [d_model, n_features] = "
                     f"{[layer_weights.d_model, layer_weights.n_features]}, but that of layer {layers[0]} is {list(extents)}"
                 )
-            encoding, layer_cases = _encode_layer(layer, layer_weights, job, opened.path)
+            encoding, layer_cases = _encode_layer(layer, layer_weights, job, opened.where)
         for case in layer_cases:
             events.encoded(case, layer_weights.n_features)
         cases += layer_cases
@@ -144,11 +145,12 @@ def _curated(job: Job, source: Source) -> tuple[dict[int, curation.HubFile], str
 
 @dataclass(frozen=True)
 class Opened:
-    """A file that is open, and what is known of it; sha256 is None where it is streamed in part."""
+    """A file that is open, and what is known of it. `where` names it in messages; sha256 is None for a stream."""
 
     reader: BinaryIO
     repo: str
     path: str
+    where: str
     commit: str | None
     sha256: str | None
 
@@ -174,10 +176,12 @@ class Source:
             remote = stream.open_remote(
                 file.repo, file.path, revision=file.revision, endpoint=self._job.endpoint, known=self._mirror.known(file)
             )
-            return Opened(cast(BinaryIO, remote), file.repo, file.path, remote.metadata.commit_hash, None)
+            reader = cast(BinaryIO, remote)
+            return Opened(reader, file.repo, file.path, file.path, remote.metadata.commit_hash, None)
         local = self.fetch(file)
         sha256 = local.sha256 or mirror.sha256_of(local.path)
-        return Opened(open(local.path, "rb", buffering=0), file.repo, file.path, local.commit_hash, sha256)
+        reader = open(local.path, "rb", buffering=0)
+        return Opened(reader, file.repo, file.path, local.path, local.commit_hash, sha256)
 
     def open_in_turn(self, files: list[curation.HubFile]) -> Iterator[Opened]:
         """Open one file after the other; the next one is fetched while the caller works on this one.
@@ -238,15 +242,23 @@ def _encode_layer(
     seeds = [document.SEED_STRIDE * index + layer for index in range(job.n_seeds)]
     residuals = np.stack([residual.residual(seed, layer, layer_weights.d_model) for seed in seeds])  # [n_seeds, d_model]
     try:
-        layer_encoding = encoder.encode(
-            layer_weights.w_enc_blocks,
-            lambda: (layer_weights.b_enc, layer_weights.gate),
-            residuals,
-            k=job.top_k,
-            tolerance=job.tolerance,
-        )
+        groups = [
+            encoder.encode(
+                layer_weights.w_enc_blocks,
+                lambda: (layer_weights.b_enc, layer_weights.gate),
+                residuals[start : start + SEEDS_AT_ONCE],
+                k=job.top_k,
+                tolerance=job.tolerance,
+            )
+            for start in range(0, len(residuals), SEEDS_AT_ONCE)
+        ]
     except encoder.NotFiniteError as error:
         raise weights.WeightsError(f"{label}: {error}") from error
+    layer_encoding = encoder.LayerEncoding(
+        [encoding for group in groups for encoding in group.encodings],
+        max(group.float32_max_abs_error for group in groups),
+        sum(group.n_settled for group in groups),
+    )
     cases = []
     for seed, values, encoding in zip(seeds, residuals, layer_encoding.encodings):
         cases.append(

@@ -21,6 +21,7 @@ from typing import BinaryIO
 import numpy as np
 
 HEADER_LIMIT = 64 * 1024
+EXTENT_LIMIT = 1 << 24  # of one dimension: a vector takes at most 128 MiB
 DIRECTORY_LIMIT = 1024 * 1024
 BLOCK_BYTES = 1024 * 1024  # of float32: blocks of this size, and the products' operands, stay in the L2 cache
 MIN_BLOCK_ROWS = 8
@@ -56,6 +57,7 @@ class Npz:
         self._reader = reader
         self._label = label
         self.forwards_alone = not reader.seekable()
+        self._size = reader.seek(0, 2)
         self._archive: zipfile.ZipFile | None = None
         self._members: dict[str, zipfile.ZipInfo] = {}
         if self.forwards_alone:
@@ -191,8 +193,7 @@ class Npz:
 
     def _check_directory_size(self) -> None:
         """zipfile reads a central directory of any size into memory: look at its size first."""
-        size = self._reader.seek(0, 2)
-        self._reader.seek(max(0, size - 65557))  # the end record, 22 bytes, and the longest comment behind it
+        self._reader.seek(max(0, self._size - 65557))  # the end record, 22 bytes, and the longest comment behind it
         tail = self._reader.read(65557)
         end = tail.rfind(b"PK\x05\x06")
         if end < 0:
@@ -215,6 +216,8 @@ class Npz:
             raise self._error(f"{info.filename} claims {info.file_size} bytes out of {info.compress_size}")
         if info.compress_type == zipfile.ZIP_STORED and info.file_size != info.compress_size:
             raise self._error(f"{info.filename} is stored, but claims {info.file_size} bytes out of {info.compress_size}")
+        if info.header_offset + 30 + info.compress_size > self._size:
+            raise self._error(f"the file ends inside {name}; it is truncated")
         if self._archive is not None:
             try:
                 member = self._archive.open(info)  # checks the local header
@@ -269,8 +272,8 @@ class Npz:
             raise self._error(f"{name} is in Fortran order; C order is read")
         if not isinstance(shape, tuple) or len(shape) not in (1, 2):
             raise self._error(f"{name} has shape {shape!r}; 1 or 2 dimensions are read")
-        if not all(type(extent) is int and extent > 0 for extent in shape):
-            raise self._error(f"{name} has shape {shape!r}, of which nothing can be read")
+        if not all(type(extent) is int and 0 < extent <= EXTENT_LIMIT for extent in shape):
+            raise self._error(f"{name} has shape {shape!r}; each extent must be 1 to {EXTENT_LIMIT}")
         return _DTYPES[descr], shape
 
 

@@ -102,6 +102,31 @@ def test_a_pre_activation_that_equals_its_gate_is_not_active() -> None:
     assert encoding.gate_margin == 0.0 and encoding.flags == ["gate-tie"]
 
 
+def test_one_extreme_bias_or_threshold_opens_no_other_feature() -> None:
+    arrays = layer_arrays(6, 64, 2000)
+    residuals = np.random.default_rng(6).standard_normal((3, 64)).astype(np.float32)
+    arrays["b_enc"][7], arrays["threshold"][9] = -1e9, 3e38
+    result = encode(arrays["W_enc"], arrays["b_enc"], arrays["threshold"], residuals)
+    assert result.n_settled < 40
+    for residual, encoding in zip(residuals, result.encodings):
+        expected = float64_encode(arrays, residual, 10)
+        assert (encoding.n_active, encoding.top) == (expected["n_active"], expected["top"])
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 10**6), st.integers(1, 6), st.sampled_from([2.0**-20, 2.0**-24, 2.0**-30, 0.0]))
+def test_columns_that_nearly_tie(seed: int, k: int, step: float) -> None:
+    """float32 cannot rank them: the candidates that it picks must leave room for all that may be meant."""
+    rng = np.random.default_rng(seed)
+    column = rng.standard_normal(40)
+    w_enc = (column[:, None] + step * rng.permutation(18)[None, :]).astype(np.float32)
+    residual = rng.standard_normal((1, 40)).astype(np.float32)
+    residual *= np.float32(np.sign(residual[0] @ w_enc[:, 0]) or 1)
+    nothing = np.zeros(18, np.float32)
+    encoding = encode(w_enc, nothing, nothing, residual, k, rows=7).encodings[0]
+    assert summary(encoding) == exact_encode(w_enc, nothing, nothing, residual[0], k, TOLERANCE)
+
+
 def test_exact_ties_go_by_index() -> None:
     w_enc = np.tile(np.array([[1.0], [2.0]], np.float32), (1, 40))
     encoding = encode(w_enc, np.zeros(40), np.zeros(40), np.ones((1, 2)), k=7).encodings[0]
