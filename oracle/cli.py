@@ -16,7 +16,7 @@ from oracle import __version__
 if TYPE_CHECKING:
     from oracle.reference import Job
 
-EXIT_DONE, EXIT_USAGE, EXIT_SOURCE, EXIT_DATA, EXIT_INTERRUPTED = 0, 2, 3, 4, 130
+EXIT_DONE, EXIT_DISAGREE, EXIT_USAGE, EXIT_SOURCE, EXIT_DATA, EXIT_INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 DEFAULT_OUTPUT = "plt_gemma_reference.json"
 MIN_TOLERANCE = 1e-6  # margins are recorded to 6 decimals
@@ -28,12 +28,17 @@ DESCRIPTION = """\
 Reference encodings of transcoders for people who port them.
 
   python -m oracle [generate]   write a reference: fetch the weights, encode, say how near each answer is to flipping
+  python -m oracle verify       recompute a reference from its weights
+  python -m oracle compare      check a port's answers against a reference; with --explain, name its mistake
   python -m oracle residual     print one residual, or the Rust port of the generator
   python -m oracle demo         the whole way on small synthetic weights that it makes: no network needed
 
 `python -m oracle COMMAND --help` lists a command's options; without a command it is `generate`."""
 
-EXIT_CODES = "exit codes: 0 done; 2 wrong usage; 3 the source cannot be reached or refuses; 4 the data is broken; 130 interrupted"
+EXIT_CODES = (
+    "exit codes: 0 done, and verify or compare agree; 1 they disagree; 2 wrong usage; "
+    "3 the source cannot be reached or refuses; 4 the data is broken; 130 interrupted"
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -92,6 +97,19 @@ def _parsers() -> tuple[argparse.ArgumentParser, list[str]]:
     generate.add_argument("--omit-residuals", action="store_true", help="leave the vectors out; they can be made again")
     _add_source_options(generate)
 
+    verify = command("verify", _verify, "Recompute every case of a reference from its weights; torch's references too.")
+    verify.add_argument("reference", metavar="REFERENCE", help="a reference's JSON")
+    _add_source_options(verify)
+
+    compare = command("compare", _compare, "A candidate's answers against a reference. Weights are needed for --explain alone.")
+    compare.add_argument("reference", metavar="REFERENCE", help="a reference's JSON")
+    compare.add_argument("candidate", metavar="CANDIDATE", help="the port's JSON; `-` is standard input")
+    compare.add_argument("--explain", action="store_true", help="where they disagree, look for the mistake that gives these numbers")
+    compare.add_argument(
+        "--format", choices=("table", "json", "junit"), default="table", help="json and junit go to standard output (table)"
+    )
+    _add_source_options(compare)
+
     demo = command("demo", _demo, "The whole job on small synthetic weights, made on the spot; needs no network.")
     demo.add_argument("--folder", metavar="DIR", help="where to make it (default: a new temporary folder)")
     demo.add_argument("--quiet", action="store_true", help="print errors alone")
@@ -139,6 +157,68 @@ def _generate(options: argparse.Namespace) -> int:
     )
     _run_job(job, options.output, omit_residuals=options.omit_residuals, quiet=options.quiet)
     return EXIT_DONE
+
+
+def _verify(options: argparse.Namespace) -> int:
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from oracle import document, tables, verify
+
+    recorded = document.read_reference(options.reference)
+    made = verify.verify(recorded, _source(options, recorded), _events(options), by_curation=_by_curation(options))
+    if not options.quiet:
+        _say(tables.verification(made))
+    return EXIT_DONE if made.agrees else EXIT_DISAGREE
+
+
+def _compare(options: argparse.Namespace) -> int:
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from oracle import compare, document, tables
+
+    recorded = document.read_reference(options.reference)
+    candidate = document.read_candidate(options.candidate, document.top_key(recorded))
+    made = compare.compare(recorded, candidate)
+    explanation = None
+    if options.explain and not made.agrees:
+        from oracle import explain
+
+        explanation = explain.explain(
+            recorded, candidate, made, _source(options, recorded), _events(options), by_curation=_by_curation(options)
+        )
+    if options.format == "json":
+        sys.stdout.write(tables.comparison_json(made, explanation))
+    elif options.format == "junit":
+        sys.stdout.write(tables.comparison_junit(made, explanation))
+    elif not options.quiet:
+        _say(tables.comparison(made, explanation))
+    sys.stdout.flush()
+    return EXIT_DONE if made.agrees else EXIT_DISAGREE
+
+
+def _source(options: argparse.Namespace, recorded: dict[str, Any]) -> Job:
+    """Where the weights of a reference come from: as the reference has it, unless an option says otherwise."""
+    from oracle import reference
+
+    return reference.Job(
+        curation_repo=options.curation_repo or recorded.get("curation_repo") or reference.CURATION_REPO,
+        revision=options.revision or (None if options.curation_repo else recorded.get("curation_revision")),
+        weights_revision=options.weights_revision,
+        endpoint=options.mirror,
+        cache_dir=options.cache_dir,
+        offline=options.offline,
+    )
+
+
+def _by_curation(options: argparse.Namespace) -> bool:
+    return bool(options.curation_repo or options.revision or options.weights_revision)
+
+
+def _events(options: argparse.Namespace) -> Any:
+    from oracle import reference
+
+    if options.quiet:
+        logging.getLogger("vendored_hf").setLevel(logging.ERROR)
+        return reference.Events()
+    return _Narrator().events()
 
 
 def _run_job(job: Job, output: str, *, omit_residuals: bool, quiet: bool) -> None:
@@ -224,9 +304,9 @@ def _exit_code(error: Exception) -> int | None:
     import vendored_hf
     from oracle import curation, document, reference, weights
 
-    if isinstance(error, (curation.CurationError, weights.WeightsError, vendored_hf.ConsistencyError)):
+    if isinstance(error, (curation.CurationError, weights.WeightsError, document.DataError, vendored_hf.ConsistencyError)):
         return EXIT_DATA
-    if isinstance(error, (reference.LayerError, document.OutputError, vendored_hf.HFValidationError)):
+    if isinstance(error, (reference.LayerError, document.InputError, document.OutputError, vendored_hf.HFValidationError)):
         return EXIT_USAGE
     if isinstance(error, (OSError, vendored_hf.EntryNotFoundError)):
         return EXIT_SOURCE

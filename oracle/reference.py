@@ -9,7 +9,7 @@ import hashlib
 import os
 import platform
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -193,6 +193,63 @@ def _encode_layer(
             }
         )
     return layer_encoding, cases
+
+
+@dataclass(frozen=True)
+class RecordedLayer:
+    """A layer of a reference that stands in a file, and the local path of its weights."""
+
+    layer: int
+    file: curation.HubFile
+    path: str
+    recorded_sha256: str | None
+    cases: list[Document]
+
+    @property
+    def sha256(self) -> str:
+        return _sha256(self.path)
+
+
+def recorded_layers(recorded: Document, job: Job, events: Events, *, by_curation: bool) -> Iterator[RecordedLayer]:
+    """The layers of a reference, fetched as they are asked for: the files that it names, at its commits.
+
+    What torch wrote names no files: there, and with `by_curation`, the job's curation says which they are; of the job
+    only the source counts. Raises as generate does, and DataError for a schema that is not known.
+    """
+    if recorded.get("schema") != schemas.GEMMA_SCOPE_NPZ.name:
+        raise document.DataError(f"the reference's schema is {recorded.get('schema')}; {schemas.GEMMA_SCOPE_NPZ.name} is read")
+    wanted = sorted({case["layer"] for case in recorded["test_cases"]})
+    records = {record["layer"]: record for record in recorded.get("layers", [])}
+    files = {} if records and not by_curation else curated_files(job, events)
+    for layer in wanted:
+        if files and layer not in files:
+            raise LayerError(f"{job.curation_repo} lists the layers 0 to {max(files)}; it has no layer {layer}")
+        file = files.get(layer) or _recorded_file(recorded, records[layer])
+        revision = job.weights_revision if files and not file.revision else file.revision
+        file = curation.HubFile(file.repo, revision, file.path)
+        _schema(file)
+        cases = [case for case in recorded["test_cases"] if case["layer"] == layer]
+        yield RecordedLayer(layer, file, _fetch(job, events, file), records.get(layer, {}).get("sha256"), cases)
+
+
+def curated_files(job: Job, events: Events = Events()) -> dict[int, curation.HubFile]:
+    """The files that the job's curation names, by layer."""
+    path = _fetch(job, events, curation.HubFile(job.curation_repo, job.revision, CURATION_FILE))
+    return curation.parse_config(Path(path).read_bytes())
+
+
+def fetch_weights(job: Job, events: Events, file: curation.HubFile) -> str:
+    """The local path of a weight file that no reference names."""
+    return _fetch(job, events, file)
+
+
+def _recorded_file(recorded: Document, record: Document) -> curation.HubFile:
+    repo = record.get("repo", recorded["weights_repo"])
+    try:
+        file = curation.parse_uri(f"hf://{repo}/{record['path']}")
+    except curation.CurationError as error:
+        raise document.DataError(f"the reference names a weight file that cannot be: {error}") from error
+    return curation.HubFile(file.repo, record.get("revision", recorded.get("weights_revision")), file.path)
 
 
 def _sha256(path: str) -> str:
