@@ -94,15 +94,17 @@ def answers_of(case: Document, top: str) -> list[tuple[int, float]]:
     return answers
 
 
-def compare_case(case: Document, answer: Document, top: str, n_features: int, tolerance: float) -> CaseVerdict:
-    """One case of a reference against its answer; see the module for the rules."""
+def compare_case(
+    case: Document, answer: Document, top: str, n_features: int, tolerance: float, right: str = "the reference has"
+) -> CaseVerdict:
+    """One case of a reference against its answer; see the module for the rules. `right` introduces its side in words."""
     expected, given = answers_of(case, top), answers_of(answer, top)
     n_active = case["n_active"]
     fewest, most = case.get("n_active_bounds", (n_active, n_active))
     problems, notes = [], []
     if not fewest <= answer["n_active"] <= most:
         within = f" ({fewest} to {most} within rounding)" if fewest < most else ""
-        problems.append(f"n_active is {answer['n_active']}, the reference has {n_active}{within}")
+        problems.append(f"n_active is {answer['n_active']}, {right} {n_active}{within}")
     elif answer["n_active"] != n_active:
         notes.append(f"n_active is {answer['n_active']}, not {n_active}: a feature is at its gate")
 
@@ -121,12 +123,12 @@ def compare_case(case: Document, answer: Document, top: str, n_features: int, to
     if feature is not None and differences[feature] > tolerance:
         n_more = sum(difference > tolerance for difference in differences.values()) - 1
         problems.append(
-            f"feature {feature} is {answered[feature]:.7g}, the reference has {values[feature]:.7g}: "
+            f"feature {feature} is {answered[feature]:.7g}, {right} {values[feature]:.7g}: "
             f"off by {differences[feature]:.3g}" + (f", and {n_more} more are off" if n_more else "")
         )
     if problems:
         # Who may be on the list is a question of rounding; what is beyond rounding needs only to be shown.
-        problems += [_first_difference(order, listed)] if listed != order else []
+        problems += [_first_difference(order, listed, right)] if listed != order else []
         return CaseVerdict(case["layer"], case["seed"], DIFFERS, tuple(problems), (), largest, feature)
     if listed != order:
         ends_open = "rank-tie" in case.get("flags", ["rank-tie"])  # unknown where torch wrote the reference
@@ -134,7 +136,7 @@ def compare_case(case: Document, answer: Document, top: str, n_features: int, to
         problem = _list_problem(expected, given, int(top[4:]), answer["n_active"], bounds, ends_open, tolerance)
         if problem:
             return CaseVerdict(
-                case["layer"], case["seed"], DIFFERS, (f"{_first_difference(order, listed)}; {problem}",), (), largest, feature
+                case["layer"], case["seed"], DIFFERS, (f"{_first_difference(order, listed, right)}; {problem}",), (), largest, feature
             )
         notes.append("features that tie stand in another order, or one came or went where it may")
     if largest:
@@ -188,8 +190,8 @@ def _first_repeated(listed: list[int]) -> int:
     return next(index for index in listed if index in seen or seen.add(index))
 
 
-def _first_difference(order: list[int], listed: list[int]) -> str:
+def _first_difference(order: list[int], listed: list[int], right: str) -> str:
     for place, (ours, theirs) in enumerate(zip(order, listed)):
         if ours != theirs:
-            return f"place {place + 1} is feature {theirs}, the reference has {ours}"
-    return f"the list has {len(listed)} features, the reference has {len(order)}"
+            return f"place {place + 1} is feature {theirs}, {right} {ours}"
+    return f"the list has {len(listed)} features, {right} {len(order)}"

@@ -29,6 +29,7 @@ from oracle.residual import residual
 MOST_CASES_PER_LAYER = 6  # examined; those that disagree come first
 MOST_ANSWERS_PER_CASE = 12  # of a long list, that the first step looks at
 MOST_ROWS = 192  # of pre-activations that the second step holds at once: 24 MiB at 16,384 features
+LEAST_ANSWERS_FOR_PAIRS = 5
 MOST_VARIANTS = 3  # of other L0
 LINEAR_KINDS = tuple(dict.fromkeys(RESIDUAL_KINDS + WEIGHT_KINDS))
 
@@ -207,7 +208,7 @@ class _Search:
 
     def run(self, *, fetch: bool) -> Explanation:
         """Search with the files that the cache holds, or with those that may be fetched too."""
-        self.not_tried = []
+        self.not_tried.clear()
         self._layers = [
             (layer, self._cases(layer), self._others(layer, fetch))
             for layer in reference.recorded_layers(self.recorded, self.job, self.events, by_curation=self.by_curation)
@@ -216,17 +217,19 @@ class _Search:
         examined = sum(len(cases) for _, cases, _ in self._layers)
         available = self._available()
         hypotheses = {how_many: mistakes.candidates(available, how_many) for how_many in (1, 2)}
-        if self.labelled.mistakes:
-            hypotheses[2] = []  # the label is one mistake of the two
+        n_printed = sum(len(case.values) for _, cases, _ in self._layers for case in cases)
+        if self.labelled.mistakes or n_printed < LEAST_ANSWERS_FOR_PAIRS:
+            hypotheses[2] = []  # the label is one mistake of the two; and of few numbers many pairs can be the cause
         alive, known = self._screen(hypotheses[1] + hypotheses[2], len(hypotheses[1]))
         for how_many in (1, 2):
             fits = self._evaluate([recipe for recipe in hypotheses[how_many] if recipe in alive])
             if fits:
-                fits.sort(key=lambda fit: fit.largest_left)
-                # What float32 sums and the rounding of what is printed leave is no difference between hypotheses.
-                noise = 4 * fits[0].largest_left + 1e-6 * max(1.0, self._largest_value())
-                named = tuple(fit for fit in fits if fit.largest_left <= noise)
-                also = tuple(fit for fit in fits if fit.largest_left > noise)
+                # Where there is no layer below, "layer below" says nothing; what says something of every case comes first.
+                fits.sort(key=lambda fit: (-fit.matched, fit.largest_left))
+                # Hypotheses that give the same numbers leave the same difference, but for a last bit of what is printed.
+                noise = 1.5 * fits[0].largest_left + 2.0**-23 * self._largest_value()
+                named = tuple(fit for fit in fits if fit.matched == fits[0].matched and fit.largest_left <= noise)
+                also = tuple(fit for fit in fits if fit not in named)
                 return Explanation(named, also, examined, (), tuple(self.not_tried))
         return Explanation((), (), examined, known, tuple(self.not_tried))
 
@@ -274,7 +277,7 @@ class _Search:
             try:
                 path = self._neighbour(layer, curated, neighbour, cached_only)
             except (OSError, KeyError, vendored_hf.EntryNotFoundError):
-                self.not_tried.append(f"the weights of layer {neighbour}, which are not in the cache")
+                self.not_tried.append(f"layer {neighbour}")
             else:
                 found.append((mistake, path, f"layer {neighbour}"))
         return found
@@ -511,7 +514,7 @@ def _difference(
     chosen = np.sort(np.partition(keys, len(keys) - len(listed))[len(keys) - len(listed) :])
     if np.any(np.abs(np.sort(key[listed]) - chosen) > 2 * tolerance):
         return None
-    in_order = listed.astype(np.float64) if selection.order == "by index" else value[listed]
+    in_order = listed.astype(np.float64) if selection.order == "by index" else key[listed]
     steps = np.diff(in_order) * (-1 if selection.order == "descending" else 1)
     return left if np.all(steps > (0 if selection.order == "by index" else -2 * tolerance)) else None
 

@@ -56,7 +56,7 @@ class Selection:
     """The k features with the largest `key` of the active ones, or of all; their `value` printed in an `order`.
 
     `key` and `value` are "activation", "pre" or "|pre|"; a key may be "-activation" or "-index" too. `order` is
-    "descending" or "ascending" by value, or "by index".
+    "descending" or "ascending" by key, or "by index".
     """
 
     key: str = "activation"
@@ -205,7 +205,7 @@ MISTAKES: tuple[Mistake, ...] = (
     ),
     Mistake("top k ascending", SELECTION, "the top k stand in ascending order", Selection(order="ascending")),
     Mistake(
-        "smallest k", SELECTION, "the k smallest activations are taken: sorted in ascending order", Selection("-activation", order="ascending")
+        "smallest k", SELECTION, "the k smallest activations are taken: sorted in ascending order", Selection("-activation")
     ),
     Mistake("top k by index", SELECTION, "the top k are sorted by index", Selection(order="by index")),
     Mistake("first k by index", SELECTION, "the first k active features are taken", Selection("-index", order="by index")),

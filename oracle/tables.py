@@ -55,10 +55,10 @@ def explanation_lines(made: Explanation) -> list[str]:
     else:
         lines.append("no known mistake, alone or with another, gives the candidate's numbers")
         lines += [f"  {line}" for line in made.known]
+        if made.not_tried:
+            lines.append(f"not tried, because their weights are not in the cache: {', '.join(made.not_tried)}")
     if made.also:
         lines.append(f"within the tolerance, but further off: {', '.join(fit.name for fit in made.also)}")
-    if made.not_tried:
-        lines.append(f"not tried: {'; '.join(made.not_tried)}")
     return lines
 
 
@@ -130,7 +130,7 @@ def _case_lines(cases: tuple[CaseVerdict, ...]) -> list[str]:
         said = "; ".join(case.problems or case.notes)
         lines.append(f"{_name(case)}: {case.status:8}" + (f"  {said}" if said else ""))
     if len(chosen) < len(cases):
-        failed = sum(not case.agrees for case in cases[:]) - sum(not case.agrees for case in chosen)
+        failed = sum(not case.agrees for case in cases) - sum(not case.agrees for case in chosen)
         lines.append(f"... and {len(cases) - len(chosen)} cases more, of which {failed} do not agree")
     return lines
 

@@ -84,7 +84,9 @@ def _verify_layer(
             "flags": encoding.flags,
             top: [{"index": index, "activation": value} for index, value in encoding.top],
         }
-        verdict = compare.compare_case(made, case, top, layer_weights.n_features, compare.tolerance_of(recorded))
+        verdict = compare.compare_case(
+            made, case, top, layer_weights.n_features, compare.tolerance_of(recorded), "the weights give"
+        )
         if "format_version" in recorded:
             verdict = _exact_verdict(made, case, values, verdict)
         verdicts[id(case)] = verdict
