@@ -29,7 +29,6 @@ from oracle.residual import residual
 MOST_CASES_PER_LAYER = 6  # examined; those that disagree come first
 MOST_ANSWERS_PER_CASE = 12  # of a long list, that the first step looks at
 MOST_ROWS = 192  # of pre-activations that the second step holds at once: 24 MiB at 16,384 features
-LEAST_ANSWERS_FOR_PAIRS = 5
 MOST_VARIANTS = 3  # of other L0
 LINEAR_KINDS = tuple(dict.fromkeys(RESIDUAL_KINDS + WEIGHT_KINDS))
 
@@ -218,8 +217,8 @@ class _Search:
         available = self._available()
         hypotheses = {how_many: mistakes.candidates(available, how_many) for how_many in (1, 2)}
         n_printed = sum(len(case.values) for _, cases, _ in self._layers for case in cases)
-        if self.labelled.mistakes or n_printed < LEAST_ANSWERS_FOR_PAIRS:
-            hypotheses[2] = []  # the label is one mistake of the two; and of few numbers many pairs can be the cause
+        if self.labelled.mistakes or not n_printed:
+            hypotheses[2] = []  # the label is one mistake of the two; and what prints nothing has too many causes
         alive, known = self._screen(hypotheses[1] + hypotheses[2], len(hypotheses[1]))
         for how_many in (1, 2):
             fits = self._evaluate([recipe for recipe in hypotheses[how_many] if recipe in alive])
