@@ -9,6 +9,7 @@ import os
 import sys
 import time
 import traceback
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from oracle import __version__
@@ -30,6 +31,7 @@ Reference encodings of transcoders for people who port them.
   python -m oracle [generate]   write a reference: fetch the weights, encode, say how near each answer is to flipping
   python -m oracle verify       recompute a reference from its weights
   python -m oracle compare      check a port's answers against a reference; with --explain, name its mistake
+  python -m oracle mirror       build a mirror that any file server, or a folder, can serve behind an air gap
   python -m oracle residual     print one residual, or the Rust port of the generator
   python -m oracle demo         the whole way on small synthetic weights that it makes: no network needed
 
@@ -39,6 +41,10 @@ EXIT_CODES = (
     "exit codes: 0 done, and verify or compare agree; 1 they disagree; 2 wrong usage; "
     "3 the source cannot be reached or refuses; 4 the data is broken; 130 interrupted"
 )
+
+
+class UsageError(ValueError):
+    """Options that contradict each other or the machine."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -94,6 +100,9 @@ def _parsers() -> tuple[argparse.ArgumentParser, list[str]]:
     generate.add_argument(
         "-o", "--output", default=DEFAULT_OUTPUT, metavar="FILE", help=f"`-` is standard output ({DEFAULT_OUTPUT})"
     )
+    generate.add_argument(
+        "--stream", action="store_true", help="put nothing on disk and fetch only what the encoder reads: half the bytes"
+    )
     generate.add_argument("--omit-residuals", action="store_true", help="leave the vectors out; they can be made again")
     _add_source_options(generate)
 
@@ -109,6 +118,12 @@ def _parsers() -> tuple[argparse.ArgumentParser, list[str]]:
         "--format", choices=("table", "json", "junit"), default="table", help="json and junit go to standard output (table)"
     )
     _add_source_options(compare)
+
+    mirror = command("mirror", _mirror, "Build a static mirror of the files that a job needs, or check one.")
+    mirror.add_argument("destination", metavar="DEST", help="the folder; `python -m oracle --mirror DEST` reads it")
+    mirror.add_argument("--layers", type=_layers, default=(0, 12, 25), help='"0,12,25" (default), "0-25" or "all"')
+    mirror.add_argument("--check", action="store_true", help="hash every file again, and compare with the manifest")
+    _add_source_options(mirror)
 
     demo = command("demo", _demo, "The whole job on small synthetic weights, made on the spot; needs no network.")
     demo.add_argument("--folder", metavar="DIR", help="where to make it (default: a new temporary folder)")
@@ -129,9 +144,16 @@ def _add_source_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--curation-repo", metavar="ORG/NAME", help="the repo with the config.yaml (mntss/gemma-scope-transcoders)")
     group.add_argument("--revision", metavar="REV", help="branch, tag or commit of the curation repo (main)")
     group.add_argument("--weights-revision", metavar="REV", help="the same for weights whose hf:// address names none")
-    group.add_argument("--mirror", metavar="URL", help="a server to ask instead of huggingface.co, as HF_ENDPOINT does")
+    group.add_argument(
+        "--mirror",
+        metavar="URL",
+        help="ask this instead of huggingface.co: a server like it, a proxy, a file server, a folder (ORACLE_MIRROR)",
+    )
     group.add_argument("--cache-dir", metavar="DIR", help="the Hub cache, shared with huggingface_hub (HF_HUB_CACHE)")
     group.add_argument("--offline", action="store_true", help="use the cache alone, as HF_HUB_OFFLINE=1 does")
+    group.add_argument(
+        "--connections", type=_integer(1, 64), default=4, metavar="N", help="for each file of 64 MiB or more (4)"
+    )
     group.add_argument("--quiet", action="store_true", help="print errors alone")
 
 
@@ -139,24 +161,33 @@ def _generate(options: argparse.Namespace) -> int:
     # Products of a few rows are bound by memory, and the second core has the checksums: OpenBLAS's own threads,
     # which spin while they wait, make the job slower. OPENBLAS_NUM_THREADS overrides; the bytes are the same.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from oracle import document, reference
+    from oracle import document
 
     if options.output != "-":
         document.check_output(options.output)
-    job = reference.Job(
-        curation_repo=options.curation_repo or reference.CURATION_REPO,
-        revision=options.revision,
-        weights_revision=options.weights_revision,
-        layers=options.layers,
-        n_seeds=options.seeds,
-        top_k=options.top_k,
-        tolerance=options.tolerance,
-        endpoint=options.mirror,
-        cache_dir=options.cache_dir,
-        offline=options.offline,
+    if options.stream and options.offline:
+        raise UsageError("--stream needs a server or a mirror, and --offline forbids them: leave one out")
+    job = replace(
+        _job(options), n_seeds=options.seeds, top_k=options.top_k, tolerance=options.tolerance, stream=options.stream
     )
     _run_job(job, options.output, omit_residuals=options.omit_residuals, quiet=options.quiet)
     return EXIT_DONE
+
+
+def _job(options: argparse.Namespace) -> Job:
+    """The source options that several commands share, as a job."""
+    from oracle import reference
+
+    return reference.Job(
+        curation_repo=options.curation_repo or reference.CURATION_REPO,
+        revision=options.revision,
+        weights_revision=options.weights_revision,
+        layers=getattr(options, "layers", None),
+        endpoint=options.mirror or os.environ.get("ORACLE_MIRROR") or None,
+        cache_dir=options.cache_dir,
+        offline=options.offline,
+        connections=options.connections,
+    )
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -196,15 +227,13 @@ def _compare(options: argparse.Namespace) -> int:
 
 def _source(options: argparse.Namespace, recorded: dict[str, Any]) -> Job:
     """Where the weights of a reference come from: as the reference has it, unless an option says otherwise."""
-    from oracle import reference
-
-    return reference.Job(
-        curation_repo=options.curation_repo or recorded.get("curation_repo") or reference.CURATION_REPO,
-        revision=options.revision or (None if options.curation_repo else recorded.get("curation_revision")),
-        weights_revision=options.weights_revision,
-        endpoint=options.mirror,
-        cache_dir=options.cache_dir,
-        offline=options.offline,
+    job = _job(options)
+    if options.curation_repo:
+        return job
+    return replace(
+        job,
+        curation_repo=recorded.get("curation_repo", job.curation_repo),
+        revision=options.revision or recorded.get("curation_revision"),
     )
 
 
@@ -265,6 +294,34 @@ class _Narrator:
         )
 
 
+def _mirror(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from oracle import mirror, reference
+
+    destination = Path(options.destination)
+    say = (lambda text: None) if options.quiet else _say
+    if options.check:
+        n_bad = mirror.check(destination, lambda entry, problem: (_say if problem else say)(f"{entry.place} {problem or 'is right'}"))
+        if n_bad:
+            raise mirror.MirrorError(f"{n_bad} files of {destination} are not what its manifest says: build it again")
+        return EXIT_DONE
+    if options.quiet:
+        logging.getLogger("vendored_hf").setLevel(logging.ERROR)
+    source = reference.Source(_job(options), reference.Events() if options.quiet else _Narrator().events())
+    try:
+        entries = mirror.build(
+            destination,
+            reference.files_of(_job(options), source),
+            source.fetch,
+            lambda entry, kept: say(f"{entry.place} ({entry.size / 1e6:.1f} MB{', there already' if kept else ''})"),
+        )
+    except PermissionError as error:
+        raise UsageError(f"{destination} cannot be written to: {error.strerror}") from error
+    say(f"{len(entries)} files -> {destination}; use it with --mirror {destination}, or serve it as it is")
+    return EXIT_DONE
+
+
 def _demo(options: argparse.Namespace) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from oracle import demo
@@ -302,11 +359,13 @@ def _residual(options: argparse.Namespace) -> int:
 def _exit_code(error: Exception) -> int | None:
     """The exit code of an error that a user can do something about; None for a mistake of ours."""
     import vendored_hf
-    from oracle import curation, document, reference, weights
+    from oracle import curation, document, mirror, reference, weights
 
-    if isinstance(error, (curation.CurationError, weights.WeightsError, document.DataError, vendored_hf.ConsistencyError)):
+    data = (curation.CurationError, weights.WeightsError, document.DataError, mirror.MirrorError, vendored_hf.ConsistencyError)
+    usage = (UsageError, reference.LayerError, document.InputError, document.OutputError, vendored_hf.HFValidationError)
+    if isinstance(error, data):
         return EXIT_DATA
-    if isinstance(error, (reference.LayerError, document.InputError, document.OutputError, vendored_hf.HFValidationError)):
+    if isinstance(error, usage):
         return EXIT_USAGE
     if isinstance(error, (OSError, vendored_hf.EntryNotFoundError)):
         return EXIT_SOURCE

@@ -64,15 +64,15 @@ def encode(
     is greater than gate_j; its activation is then pre. Each call of `w_enc_blocks` starts a pass over W_enc.
     Raises NotFiniteError.
     """
-    pre32, pre64, largest_weight = _pre_activations(w_enc_blocks, b_enc, residuals)
+    pre32, pre64, largest_weight, depth = _pre_activations(w_enc_blocks, b_enc, residuals)
     error32 = float(np.max(np.abs(pre32 - pre64)))
 
-    # |computed - exact| <= n u sum |terms| for a sum of n terms in any order (Higham, "Accuracy and Stability of
-    # Numerical Algorithms", section 4.2); float64 products of float32 are exact. The four terms more than d_model
-    # are b_enc and the roundings of the comparisons with gate and tolerance, whose sizes are in the sum.
+    # |computed - exact| <= depth u sum |terms|, where depth is the most additions that a term goes through (Higham,
+    # "Accuracy and Stability of Numerical Algorithms", section 4.2); float64 products of float32 are exact. Four
+    # more are for b_enc and the roundings of the comparisons with gate and tolerance, whose sizes are in the sum.
     others = float(np.max(np.abs(b_enc))) + float(np.max(gate)) + tolerance
     sums = largest_weight * np.sum(np.abs(residuals), axis=1, dtype=np.float64) + others  # [n_seeds]
-    bounds = (residuals.shape[1] + 4) * _UNIT_ROUNDOFF * sums
+    bounds = (depth + 4) * _UNIT_ROUNDOFF * sums
 
     drafts = [
         _Draft.of(pre32[seed], pre64[seed], gate, float(bounds[seed]), error32, k, tolerance)
@@ -86,18 +86,22 @@ def encode(
 
 def _pre_activations(
     w_enc_blocks: Blocks, b_enc: np.ndarray, residuals: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """float32 and float64 [n_seeds, n_features], and the largest |W_enc|."""
+) -> tuple[np.ndarray, np.ndarray, float, int]:
+    """float32 and float64 [n_seeds, n_features], the largest |W_enc|, and the depth of the float64 sums.
+
+    A term is added to at most all others of its block, in whatever order BLAS likes, and then block to block.
+    """
     shape = (len(residuals), len(b_enc))
     residuals64 = residuals.astype(np.float64)
     pre32, product32 = np.zeros(shape, np.float32), np.empty(shape, np.float32)
     pre64, product64 = np.zeros(shape, np.float64), np.empty(shape, np.float64)
     block64 = np.empty((0, shape[1]))
-    largest, n_bad, row = 0.0, 0, 0
+    largest, n_bad, row, n_blocks, most_rows = 0.0, 0, 0, 0, 0
     with np.errstate(all="ignore"):  # what overflows is found below, and refused
         for block in w_enc_blocks():
             rows = slice(row, row + len(block))
             row = rows.stop
+            n_blocks, most_rows = n_blocks + 1, max(most_rows, len(block))
             peak = max(float(block.max()), -float(block.min()))  # max and min both return NaN where there is one
             if not math.isfinite(peak):
                 n_bad += int(np.count_nonzero(~np.isfinite(block)))
@@ -115,7 +119,7 @@ def _pre_activations(
     n_bad = int(np.count_nonzero(~np.isfinite(pre32)))
     if n_bad:
         raise NotFiniteError(f"{n_bad} pre-activations overflow float32: the weights are too large to be real")
-    return pre32, pre64, largest
+    return pre32, pre64, largest, n_blocks + most_rows
 
 
 @dataclass(frozen=True)

@@ -5,19 +5,19 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import hashlib
 import os
 import platform
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO, cast
 
 import numpy as np
 
 import vendored_hf
-from oracle import __version__, curation, document, encoder, residual, schemas, weights
+from oracle import __version__, curation, document, encoder, mirror, residual, schemas, stream, weights
 from oracle.document import Document
 
 CURATION_REPO = "mntss/gemma-scope-transcoders"
@@ -33,7 +33,8 @@ class LayerError(ValueError):
 class Job:
     """What to encode and where from. `layers` None is all; `endpoint` and `cache_dir` None are the environment's.
 
-    `weights_revision` holds for entries of the curation that name no revision themselves.
+    `weights_revision` holds for entries of the curation that name no revision themselves. `stream` puts nothing on
+    disk, and fetches of each weight file only what the encoder reads.
     """
 
     curation_repo: str = CURATION_REPO
@@ -46,6 +47,8 @@ class Job:
     endpoint: str | None = None
     cache_dir: str | None = None
     offline: bool = False
+    stream: bool = False
+    connections: int = vendored_hf.CONNECTIONS
 
 
 @dataclass(frozen=True)
@@ -60,45 +63,36 @@ class Events:
 def generate(job: Job, events: Events = Events()) -> Document:
     """Run a job and return the reference, as the JSON holds it (see README.md), residuals included.
 
-    Raises LayerError, CurationError, WeightsError or an exception of vendored_hf.
+    Raises LayerError, CurationError, WeightsError, MirrorError or an exception of vendored_hf.
     """
-    curation_path = _fetch(job, events, curation.HubFile(job.curation_repo, job.revision, CURATION_FILE))
-    files = curation.parse_config(Path(curation_path).read_bytes())
-    layers = sorted(files) if job.layers is None else sorted(set(job.layers))
-    missing = [layer for layer in layers if layer not in files]
-    if missing:
-        raise LayerError(f"{job.curation_repo} lists the layers 0 to {max(files)}; it has no layer {missing[0]}")
+    source = Source(job, events)
+    files, curation_revision = _curated(job, source)
+    layers = list(files)
     schema_of = {layer: _schema(files[layer]) for layer in layers}
 
-    commits: dict[tuple[str, str | None], str] = {}
     layer_records = []
     cases: list[Document] = []
     error32, n_settled = 0.0, 0
     extents: tuple[int, int] | None = None
-    for layer in layers:
-        file = files[layer]
-        revision = file.revision or job.weights_revision
-        # A branch is resolved once: all layers come from one commit, even where somebody pushes in the meantime.
-        path = _fetch(job, events, curation.HubFile(file.repo, commits.get((file.repo, revision), revision), file.path))
-        commit = vendored_hf.cached_commit(path)
-        if commit:
-            commits[file.repo, revision] = commit
-        with open(path, "rb", buffering=0) as reader:
-            layer_weights = schemas.open_layer(schema_of[layer], reader, file.path)
+    for layer, opened in zip(layers, source.open_in_turn(list(files.values()))):
+        with opened:
+            layer_weights = schemas.open_layer(schema_of[layer], opened.reader, opened.path)
             if extents is None:
                 extents = layer_weights.d_model, layer_weights.n_features
             elif extents != (layer_weights.d_model, layer_weights.n_features):
                 raise weights.WeightsError(
-                    f"{file.path}: W_enc is [d_model, n_features] = "
+                    f"{opened.path}: W_enc is [d_model, n_features] = "
                     f"{[layer_weights.d_model, layer_weights.n_features]}, but that of layer {layers[0]} is {list(extents)}"
                 )
-            encoding, layer_cases = _encode_layer(layer, layer_weights, job, file.path)
+            encoding, layer_cases = _encode_layer(layer, layer_weights, job, opened.path)
         for case in layer_cases:
             events.encoded(case, layer_weights.n_features)
         cases += layer_cases
         error32 = max(error32, encoding.float32_max_abs_error)
         n_settled += encoding.n_settled
-        layer_records.append({"layer": layer, "path": file.path, "sha256": _sha256(path), "repo": file.repo, "revision": commit})
+        layer_records.append(
+            {"layer": layer, "path": opened.path, "sha256": opened.sha256, "repo": opened.repo, "revision": opened.commit}
+        )
 
     first = layer_records[0]
     for record in layer_records:  # named per layer only where it differs from the document's own
@@ -112,7 +106,7 @@ def generate(job: Job, events: Events = Events()) -> Document:
         "weights_repo": weights_repo,
         "weights_revision": weights_revision,
         "curation_repo": job.curation_repo,
-        "curation_revision": vendored_hf.cached_commit(curation_path),
+        "curation_revision": curation_revision,
         "methodology": METHODOLOGY,
         "schema": schemas.GEMMA_SCOPE_NPZ.name,
         "encoder_formula": schemas.GEMMA_SCOPE_NPZ.encoder_formula,
@@ -127,28 +121,107 @@ def generate(job: Job, events: Events = Events()) -> Document:
     }
 
 
-def _fetch(job: Job, events: Events, file: curation.HubFile) -> str:
-    """The local path of a file. What arrives over the network is announced, what the cache holds is not."""
-    started: list[vendored_hf.Progress | None] = []
+def files_of(job: Job, source: Source) -> list[curation.HubFile]:
+    """Every file that a job reads. Errors as in generate()."""
+    return [_curation_file(job), *_curated(job, source)[0].values()]
 
-    def on_progress(done: int, size: int | None) -> None:
-        if not started:
-            started.append(events.fetching(file.path))
-        if started[0]:
-            started[0](done, size)
 
-    path = vendored_hf.hf_hub_download(
-        file.repo,
-        file.path,
-        revision=file.revision,
-        cache_dir=job.cache_dir,
-        endpoint=job.endpoint,
-        local_files_only=job.offline,
-        on_progress=on_progress,
-    )
-    if started:
-        events.fetched(path)
-    return path
+def _curation_file(job: Job) -> curation.HubFile:
+    return curation.HubFile(job.curation_repo, job.revision, CURATION_FILE)
+
+
+def _curated(job: Job, source: Source) -> tuple[dict[int, curation.HubFile], str | None]:
+    """The job's layers in order, each with its file, and the commit of the config.yaml that says so."""
+    with source.open(_curation_file(job)) as opened:
+        files = curation.parse_config(opened.reader.read(curation.SIZE_LIMIT + 1))
+    layers = sorted(files) if job.layers is None else sorted(set(job.layers))
+    missing = [layer for layer in layers if layer not in files]
+    if missing:
+        raise LayerError(f"{job.curation_repo} lists the layers 0 to {max(files)}; it has no layer {missing[0]}")
+    wanted = {layer: replace(files[layer], revision=files[layer].revision or job.weights_revision) for layer in layers}
+    return wanted, opened.commit
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A file that is open, and what is known of it; sha256 is None where it is streamed in part."""
+
+    reader: BinaryIO
+    repo: str
+    path: str
+    commit: str | None
+    sha256: str | None
+
+    def __enter__(self) -> Opened:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.reader.close()
+
+
+class Source:
+    """Where a job's files come from: the Hub by way of the cache, the Hub as a stream, or a mirror."""
+
+    def __init__(self, job: Job, events: Events):
+        self._job, self._events = job, events
+        # huggingface.co itself has no manifest to ask for.
+        named = job.endpoint or os.environ.get("HF_ENDPOINT")
+        self._mirror = mirror.Mirror(None if job.offline or vendored_hf.is_offline_mode() else named)
+
+    def open(self, file: curation.HubFile) -> Opened:
+        """Open a file, once it is there. Raises MirrorError, or an exception of vendored_hf."""
+        if self._job.stream and not self._mirror.folder:
+            remote = stream.open_remote(
+                file.repo, file.path, revision=file.revision, endpoint=self._job.endpoint, known=self._mirror.known(file)
+            )
+            return Opened(cast(BinaryIO, remote), file.repo, file.path, remote.metadata.commit_hash, None)
+        local = self.fetch(file)
+        sha256 = local.sha256 or mirror.sha256_of(local.path)
+        return Opened(open(local.path, "rb", buffering=0), file.repo, file.path, local.commit_hash, sha256)
+
+    def open_in_turn(self, files: list[curation.HubFile]) -> Iterator[Opened]:
+        """Open one file after the other; the next one is fetched while the caller works on this one.
+
+        A branch is resolved once: all files come from one commit, even where somebody pushes in the meantime.
+        """
+        commits: dict[tuple[str, str | None], str] = {}
+        with ThreadPoolExecutor(max_workers=1) as ahead:
+            following: Future[Opened] | None = None
+            for file, after in zip(files, [*files[1:], None]):
+                opened = following.result() if following else self.open(file)
+                if opened.commit:
+                    commits.setdefault((file.repo, file.revision), opened.commit)
+                if after:
+                    revision = commits.get((after.repo, after.revision), after.revision)
+                    following = ahead.submit(self.open, replace(after, revision=revision))
+                yield opened
+
+    def fetch(self, file: curation.HubFile) -> vendored_hf.LocalFile:
+        """A file on disk. What arrives over the network is announced, what is there is not."""
+        if self._mirror.folder:
+            return self._mirror.local_file(file)
+        began: list[vendored_hf.Progress | None] = []
+
+        def on_progress(done: int, size: int) -> None:
+            if not began:
+                began.append(self._events.fetching(file.path))
+            if began[0]:
+                began[0](done, size)
+
+        local = vendored_hf.hf_hub_file(
+            file.repo,
+            file.path,
+            revision=file.revision,
+            cache_dir=self._job.cache_dir,
+            endpoint=self._job.endpoint,
+            local_files_only=self._job.offline,
+            connections=self._job.connections,
+            known=self._mirror.known(file),
+            on_progress=on_progress,
+        )
+        if began:
+            self._events.fetched(local.path)
+        return local
 
 
 def _schema(file: curation.HubFile) -> schemas.Schema:
@@ -197,50 +270,47 @@ def _encode_layer(
 
 @dataclass(frozen=True)
 class RecordedLayer:
-    """A layer of a reference that stands in a file, and the local path of its weights."""
+    """A layer of a reference that stands in a file: its weights' local path, their sha256, and the one on record."""
 
     layer: int
     file: curation.HubFile
     path: str
+    sha256: str
     recorded_sha256: str | None
     cases: list[Document]
-
-    @property
-    def sha256(self) -> str:
-        return _sha256(self.path)
 
 
 def recorded_layers(recorded: Document, job: Job, events: Events, *, by_curation: bool) -> Iterator[RecordedLayer]:
     """The layers of a reference, fetched as they are asked for: the files that it names, at its commits.
 
-    What torch wrote names no files: there, and with `by_curation`, the job's curation says which they are; of the job
+    What torch wrote names no files: there, and with `by_curation`, the job's curation says which they are. Of the job
     only the source counts. Raises as generate does, and DataError for a schema that is not known.
     """
     if recorded.get("schema") != schemas.GEMMA_SCOPE_NPZ.name:
         raise document.DataError(f"the reference's schema is {recorded.get('schema')}; {schemas.GEMMA_SCOPE_NPZ.name} is read")
-    wanted = sorted({case["layer"] for case in recorded["test_cases"]})
+    source = Source(job, events)
+    wanted = tuple(sorted({case["layer"] for case in recorded["test_cases"]}))
     records = {record["layer"]: record for record in recorded.get("layers", [])}
-    files = {} if records and not by_curation else curated_files(job, events)
-    for layer in wanted:
-        if files and layer not in files:
-            raise LayerError(f"{job.curation_repo} lists the layers 0 to {max(files)}; it has no layer {layer}")
-        file = files.get(layer) or _recorded_file(recorded, records[layer])
-        revision = job.weights_revision if files and not file.revision else file.revision
-        file = curation.HubFile(file.repo, revision, file.path)
+    if by_curation or not records:
+        files, _ = _curated(replace(job, layers=wanted), source)
+    else:
+        files = {layer: _recorded_file(recorded, records[layer]) for layer in wanted}
+    for layer, file in files.items():
         _schema(file)
+        local = source.fetch(file)
         cases = [case for case in recorded["test_cases"] if case["layer"] == layer]
-        yield RecordedLayer(layer, file, _fetch(job, events, file), records.get(layer, {}).get("sha256"), cases)
+        sha256 = local.sha256 or mirror.sha256_of(local.path)
+        yield RecordedLayer(layer, file, str(local.path), sha256, records.get(layer, {}).get("sha256"), cases)
 
 
 def curated_files(job: Job, events: Events = Events()) -> dict[int, curation.HubFile]:
-    """The files that the job's curation names, by layer."""
-    path = _fetch(job, events, curation.HubFile(job.curation_repo, job.revision, CURATION_FILE))
-    return curation.parse_config(Path(path).read_bytes())
+    """The files that the job's curation names, by layer. Errors as in generate()."""
+    return _curated(replace(job, layers=None), Source(job, events))[0]
 
 
 def fetch_weights(job: Job, events: Events, file: curation.HubFile) -> str:
-    """The local path of a weight file that no reference names."""
-    return _fetch(job, events, file)
+    """The local path of a weight file that no reference names. Raises as Source.fetch does."""
+    return str(Source(job, events).fetch(file).path)
 
 
 def _recorded_file(recorded: Document, record: Document) -> curation.HubFile:
@@ -249,19 +319,7 @@ def _recorded_file(recorded: Document, record: Document) -> curation.HubFile:
         file = curation.parse_uri(f"hf://{repo}/{record['path']}")
     except curation.CurationError as error:
         raise document.DataError(f"the reference names a weight file that cannot be: {error}") from error
-    return curation.HubFile(file.repo, record.get("revision", recorded.get("weights_revision")), file.path)
-
-
-def _sha256(path: str) -> str:
-    """The sha256 of a cached file: its blob's name, where that was checked when it arrived; else computed."""
-    named = vendored_hf.cached_sha256(path)
-    if named:
-        return named
-    digest = hashlib.sha256()
-    with open(path, "rb", buffering=0) as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return replace(file, revision=record.get("revision", recorded.get("weights_revision")))
 
 
 def _environment(error32: float, n_settled: int) -> Document:

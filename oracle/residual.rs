@@ -7,6 +7,8 @@
 //! IEEE-754 rounds correctly, so the values have the same bits as the oracle's. Do not reorder the arithmetic and
 //! do not use `mul_add`. Check a residual with `fingerprint` before you encode it.
 
+#![allow(clippy::approx_constant, clippy::excessive_precision)] // the digits are the contract's
+
 /// PCG32 (O'Neill 2014, XSH-RR 64/32).
 struct Pcg32 {
     state: u64,
@@ -49,7 +51,7 @@ fn frexp(s: f64) -> (f64, i32) {
 fn ln(s: f64) -> f64 {
     let (mut m, mut e) = frexp(s);
     if m < 0.7071067811865476 {
-        m = 2.0 * m;
+        m *= 2.0;
         e -= 1;
     }
     let t = (m - 1.0) / (m + 1.0);

@@ -70,7 +70,8 @@ def open_layer(schema: Schema, reader: BinaryIO, label: str) -> LayerWeights:
     for name in schema.absent:
         if name in file.names:
             raise WeightsError(f"{label}: it has a tensor {name}, which a {schema.name} file never has")
-    tensors = {name: file.tensor(name) for name in schema.tensors}
+    in_file_order = sorted(schema.tensors, key=lambda name: file.names.index(name) if name in file.names else -1)
+    tensors = {name: file.tensor(name) for name in in_file_order}  # a server without Range is read forwards alone
     extents = _extents(schema, tensors, label)
     w_enc = tensors[schema.w_enc]
     b_enc, threshold = (_read_finite(file, tensors[name], label) for name in (schema.b_enc, schema.threshold))

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """Whole processes against each other on full-shape weights; not run by pytest.
 
-    python tests/bench.py [--torch-python PATH --torch-script FILE]
+    python tests/bench.py [--torch-python PATH --torch-script FILE] [--hub]
 
 Makes a Hub cache with three 302 MB NPZs once (in --folder), then runs, in turn, seven times each: our main job; a
 floor, which reads W_enc once, multiplies it in float32 and does nothing else; and, if a Python that has torch is
 named, the torch script for the same job (candle-mi's scripts/plt_gemma_validation.py). Prints medians, and ratios
 of the runs that stood side by side.
+
+With --hub it serves the same files from a Hub on loopback that gives each connection 25 MB/s after 50 ms, and
+measures cold: one connection against four, the whole job against huggingface_hub's downloads, and --stream's bytes.
 """
 
 from __future__ import annotations
@@ -104,6 +107,70 @@ def floor(paths: list[str]) -> None:
         np.argpartition(activations, -10, axis=1)
 
 
+def serve(folder: str) -> None:
+    """A Hub with the bench's files, in a process of its own. Prints its address, and how many bytes each GET took."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from hub import Hub
+
+    cache = Path(folder) / "hub"
+    with Hub(rate=25e6, delay=0.05) as hub:
+        for repo in (CURATION_REPO, WEIGHTS_REPO):
+            snapshot = cache / f"models--{repo.replace('/', '--')}" / "snapshots" / COMMIT
+            for file in sorted(snapshot.rglob("*")):
+                if file.is_file():
+                    hub.add(repo, str(file.relative_to(snapshot)), file)
+        print(hub.url, flush=True)
+        for _ in sys.stdin:  # a line asks for the bytes since the line before
+            print(sum(request.sent for request in hub.seen), flush=True)
+            hub.seen.clear()
+
+
+def measure_hub(folder: str, runs: int) -> None:
+    server = subprocess.Popen(
+        [sys.executable, __file__, "serve", folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert server.stdin is not None and server.stdout is not None
+    url = server.stdout.readline().strip()
+
+    def sent() -> int:
+        assert server.stdin is not None and server.stdout is not None
+        server.stdin.write("\n")
+        server.stdin.flush()
+        return int(server.stdout.readline())
+
+    fetch = f"import sys, vendored_hf; vendored_hf.hf_hub_download({WEIGHTS_REPO!r}, {path_of(0)!r}, connections=int(sys.argv[1]))"
+    theirs = (
+        f"from huggingface_hub import hf_hub_download; hf_hub_download({CURATION_REPO!r}, 'config.yaml')\n"
+        f"for path in {[path_of(layer) for layer in LAYERS]!r}: hf_hub_download({WEIGHTS_REPO!r}, path)"
+    )
+    jobs = {
+        "one file, 4 connections": [sys.executable, "-c", fetch, "4"],
+        "one file, 1 connection": [sys.executable, "-c", fetch, "1"],
+        "whole job, cold": [sys.executable, "-m", "oracle", "-o", "reference.json"],
+        "whole job, --stream": [sys.executable, "-m", "oracle", "--stream", "-o", "streamed.json"],
+        "huggingface_hub, files": [sys.executable, "-c", theirs],
+    }
+    figures: dict[str, list[tuple[float, float, int]]] = {name: [] for name in jobs}
+    for _ in range(runs):
+        for name, command in jobs.items():
+            with tempfile.TemporaryDirectory() as scratch:
+                environment = {
+                    **os.environ, "HF_HUB_CACHE": os.path.join(scratch, "cache"), "HF_ENDPOINT": url, "PYTHONPATH": str(ROOT),
+                    "HF_HUB_OFFLINE": "", "NO_PROXY": "127.0.0.1,127.0.0.2", "HF_HUB_DISABLE_TELEMETRY": "1",
+                }
+                figures[name].append((*measure(command, environment, scratch), sent()))
+    server.kill()
+    server.wait()
+    print(f"\n{'median of ' + str(runs):24} {'wall s':>8} {'peak MiB':>9} {'MB sent':>9}")
+    medians = {name: [statistics.median(column) for column in zip(*rows)] for name, rows in figures.items()}
+    for name, (seconds, mebibytes, n_bytes) in medians.items():
+        print(f"{name:24} {seconds:8.2f} {mebibytes:9.0f} {n_bytes / 1e6:9.1f}")
+    names = list(jobs)
+    print(f"1 connection / 4 connections: {medians[names[1]][0] / medians[names[0]][0]:.2f}x")
+    print(f"huggingface_hub's downloads / our whole job: {medians[names[4]][0] / medians[names[2]][0]:.2f}x")
+    print(f"bytes of --stream / of whole files: {medians[names[3]][2] / medians[names[2]][2]:.4f}")
+
+
 def measure(command: list[str], environment: dict[str, str], folder: str) -> tuple[float, float]:
     """Wall seconds and peak MiB of one process, by the kernel's own account."""
     began = time.perf_counter()
@@ -123,6 +190,8 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--torch-python", metavar="PATH", help="a Python that has torch and huggingface_hub")
     parser.add_argument("--torch-script", metavar="FILE", default=ROOT.parent / "shared/peers/plt_gemma_validation.py")
+    parser.add_argument("--hub", action="store_true", help="measure downloads from a Hub on loopback too")
+    parser.add_argument("--hub-runs", type=int, default=3)
     options = parser.parse_args()
     cache = Path(options.folder) / "hub"
     weights = cache / f"models--{WEIGHTS_REPO.replace('/', '--')}" / "snapshots" / COMMIT
@@ -153,11 +222,15 @@ def main() -> None:
         ratio = statistics.median(mine[0] / its[0] for mine, its in zip(ours, figures))
         seconds, mebibytes = (statistics.median(column) for column in zip(*figures))
         print(f"{name:22} {seconds:8.2f} {mebibytes:9.0f} {ratio:9.2f}x")
+    if options.hub:
+        measure_hub(options.folder, options.hub_runs)
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["make"]:
         make(sys.argv[2])
+    elif sys.argv[1:2] == ["serve"]:
+        serve(sys.argv[2])
     elif sys.argv[1:2] == ["floor"]:
         floor(sys.argv[2:])
     else:

@@ -105,8 +105,8 @@ def config(n_layers: int, repo: str = WEIGHTS_REPO) -> bytes:
     return ("model_kind: transcoder_set\ntranscoders:\n" + "\n".join(lines) + "\n").encode()
 
 
-def fill(hub: Hub, n_layers: int = 3) -> None:
+def fill(hub: Hub, n_layers: int = 3, d_model: int = 24, n_features: int = 96) -> None:
     """Put a small Gemma Scope on a Hub."""
     hub.add(CURATION_REPO, "config.yaml", config(n_layers))
     for layer in range(n_layers):
-        hub.add(WEIGHTS_REPO, path_of(layer), npz(layer_arrays(layer)))
+        hub.add(WEIGHTS_REPO, path_of(layer), npz(layer_arrays(layer, d_model, n_features)))

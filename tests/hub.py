@@ -11,6 +11,7 @@ import hashlib
 import hmac
 import json
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -91,19 +92,34 @@ class Fault:
 
 
 class Hub:
-    """`with Hub() as hub:` serves until the block ends. `hub.url` is the endpoint, `hub.seen` what came in."""
+    """`with Hub() as hub:` serves until the block ends. `hub.url` is the endpoint, `hub.seen` what came in.
 
-    def __init__(self, *, send_commit: bool = True, rate: float | None = None, delay: float = 0.0):
+    `alter` spoils the headers of every answer, as a proxy may; `rate` is in bytes a second for each connection, after
+    `delay` seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        alter: Callable[[dict[str, str]], None] | None = None,
+        rate: float | None = None,
+        delay: float = 0.0,
+        tls: ssl.SSLContext | None = None,
+    ):
         self.repos: dict[str, Repo] = {}
         self.by_sha256: dict[str, Stored] = {}
         self._seen: list[Seen] = []
         self.busy = 0
         self.faults: list[Fault] = []
-        self.send_commit = send_commit
+        self.alter = alter
         self.rate, self.delay = rate, delay
         self._lock = threading.Lock()
         self._servers = [_server(self, name, address) for name, address in (("hub", "127.0.0.1"), ("cdn", "127.0.0.2"))]
-        self.url, self.cdn_url = (f"http://{s.server_address[0]}:{s.server_address[1]}" for s in self._servers)
+        scheme = "https" if tls else "http"
+        self.url, self.cdn_url = (f"{scheme}://{s.server_address[0]}:{s.server_address[1]}" for s in self._servers)
+        if tls:
+            for server in self._servers:
+                server.socket = tls.wrap_socket(server.socket, server_side=True)
 
     def __enter__(self) -> Hub:
         for server in self._servers:
@@ -167,15 +183,29 @@ class Hub:
         return [s for s in self.seen if host in (None, s.host) and method in (None, s.method)]
 
 
+def describe(path: str, stored: Stored) -> dict[str, Any]:
+    """A file as the Hub's API tells of it."""
+    told: dict[str, Any] = {"type": "file", "oid": stored.etag, "size": stored.size, "path": path}
+    if stored.large:
+        told["lfs"] = {"oid": stored.etag, "size": stored.size, "pointerSize": 134}
+    return told
+
+
 def sign(digest: str, byte_range: str) -> str:
     return hmac.new(SECRET, f"{digest} {byte_range}".encode(), "sha256").hexdigest()
 
 
 def _server(hub: Hub, name: str, address: str) -> ThreadingHTTPServer:
     handler = type("Handler", (_Handler,), {"hub": hub, "host": name})
-    server = ThreadingHTTPServer((address, 0), handler)
-    server.daemon_threads = True
-    return server
+    return _Server((address, 0), handler)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 64
+
+    def handle_error(self, *_: Any) -> None:
+        """A client that was killed, or that hung up, is what the tests are about."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -190,6 +220,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._serve()
 
     def do_GET(self) -> None:
+        self._serve()
+
+    def do_POST(self) -> None:
         self._serve()
 
     def _serve(self) -> None:
@@ -218,6 +251,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve_hub(self, fault: Fault) -> None:
         path = unquote(urlsplit(self.path).path).strip("/")
+        if path.startswith("api/models/"):
+            return self._serve_api(path.removeprefix("api/models/"), fault)
         repo_id, found, rest = path.partition("/resolve/")
         repo = self.hub.repos.get(repo_id)
         authorized = repo is not None and repo.token in (None, self.headers.get("Authorization", "").removeprefix("Bearer "))
@@ -233,7 +268,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._fail(404, "RevisionNotFound", "Invalid rev id", fault)
         commit = repo.refs.get(revision, revision)
         stored = repo.commits[commit].get(rest[len(revision) + 1 :])
-        commit_header = {"X-Repo-Commit": commit} if self.hub.send_commit else {}
+        commit_header = {"X-Repo-Commit": commit}
         if stored is None:
             return self._fail(404, "EntryNotFound", "Entry not found", fault, commit_header)
         if not stored.large:
@@ -247,6 +282,26 @@ class _Handler(BaseHTTPRequestHandler):
             **commit_header,
         }
         self._answer(302, headers, b"", fault)
+
+    def _serve_api(self, path: str, fault: Fault) -> None:
+        """api/models/<repo>[/revision/<revision>]: the commit and its files; POST .../paths-info/<revision>: sizes."""
+        asked = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        repo_id, paths_info, revision = path.partition("/paths-info/")
+        if not paths_info:
+            repo_id, _, revision = path.partition("/revision/")
+        repo = self.hub.repos.get(repo_id)
+        if repo is None:
+            return self._fail(404, "RepoNotFound", "Repository not found", fault)
+        commit = repo.refs.get(revision or "main", revision)
+        if commit not in repo.commits:
+            return self._fail(404, "RevisionNotFound", "Invalid rev id", fault)
+        names = sorted(repo.commits[commit])
+        answer: Any = {"id": repo_id, "modelId": repo_id, "sha": commit, "siblings": [{"rfilename": name} for name in names]}
+        if paths_info:
+            text = unquote(asked.decode()).replace("+", " ")
+            answer = [describe(name, repo.commits[commit][name]) for name in names if name in text]
+        body = json.dumps(answer).encode()
+        self._answer(200, {"Content-Type": "application/json", "X-Repo-Commit": commit}, body, fault)
 
     def _fail(self, status: int, code: str, message: str, fault: Fault, more: dict[str, str] | None = None) -> None:
         body = json.dumps({"error": message}).encode()
@@ -275,8 +330,9 @@ class _Handler(BaseHTTPRequestHandler):
             length = min(length, fault.cut_after)
             if fault.honest_length:
                 headers["Content-Length"] = str(length)
-        if fault.alter:
-            fault.alter(headers)
+        for alter in (fault.alter, self.hub.alter):
+            if alter:
+                alter(headers)
         sent = 0
         try:
             time.sleep(self.hub.delay)

@@ -204,7 +204,7 @@ def test_help_imports_nothing_heavy() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
     assert ran.stderr.strip() == "[]" and "exit codes" in ran.stdout
-    for command in ("verify", "compare", "mirror", "report"):  # named when they work
+    for command in ("report",):  # named when they work
         assert command not in ran.stdout
     assert oracle("--help").returncode == 0
     for command in ("generate", "demo", "residual"):
@@ -295,8 +295,7 @@ def test_a_bad_weight_file(old: Hub, change: Any, word: str) -> None:
         (dict(status=404, headers={"X-Error-Code": "RevisionNotFound"}), 3, ["no such revision"]),
         (dict(status=404, headers={"X-Error-Code": "EntryNotFound"}), 3, ["no such file"]),
         (dict(status=500), 3, ["HTTP 500"]),
-        (dict(status=200, body=b"<html>login</html>"), 3, ["X-Repo-Commit"]),
-        (dict(status=200, headers={"X-Repo-Commit": "a" * 40}), 3, ["ETag"]),
+        (dict(status=200, headers={"Content-Type": "text/html; charset=utf-8"}, body=b"<html>login</html>"), 3, ["web page"]),
         (dict(hang_up=True), 3, ["cannot reach", "--mirror", "HF_HUB_OFFLINE", "demo"]),
     ],
 )

@@ -50,10 +50,11 @@ def test_large_and_small_files_arrive_and_are_cached(filled: Hub) -> None:
         ("hub", "HEAD", 302), ("hub", "GET", 302), ("cdn", "GET", 200)
     ]
     assert all(s.headers["Accept-Encoding"] == "identity" for s in filled.seen)
-    assert hf.cached_commit(path) == filled.repos[REPO].refs["main"]
-    assert hf.cached_sha256(path) == filled.repos[REPO].commits[hf.cached_commit(path)]["a/b/params.npz"].etag
-    small = fetch(filled, "config.yaml")
-    assert Path(small).read_bytes() == SMALL and hf.cached_sha256(small) is None
+    commit = filled.repos[REPO].refs["main"]
+    etag = filled.repos[REPO].commits[commit]["a/b/params.npz"].etag
+    assert hf.hf_hub_file(REPO, "a/b/params.npz", revision=commit) == hf.LocalFile(path, commit, etag)
+    small = hf.hf_hub_file(REPO, "config.yaml", endpoint=filled.url)
+    assert Path(small.path).read_bytes() == SMALL and (small.commit_hash, small.sha256) == (commit, None)
     filled.seen.clear()
     assert fetch(filled) == path
     assert [(s.method) for s in filled.seen] == ["HEAD"]
@@ -93,12 +94,9 @@ def test_the_cache_is_the_real_client_s_file_for_file(filled: Hub, tmp_path: Pat
     calls = [("config.yaml", "main"), ("a/b/params.npz", "main"), ("a/b/params.npz", "v2"), ("config.yaml", commit)]
     for path, revision in calls:
         fetch(filled, path, revision=revision, cache_dir=tmp_path / "ours")
-    with pytest.raises(hf.RemoteEntryNotFoundError):
-        fetch(filled, "missing/file", cache_dir=tmp_path / "ours")
     real_client(
         filled, tmp_path / "theirs",
         *(f"hf_hub_download({REPO!r}, {path!r}, revision={revision!r})" for path, revision in calls),
-        f"try: hf_hub_download({REPO!r}, 'missing/file')\nexcept Exception as error: assert 'Entry' in type(error).__name__",
     )
     ours, theirs = tree(tmp_path / "ours"), tree(tmp_path / "theirs")
     if "CACHEDIR.TAG" not in theirs:  # older clients write none
@@ -187,7 +185,7 @@ def test_a_partial_file_is_resumed(filled: Hub) -> None:
     filled.inject(Fault(cut_after=1_000_000), Fault(cut_after=1_000_000))
     assert Path(fetch(filled)).read_bytes() == BIG
     ranges = [s.headers.get("Range") for s in filled.requests("cdn")]
-    starts = [int((spec or "bytes=0-").removeprefix("bytes=").removesuffix("-")) for spec in ranges]
+    starts = [int((spec or "bytes=0-").removeprefix("bytes=").split("-")[0]) for spec in ranges]
     assert len(starts) == 3 and 800_000 < starts[1] <= 1_000_000 and starts[1] + 800_000 < starts[2]
     # every part went through /resolve/, whose CDN addresses are signed for their Range
     assert [s.headers.get("Range") for s in filled.requests("hub", "GET")] == ranges
@@ -199,17 +197,18 @@ def test_the_next_process_resumes(filled: Hub) -> None:
     filled.inject(Fault(cut_after=500_000), Fault(host="hub", method="GET", status=404, after=1))
     with pytest.raises(hf.HfHubHTTPError):
         fetch(filled)
-    assert [p.name for p in blobs.iterdir()] == [f"{etag}.incomplete"]
-    left = (blobs / f"{etag}.incomplete").stat().st_size
+    assert [p.name for p in blobs.iterdir()] == [f"{etag}.parts.incomplete"]
     assert hf.try_to_load_from_cache(REPO, "a/b/params.npz") is None
     filled.seen.clear()
     assert Path(fetch(filled)).read_bytes() == BIG
     resumed = [s.sent for s in filled.requests("cdn") if "Range" in s.headers]
-    assert resumed == [len(BIG) - left] and left > 350_000
+    assert resumed == [len(BIG) - hf.PIECE]  # of 500,000 bytes one whole piece was there
     # what was on disk was not what the server has: found by the sha256, and fetched again
     Path(fetch(filled)).resolve().unlink()
-    (blobs / f"{etag}.incomplete").write_bytes(b"garbage")
-    assert Path(fetch(filled)).read_bytes() == BIG
+    for garbage in (b"garbage", b"\1" * len(BIG), b"\1" * (len(BIG) + 12)):
+        (blobs / f"{etag}.parts.incomplete").write_bytes(garbage)
+        assert Path(fetch(filled)).read_bytes() == BIG
+        Path(fetch(filled)).resolve().unlink()
 
 
 def test_wrong_bytes_are_refused(filled: Hub) -> None:

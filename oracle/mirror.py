@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""A static mirror for the far side of an air gap: the Hub's files under the Hub's URL paths, and a manifest of them.
+
+Any file server can serve the tree, and a folder is used where it lies. The manifest knows what the Hub's headers
+would have told: {"format_version": 1, "files": [{repo, revision, path, commit, size, sha256}, ...]}.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import vendored_hf
+from oracle.curation import HubFile
+
+MANIFEST = "manifest.json"
+FORMAT_VERSION = 1
+MANIFEST_LIMIT = 16 * 1024 * 1024
+
+logger = logging.getLogger("vendored_hf")
+
+
+class MirrorError(ValueError):
+    """A mirror whose manifest cannot be read, or whose files are not those of its manifest."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file of a mirror. `commit` is None where the source of the mirror told none."""
+
+    repo: str
+    revision: str
+    path: str
+    commit: str | None
+    size: int
+    sha256: str
+
+    @property
+    def place(self) -> str:
+        """Where it lies in the tree, and behind the server's address."""
+        return f"{self.repo}/resolve/{self.revision}/{self.path}"
+
+
+def parse_manifest(text: bytes, where: str) -> list[Entry]:
+    """The entries of a manifest.json; `where` names it in messages. Raises MirrorError."""
+    try:
+        document = json.loads(text)
+        if document["format_version"] != FORMAT_VERSION:
+            raise MirrorError(f"{where} has format version {document['format_version']!r}; {FORMAT_VERSION} is known")
+        entries = [Entry(**{field: file[field] for field in Entry.__dataclass_fields__}) for file in document["files"]]
+        for entry in entries:
+            texts = (entry.repo, entry.revision, entry.path, entry.sha256, entry.commit or "")
+            if not all(isinstance(text, str) for text in texts) or type(entry.size) is not int:
+                raise TypeError(entry)
+            vendored_hf.hf_hub_url(entry.repo, entry.path, revision=entry.revision)  # refuses what leads out of the tree
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        if isinstance(error, MirrorError):
+            raise
+        raise MirrorError(f"{where} is not a manifest of this program: {type(error).__name__}") from error
+    return entries
+
+
+def folder_of(endpoint: str | None) -> Path | None:
+    """The folder that an endpoint names, by its path or as file://; None where it is a server."""
+    if endpoint is None:
+        return None
+    if endpoint.startswith("file://"):
+        return Path(unquote(urlsplit(endpoint).path))
+    return None if "://" in endpoint else Path(endpoint)
+
+
+class Mirror:
+    """What `--mirror` names: a folder, or a server with or without a manifest. The manifest is read once."""
+
+    def __init__(self, endpoint: str | None):
+        self.endpoint = endpoint.rstrip("/") if endpoint else None
+        self.folder = folder_of(self.endpoint)
+        self._entries: list[Entry] | None = None
+
+    def known(self, file: HubFile) -> vendored_hf.HfFileMetadata | None:
+        """What the manifest tells of a file, by its revision or by the commit that this was. Raises MirrorError."""
+        entry = self._find(file)
+        if entry is None or self.endpoint is None:
+            return None
+        url = vendored_hf.hf_hub_url(entry.repo, entry.path, revision=entry.revision, endpoint=self.endpoint)
+        return vendored_hf.HfFileMetadata(entry.commit, entry.sha256, entry.size, url)
+
+    def local_file(self, file: HubFile) -> vendored_hf.LocalFile:
+        """A file of a mirror in a folder, where it lies; its sha256 is verified where there is a manifest.
+
+        Raises MirrorError, and LocalEntryNotFoundError where it is missing.
+        """
+        folder = self.folder or Path()
+        if not folder.is_dir():
+            raise vendored_hf.LocalEntryNotFoundError(f"{folder}: there is no such folder, and it is no http(s):// address")
+        entry = self._find(file)
+        revision = file.revision or "main"
+        vendored_hf.hf_hub_url(file.repo, file.path, revision=revision)
+        path = folder / (entry.place if entry else f"{file.repo}/resolve/{revision}/{file.path}")
+        if not path.is_file():
+            raise vendored_hf.LocalEntryNotFoundError(f"{path} does not exist: the mirror lacks {file.path} of {file.repo}")
+        if entry is None:
+            logger.warning("could not verify %s: no %s lists it", path, MANIFEST)
+            return vendored_hf.LocalFile(str(path), None, None)
+        if sha256_of(path) != entry.sha256:
+            raise MirrorError(f"{path} is damaged: its sha256 is not the manifest's {entry.sha256}")
+        return vendored_hf.LocalFile(str(path), entry.commit, entry.sha256)
+
+    def _find(self, file: HubFile) -> Entry | None:
+        if self._entries is None:
+            self._entries = self._read()
+        revision = file.revision or "main"
+        return next(
+            (e for e in self._entries if (e.repo, e.path) == (file.repo, file.path) and revision in (e.revision, e.commit)),
+            None,
+        )
+
+    def _read(self) -> list[Entry]:
+        if self.endpoint is None:
+            return []
+        if self.folder is not None:
+            place = self.folder / MANIFEST
+            return parse_manifest(place.read_bytes(), str(place)) if place.is_file() else []
+        url = f"{self.endpoint}/{MANIFEST}"
+        try:
+            answer = vendored_hf.Hub(self.endpoint).request("GET", url, timeout=10.0, attempts=1)
+        except (vendored_hf.HfHubHTTPError, vendored_hf.HubConnectionError):
+            return []  # most servers have none; one that is out of reach is reported by the request that needs it
+        with answer:
+            if "json" not in answer.headers.get("Content-Type", ""):
+                return []
+            text = b""
+            for chunk in answer.iter_content(1 << 16):
+                text += chunk
+                if len(text) > MANIFEST_LIMIT:
+                    raise MirrorError(f"{url} has more than {MANIFEST_LIMIT} bytes")
+        return parse_manifest(text, url)
+
+
+def sha256_of(path: str | Path) -> str:
+    """The sha256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        while chunk := file.read(1 << 18):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def build(
+    destination: Path,
+    files: list[HubFile],
+    fetch: Callable[[HubFile], vendored_hf.LocalFile],
+    on_file: Callable[[Entry, bool], None],
+) -> list[Entry]:
+    """Add files to the mirror at `destination`, and to its manifest after each; what is there already is kept.
+
+    `fetch` gives a verified local copy. `on_file(entry, kept)` is called for each. Raises MirrorError, OSError.
+    """
+    place = destination / MANIFEST
+    entries = {entry.place: entry for entry in parse_manifest(place.read_bytes(), str(place))} if place.is_file() else {}
+    for file in files:
+        local = fetch(file)
+        sha256 = local.sha256 or sha256_of(local.path)
+        size = Path(local.path).stat().st_size
+        entry = Entry(file.repo, file.revision or "main", file.path, local.commit_hash, size, sha256)
+        target = destination / entry.place
+        kept = entries.get(entry.place) == entry and target.is_file() and target.stat().st_size == size
+        if not kept:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = target.with_name(target.name + ".incomplete")
+            shutil.copyfile(local.path, partial)
+            if sha256_of(partial) != sha256:
+                partial.unlink()
+                raise MirrorError(f"{local.path} does not have the sha256 {sha256} that names it: delete it and fetch it again")
+            partial.replace(target)
+            entries[entry.place] = entry
+            listed = {"format_version": FORMAT_VERSION, "files": [asdict(entries[key]) for key in sorted(entries)]}
+            (destination / f"{MANIFEST}.tmp").write_text(json.dumps(listed, indent=2) + "\n", encoding="utf-8")
+            (destination / f"{MANIFEST}.tmp").replace(place)
+        on_file(entry, kept)
+    return list(entries.values())
+
+
+def check(destination: Path, on_file: Callable[[Entry, str | None], None]) -> int:
+    """Hash every file of a mirror again; `on_file` gets each, and what is wrong with it or None. Returns how many are bad."""
+    place = destination / MANIFEST
+    if not place.is_file():
+        raise MirrorError(f"{place} does not exist: {destination} is no mirror of this program's")
+    n_bad = 0
+    for entry in parse_manifest(place.read_bytes(), str(place)):
+        path = destination / entry.place
+        problem = None
+        if not path.is_file():
+            problem = "is missing"
+        elif path.stat().st_size != entry.size:
+            problem = f"has {path.stat().st_size} bytes, not {entry.size}"
+        elif sha256_of(path) != entry.sha256:
+            problem = "has another sha256"
+        n_bad += problem is not None
+        on_file(entry, problem)
+    return n_bad

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""A file on the Hub as a seekable reader over HTTP Range: nothing goes to disk, and only what is read is fetched."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import vendored_hf
+
+if TYPE_CHECKING:
+    import requests
+
+logger = logging.getLogger("vendored_hf")
+
+TAIL = 1 << 18  # bytes at the end, fetched first: a zip keeps its directory there, and small tensors lie beside it
+READ_AHEAD = 1 << 14
+
+
+class RemoteFile(io.RawIOBase):
+    """A seekable reader. `metadata` is what HEAD told; `received` counts the bytes that crossed the wire.
+
+    Reads inside a stretch that advise() announced stream over one connection, which is taken up again where it
+    breaks; others read a little ahead. A server that knows no Range is read from the start, and what nobody asked
+    for is dropped. Every answer is checked: its Range, its ETag against the first. Raises HubConnectionError,
+    HfHubHTTPError, ConsistencyError.
+    """
+
+    def __init__(self, hub: vendored_hf.Hub, metadata: vendored_hf.HfFileMetadata):
+        super().__init__()
+        if metadata.size is None:
+            raise vendored_hf.FileMetadataError(f"{metadata.location}: the server does not say how long it is")
+        self.metadata, self.received = metadata, 0
+        self._size, self._position = metadata.size, 0
+        # Without the sha256, which nobody computes of a part, the source watches the ETag.
+        self._source = vendored_hf.Source(hub, replace(metadata, etag=None))
+        self._response: requests.Response | None = None
+        self._chunks: Iterator[bytes] = iter(())
+        self._unread = b""  # of the last chunk
+        self._at = self._until = 0  # where the open answer stands, and where it ends
+        self._whole = False  # the open answer is the whole file, though a Range was asked for
+        self._advised = (0, 0)
+        self._kept, self._kept_at = b"", 0
+        self._tail_at = self._size
+        tail_at = max(0, self._size - TAIL)
+        self._tail = self._fetch(tail_at, self._size)
+        self._tail_at = tail_at
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._position = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence])
+        return self._position
+
+    def advise(self, start: int, stop: int) -> None:
+        """Bytes [start, stop) will be read in order, as posix_fadvise has it: they are fetched at once, and no others."""
+        self._advised = (start, stop)
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")[: max(0, self._size - self._position)]
+        filled = 0
+        while filled < len(view):
+            piece = self._piece(self._position, len(view) - filled)
+            view[filled : filled + len(piece)] = piece
+            filled += len(piece)
+            self._position += len(piece)
+        return filled
+
+    def close(self) -> None:
+        self._hang_up()
+        super().close()
+
+    def _piece(self, position: int, count: int) -> bytes:
+        """1 to `count` bytes from `position` on, out of what is kept or off the wire."""
+        for kept, at in ((self._tail, self._tail_at), (self._kept, self._kept_at)):
+            if at <= position < at + len(kept):
+                return kept[position - at :][:count]
+        if self._advised[0] <= position < self._advised[1]:
+            return self._fetch(position, min(position + count, self._advised[1], self._tail_at))
+        self._kept = self._fetch(position, min(position + max(count, READ_AHEAD), self._tail_at))
+        self._kept_at = position
+        return self._kept[:count]
+
+    def _fetch(self, start: int, stop: int) -> bytes:
+        """Bytes [start, stop), over as many connections as it takes."""
+        import requests
+
+        parts, position, failures = [], start, 0
+        while position < stop:
+            try:
+                self._go_to(position, stop)
+                chunk = self._next_chunk()
+            except (requests.RequestException, EOFError) as error:
+                self._hang_up()
+                failures += 1
+                self._source.broken(failures, position, error)
+                continue
+            take = chunk[: stop - position]
+            self._unread = chunk[len(take) :]
+            self._at += len(take)
+            parts.append(take)
+            position, failures = position + len(take), 0
+        return b"".join(parts)
+
+    def _go_to(self, position: int, stop: int) -> None:
+        """Have an answer open that stands at `position`."""
+        reachable = position == self._at or (self._whole and position > self._at)
+        if self._response is None or not reachable or position >= self._until:
+            self._hang_up()
+            advised = self._advised[1] if self._advised[0] <= position < self._advised[1] else stop
+            until = min(max(stop, advised), self._tail_at)
+            self._response = self._source.open(position, until)
+            self._whole = self._response.status_code != 206 and (position, until) != (0, self._size)
+            self._at, self._until = (0, self._size) if self._whole else (position, until)
+            self._chunks = self._response.iter_content(vendored_hf.CHUNK)
+            if self._whole:
+                logger.warning("%s knows no Range: it is read from its start, up to byte %d at least", self._source.shown, stop)
+        while self._at < position:
+            chunk = self._next_chunk()
+            dropped = min(len(chunk), position - self._at)
+            self._unread = chunk[dropped:]
+            self._at += dropped
+
+    def _next_chunk(self) -> bytes:
+        if self._unread:
+            return self._unread
+        for chunk in self._chunks:
+            self.received += len(chunk)
+            return chunk
+        raise EOFError("the answer ended early")
+
+    def _hang_up(self) -> None:
+        if self._response is not None:
+            self._response.close()
+        self._response, self._unread = None, b""
+
+
+def open_remote(
+    repo_id: str,
+    filename: str,
+    *,
+    revision: str | None = None,
+    endpoint: str | None = None,
+    known: vendored_hf.HfFileMetadata | None = None,
+) -> RemoteFile:
+    """Open a file of a model repo. `known` stands for what HEAD would tell. Errors are vendored_hf's."""
+    endpoint = (endpoint or vendored_hf.hf_endpoint()).rstrip("/")
+    if vendored_hf.is_offline_mode():
+        raise vendored_hf.OfflineModeIsEnabled(f"{filename} of {repo_id} cannot be streamed: HF_HUB_OFFLINE is set")
+    hub = vendored_hf.Hub(endpoint)
+    metadata = known or vendored_hf.file_metadata(
+        hub, endpoint, repo_id, filename, revision or "main", vendored_hf.ATTEMPTS
+    )
+    return RemoteFile(hub, metadata)

@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""Mirrors of every kind: a folder, file servers with and without Range, proxies that drop headers, and olah."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import CURATION_REPO, ROOT, WEIGHTS_REPO, fill, layer_arrays, npz, oracle, path_of
+from hub import Hub
+
+import vendored_hf as hf
+
+LAYERS = ["--layers", "0-2", "-o", "-"]
+
+
+def document(ran: subprocess.CompletedProcess[str], streamed: bool = False) -> dict[str, Any]:
+    assert ran.returncode == 0, ran.stderr
+    parsed: dict[str, Any] = json.loads(ran.stdout)
+    del parsed["environment"]
+    if streamed:
+        for layer in parsed["layers"]:
+            assert layer.pop("sha256") is None
+    return parsed
+
+
+def anonymous(parsed: dict[str, Any]) -> dict[str, Any]:
+    return {**parsed, "weights_revision": None, "curation_revision": None}
+
+
+@pytest.fixture
+def served(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    fill(hub, d_model=64, n_features=1200)  # more than a stream reads of the tail
+    monkeypatch.chdir(tmp_path)
+    return hub
+
+
+@pytest.fixture
+def expected(served: Hub) -> dict[str, Any]:
+    found = document(oracle("--mirror", served.url, *LAYERS))
+    shutil.rmtree(hf.hf_hub_cache())
+    return found
+
+
+@pytest.fixture
+def tree(served: Hub, expected: dict[str, Any], tmp_path: Path) -> Path:
+    built = oracle("mirror", str(tmp_path / "tree"), "--mirror", served.url, "--layers", "0-2")
+    assert built.returncode == 0, built.stderr
+    shutil.rmtree(hf.hf_hub_cache())
+    return tmp_path / "tree"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            time.sleep(0.05)
+    raise AssertionError(f"{process.args!r} does not listen")
+
+
+@pytest.fixture
+def python_server(tree: Path) -> Iterator[str]:
+    """python -m http.server, which knows no Range."""
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1", "--directory", str(tree)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )
+    wait_for(port, process)
+    yield f"http://127.0.0.1:{port}"
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture
+def nginx(tree: Path, tmp_path: Path) -> Iterator[str]:
+    """A real nginx on the tree."""
+    program = shutil.which("nginx", path=os.environ["PATH"] + ":/usr/sbin")
+    if not program:
+        pytest.skip("nginx is not installed")
+    port = free_port()
+    place = tmp_path / "nginx"
+    place.mkdir()
+    user = "user root;" if os.getuid() == 0 else ""
+    (place / "nginx.conf").write_text(
+        f"{user} daemon off; worker_processes 1; pid {place}/pid; error_log {place}/error.log; events {{}}\n"
+        f"http {{ access_log {place}/access.log; types {{ application/json json; }} default_type application/octet-stream;\n"
+        f" client_body_temp_path {place}/b; proxy_temp_path {place}/p; fastcgi_temp_path {place}/f;\n"
+        f" uwsgi_temp_path {place}/u; scgi_temp_path {place}/s;\n"
+        f" server {{ listen 127.0.0.1:{port}; root {tree}; }} }}\n"
+    )
+    process = subprocess.Popen(
+        [program, "-p", str(place), "-c", str(place / "nginx.conf")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    wait_for(port, process)
+    yield f"http://127.0.0.1:{port}"
+    process.terminate()
+    process.wait()
+
+
+@pytest.fixture
+def olah(served: Hub, tmp_path: Path) -> Iterator[str]:
+    """A real olah, which mirrors our Hub."""
+    program = shutil.which("olah-cli") or str(ROOT / ".venv-olah/bin/olah-cli")
+    if not os.path.exists(program):
+        pytest.skip("olah is not installed")
+    port = free_port()
+    hub, cdn = served.url.removeprefix("http://"), served.cdn_url.removeprefix("http://")
+    mine = f"127.0.0.1:{port}"
+    process = subprocess.Popen(
+        [program, "--host", "127.0.0.1", "--port", str(port), "--hf-scheme", "http", "--hf-netloc", hub, "--hf-lfs-netloc", cdn,
+         "--mirror-scheme", "http", "--mirror-netloc", mine, "--mirror-lfs-netloc", mine,
+         "--repos-path", str(tmp_path / "repos"), "--log-path", str(tmp_path / "logs")],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path,
+    )
+    wait_for(port, process)
+    yield f"http://{mine}"
+    process.kill()
+    process.wait()
+
+
+def test_a_folder(tree: Path, expected: dict[str, Any]) -> None:
+    for address in (str(tree), tree.as_uri(), os.path.relpath(tree)):
+        assert document(oracle("--mirror", address, *LAYERS)) == expected
+        assert document(oracle("--mirror", address, *LAYERS, "--stream")) == expected
+    assert document(oracle(*LAYERS, environment={"ORACLE_MIRROR": str(tree)})) == expected
+    assert document(oracle(*LAYERS, environment={"HF_ENDPOINT": tree.as_uri()})) == expected
+    assert not hf.hf_hub_cache().exists()  # its files are used where they lie
+
+
+def test_a_tree_s_urls_are_the_hub_s_and_its_manifest_says_what_is_in_it(served: Hub, tree: Path) -> None:
+    listed = json.loads((tree / "manifest.json").read_text())
+    assert len(listed["files"]) == 4
+    for file in listed["files"]:
+        content = (tree / file["repo"] / "resolve" / "main" / file["path"]).read_bytes()
+        stored = served.repos[file["repo"]].commits[file["commit"]][file["path"]]
+        assert stored.source == content and file["size"] == len(content)
+        assert file["sha256"] == stored.etag or not stored.large
+
+
+@pytest.mark.parametrize("server", ["python_server", "nginx"])
+def test_a_file_server(server: str, request: pytest.FixtureRequest, expected: dict[str, Any]) -> None:
+    url = request.getfixturevalue(server)
+    assert document(oracle("--mirror", url, *LAYERS)) == expected
+    again = oracle("--mirror", url, *LAYERS)
+    assert document(again) == expected and "fetched" not in again.stderr and "verify" not in again.stderr
+    shutil.rmtree(hf.hf_hub_cache())
+    streamed = oracle("--mirror", url, "--stream", *LAYERS)
+    for layer in expected["layers"]:
+        del layer["sha256"]
+    assert document(streamed, streamed=True) == expected
+    assert ("knows no Range" in streamed.stderr) == (server == "python_server")
+    assert not hf.hf_hub_cache().exists()
+
+
+@pytest.mark.parametrize("server", ["python_server", "nginx"])
+def test_a_file_server_without_a_manifest(
+    server: str, request: pytest.FixtureRequest, tree: Path, expected: dict[str, Any]
+) -> None:
+    url = request.getfixturevalue(server)
+    (tree / "manifest.json").unlink()
+    ran = oracle("--mirror", url, *LAYERS)
+    assert document(ran) == anonymous(expected)  # the sha256 too: it was computed from the bytes
+    assert ran.stderr.count("could not verify") == 4
+    second = oracle("--mirror", url, *LAYERS)
+    assert document(second) == anonymous(expected) and "fetched" not in second.stderr
+    assert second.stderr.count("could not verify") == 4
+    assert document(oracle(*LAYERS, "--offline")) == anonymous(expected)
+    # a file that changed on the server is noticed by its size, which is all that there is
+    (tree / CURATION_REPO / "resolve/main/config.yaml").write_text("transcoders: []")
+    assert "0 entries" in oracle("--mirror", url, *LAYERS).stderr
+
+
+def test_a_folder_without_a_manifest(tree: Path, expected: dict[str, Any]) -> None:
+    (tree / "manifest.json").unlink()
+    ran = oracle("--mirror", str(tree), *LAYERS)
+    assert document(ran) == anonymous(expected) and ran.stderr.count("could not verify") == 4
+
+
+@pytest.mark.parametrize("server", ["python_server", "nginx", None])
+def test_damage_is_found_by_the_manifest(server: str | None, request: pytest.FixtureRequest, tree: Path) -> None:
+    url = request.getfixturevalue(server) if server else str(tree)
+    file = tree / WEIGHTS_REPO / "resolve/main" / path_of(1)
+    file.write_bytes(npz(layer_arrays(55)))  # a perfectly good file, but another one
+    ran = oracle("--mirror", url, *LAYERS)
+    assert ran.returncode == 4 and "sha256" in ran.stderr and path_of(1) in ran.stderr and ran.stdout == ""
+    assert hf.try_to_load_from_cache(WEIGHTS_REPO, path_of(1)) is None
+
+
+def test_a_proxy_that_drops_the_commit_and_mangles_etags(expected: dict[str, Any], served: Hub) -> None:
+    def mangle(headers: dict[str, str]) -> None:
+        headers.pop("X-Repo-Commit", None)
+        headers.pop("X-Linked-Etag", None)
+        if "ETag" in headers:
+            headers["ETag"] = 'W/"c0ffee-gzip"'
+
+    served.alter = mangle
+    ran = oracle("--mirror", served.url, *LAYERS)
+    assert document(ran) == anonymous(expected)
+    assert ran.stderr.count("could not verify") == 4 and "Traceback" not in ran.stderr
+    assert document(oracle("--mirror", served.url, *LAYERS)) == anonymous(expected)
+
+
+def test_a_proxy_that_drops_etags_alone(expected: dict[str, Any], served: Hub) -> None:
+    def mangle(headers: dict[str, str]) -> None:
+        for name in ("X-Linked-Etag", "ETag"):
+            headers.pop(name, None)
+
+    served.alter = mangle
+    ran = oracle("--mirror", served.url, *LAYERS)
+    assert document(ran) == expected and ran.stderr.count("could not verify") == 4
+
+
+def test_olah(olah: str, expected: dict[str, Any], served: Hub) -> None:
+    assert document(oracle("--mirror", olah, *LAYERS)) == expected
+    sent = sum(s.sent for s in served.requests("cdn"))
+    shutil.rmtree(hf.hf_hub_cache())
+    streamed = oracle("--mirror", olah, "--stream", *LAYERS)
+    for layer in expected["layers"]:
+        del layer["sha256"]
+    assert document(streamed, streamed=True) == expected
+    assert sum(s.sent for s in served.requests("cdn")) == sent  # it had everything by then
+
+
+def test_building_is_resumed_and_checked(served: Hub, tmp_path: Path) -> None:
+    arguments = ["mirror", str(tmp_path / "tree"), "--mirror", served.url]
+    assert oracle(*arguments, "--layers", "0").returncode == 0
+    manifest = (tmp_path / "tree/manifest.json").read_text()
+    more = oracle(*arguments, "--layers", "0-1")
+    assert more.stderr.count("there already") == 2 and more.returncode == 0
+    assert len(json.loads((tmp_path / "tree/manifest.json").read_text())["files"]) == len(json.loads(manifest)["files"]) + 1
+    checked = oracle("mirror", str(tmp_path / "tree"), "--check")
+    assert checked.returncode == 0 and checked.stderr.count("is right") == 3
+    place = tmp_path / "tree" / WEIGHTS_REPO / "resolve/main"
+    damaged = bytearray((place / path_of(0)).read_bytes())
+    damaged[1000] ^= 1
+    (place / path_of(0)).write_bytes(damaged)
+    (place / path_of(1)).unlink()
+    failed = oracle("mirror", str(tmp_path / "tree"), "--check", "--quiet")
+    assert failed.returncode == 4 and "another sha256" in failed.stderr and "is missing" in failed.stderr
+    assert "2 files" in failed.stderr.splitlines()[-1]
+    (place / path_of(0)).unlink()
+    assert oracle(*arguments, "--layers", "0-1").returncode == 0
+    assert oracle("mirror", str(tmp_path / "tree"), "--check").returncode == 0
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format_version": 2, "files": []}', '{"format_version": 1, "files": [{}]}',
+                                  '{"format_version": 1, "files": [{"repo": "a/b", "revision": "main", "path": "../../x", '
+                                  '"commit": null, "size": 1, "sha256": "0"}]}', "[" * 100_000])
+def test_bad_manifests(tree: Path, text: str) -> None:
+    (tree / "manifest.json").write_text(text)
+    for arguments in (["--mirror", str(tree), "-o", "-"], ["mirror", str(tree), "--check"]):
+        ran = oracle(*arguments)
+        assert ran.returncode == 4 and "manifest.json" in ran.stderr and "Traceback" not in ran.stderr
+
+
+def test_mirrors_that_are_not_there(served: Hub, tmp_path: Path) -> None:
+    for address in ("nowhere", "file:///no/where", str(tmp_path / "empty")):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        ran = oracle("--mirror", address)
+        assert ran.returncode == 3 and len(ran.stderr.splitlines()) == 1 and "Traceback" not in ran.stderr
+    assert oracle("mirror", str(tmp_path / "empty"), "--check").returncode == 4
+    assert oracle("--stream", "--offline").returncode == 2
+    no_stream = oracle("--stream", environment={"HF_HUB_OFFLINE": "1"})
+    assert no_stream.returncode in (2, 3) and "Traceback" not in no_stream.stderr
+    unwritable = oracle("mirror", "/proc/nowhere", "--mirror", served.url, "--layers", "0")
+    assert unwritable.returncode in (2, 3) and "Traceback" not in unwritable.stderr
+
+
+def test_a_stream_writes_nothing_but_the_output(served: Hub, expected: dict[str, Any], tmp_path: Path) -> None:
+    before = {path for path in tmp_path.rglob("*")}
+    streamed = oracle("--mirror", served.url, "--stream", "--layers", "0-2", "-o", "out.json")
+    assert streamed.returncode == 0
+    assert {path for path in tmp_path.rglob("*")} - before == {tmp_path / "out.json"}
+    for layer in expected["layers"]:
+        del layer["sha256"]
+    streamed.stdout = (tmp_path / "out.json").read_text()
+    assert document(streamed, streamed=True) == expected
+    assert expected["weights_revision"] == served.repos[WEIGHTS_REPO].refs["main"]
