@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from oracle import __version__
+from oracle.options import add_source_options, integer, layers, tolerance
 
 if TYPE_CHECKING:
     from oracle.reference import Job
@@ -20,10 +21,8 @@ if TYPE_CHECKING:
 EXIT_DONE, EXIT_DISAGREE, EXIT_USAGE, EXIT_SOURCE, EXIT_DATA, EXIT_INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 DEFAULT_OUTPUT = "plt_gemma_reference.json"
-MIN_TOLERANCE = 1e-6  # margins are recorded to 6 decimals
 MAX_LENGTH = 1 << 24
 MAX_SEEDS = 100_000
-MAX_LAYER = 1_000_000
 
 DESCRIPTION = """\
 Reference encodings of transcoders for people who port them.
@@ -91,11 +90,11 @@ def _parsers() -> tuple[argparse.ArgumentParser, list[str]]:
         return subparser
 
     generate = command("generate", _generate, "Write a reference: one JSON with residuals and their encodings.")
-    generate.add_argument("--layers", type=_layers, default=(0, 12, 25), help='"0,12,25" (default), "0-25" or "all"')
-    generate.add_argument("--seeds", type=_integer(1, MAX_SEEDS), default=3, metavar="N", help="residuals per layer (3)")
-    generate.add_argument("--top-k", type=_integer(1, 1 << 20), default=10, metavar="K", help="features per case (10)")
+    generate.add_argument("--layers", type=layers, default=(0, 12, 25), help='"0,12,25" (default), "0-25" or "all"')
+    generate.add_argument("--seeds", type=integer(1, MAX_SEEDS), default=3, metavar="N", help="residuals per layer (3)")
+    generate.add_argument("--top-k", type=integer(1, 1 << 20), default=10, metavar="K", help="features per case (10)")
     generate.add_argument(
-        "--tolerance", type=_tolerance, default=1e-4, help="what a port may be off by, absolute (1e-4)"
+        "--tolerance", type=tolerance, default=1e-4, help="what a port may be off by, absolute (1e-4)"
     )
     generate.add_argument(
         "-o", "--output", default=DEFAULT_OUTPUT, metavar="FILE", help=f"`-` is standard output ({DEFAULT_OUTPUT})"
@@ -104,11 +103,11 @@ def _parsers() -> tuple[argparse.ArgumentParser, list[str]]:
         "--stream", action="store_true", help="put nothing on disk and fetch only what the encoder reads: half the bytes"
     )
     generate.add_argument("--omit-residuals", action="store_true", help="leave the vectors out; they can be made again")
-    _add_source_options(generate)
+    add_source_options(generate)
 
     verify = command("verify", _verify, "Recompute every case of a reference from its weights; torch's references too.")
     verify.add_argument("reference", metavar="REFERENCE", help="a reference's JSON")
-    _add_source_options(verify)
+    add_source_options(verify)
 
     compare = command("compare", _compare, "A candidate's answers against a reference. Weights are needed for --explain alone.")
     compare.add_argument("reference", metavar="REFERENCE", help="a reference's JSON")
@@ -117,44 +116,26 @@ def _parsers() -> tuple[argparse.ArgumentParser, list[str]]:
     compare.add_argument(
         "--format", choices=("table", "json", "junit"), default="table", help="json and junit go to standard output (table)"
     )
-    _add_source_options(compare)
+    add_source_options(compare)
 
     mirror = command("mirror", _mirror, "Build a static mirror of the files that a job needs, or check one.")
     mirror.add_argument("destination", metavar="DEST", help="the folder; `python -m oracle --mirror DEST` reads it")
-    mirror.add_argument("--layers", type=_layers, default=(0, 12, 25), help='"0,12,25" (default), "0-25" or "all"')
+    mirror.add_argument("--layers", type=layers, default=(0, 12, 25), help='"0,12,25" (default), "0-25" or "all"')
     mirror.add_argument("--check", action="store_true", help="hash every file again, and compare with the manifest")
-    _add_source_options(mirror)
+    add_source_options(mirror)
 
     demo = command("demo", _demo, "The whole job on small synthetic weights, made on the spot; needs no network.")
     demo.add_argument("--folder", metavar="DIR", help="where to make it (default: a new temporary folder)")
     demo.add_argument("--quiet", action="store_true", help="print errors alone")
 
     residual = command("residual", _residual, "Print one residual, a value a line, or the generator in Rust.")
-    residual.add_argument("--seed", type=_integer(0, 2**64 - 1), default=0)
-    residual.add_argument("--stream", type=_integer(0, 2**64 - 1), default=0)
-    residual.add_argument("--length", type=_integer(0, MAX_LENGTH), default=2304, metavar="N")
+    residual.add_argument("--seed", type=integer(0, 2**64 - 1), default=0)
+    residual.add_argument("--stream", type=integer(0, 2**64 - 1), default=0)
+    residual.add_argument("--length", type=integer(0, MAX_LENGTH), default=2304, metavar="N")
     form = residual.add_mutually_exclusive_group()
     form.add_argument("--hex", action="store_true", help="print float32 bits, 8 hex digits each")
     form.add_argument("--rust", action="store_true", help="print residual.rs")
     return parser, list(subparsers.choices)
-
-
-def _add_source_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("where the weights come from")
-    group.add_argument("--curation-repo", metavar="ORG/NAME", help="the repo with the config.yaml (mntss/gemma-scope-transcoders)")
-    group.add_argument("--revision", metavar="REV", help="branch, tag or commit of the curation repo (main)")
-    group.add_argument("--weights-revision", metavar="REV", help="the same for weights whose hf:// address names none")
-    group.add_argument(
-        "--mirror",
-        metavar="URL",
-        help="ask this instead of huggingface.co: a server like it, a proxy, a file server, a folder (ORACLE_MIRROR)",
-    )
-    group.add_argument("--cache-dir", metavar="DIR", help="the Hub cache, shared with huggingface_hub (HF_HUB_CACHE)")
-    group.add_argument("--offline", action="store_true", help="use the cache alone, as HF_HUB_OFFLINE=1 does")
-    group.add_argument(
-        "--connections", type=_integer(1, 64), default=4, metavar="N", help="for each file of 64 MiB or more (4)"
-    )
-    group.add_argument("--quiet", action="store_true", help="print errors alone")
 
 
 def _generate(options: argparse.Namespace) -> int:
@@ -383,41 +364,3 @@ def _one_line(error: Exception, options: argparse.Namespace) -> str:
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def _layers(text: str) -> tuple[int, ...] | None:
-    if text.strip() == "all":
-        return None
-    layers: set[int] = set()
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise argparse.ArgumentTypeError(f'{text!r} is not of the form "0,12,25", "0-25" or "all"')
-        low, high = int(first), int(last or first)
-        if low > high or high > MAX_LAYER:
-            raise argparse.ArgumentTypeError(f"{part.strip()!r} is no range of layers")
-        layers.update(range(low, high + 1))
-    return tuple(sorted(layers))
-
-
-def _integer(low: int, high: int) -> Any:
-    def parse(text: str) -> int:
-        try:
-            value = int(text, 0)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{value} is not in {low} to {high}")
-        return value
-
-    return parse
-
-
-def _tolerance(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-    if not MIN_TOLERANCE <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not at least {MIN_TOLERANCE:g}: margins are recorded to 6 decimals")
-    return value

@@ -66,9 +66,7 @@ def compare(reference: Document, candidate: Document) -> Comparison:
     for case in reference["test_cases"]:
         answer = answers.pop((case["layer"], case["seed"]), None)
         if answer is None:
-            verdicts.append(
-                CaseVerdict(case["layer"], case["seed"], MISSING, ("the candidate does not have this case",))
-            )
+            verdicts.append(CaseVerdict(case["layer"], case["seed"], MISSING, ("the candidate does not have this case",)))
         else:
             verdicts.append(compare_case(case, answer, top_key(reference), reference["n_features_per_layer"], tolerance))
     return Comparison(tuple(verdicts), tuple(answers), tolerance)
@@ -136,7 +134,13 @@ def compare_case(
         problem = _list_problem(expected, given, int(top[4:]), answer["n_active"], bounds, ends_open, tolerance)
         if problem:
             return CaseVerdict(
-                case["layer"], case["seed"], DIFFERS, (f"{_first_difference(order, listed, right)}; {problem}",), (), largest, feature
+                case["layer"],
+                case["seed"],
+                DIFFERS,
+                (f"{_first_difference(order, listed, right)}; {problem}",),
+                (),
+                largest,
+                feature,
             )
         notes.append("features that tie stand in another order, or one came or went where it may")
     if largest:
@@ -187,7 +191,11 @@ def _list_problem(
 
 def _first_repeated(listed: list[int]) -> int:
     seen: set[int] = set()
-    return next(index for index in listed if index in seen or seen.add(index))
+    for index in listed:
+        if index in seen:
+            break
+        seen.add(index)
+    return index
 
 
 def _first_difference(order: list[int], listed: list[int], right: str) -> str:

@@ -16,20 +16,35 @@ from pathlib import Path
 import numpy as np
 
 import vendored_hf
-from oracle import compare, document, mistakes, reference, verify, weights
+from oracle import compare, document, mistakes, reference, verify
 from oracle.compare import Comparison
 from oracle.document import Document
 from oracle.mistakes import (
-    BIAS, GATE, INDEX, LAYER_ABOVE, LAYER_BELOW, RESHAPED, RESIDUAL_KINDS, SELECTION, W_DEC, W_ENC, WEIGHT_KINDS, WEIGHTS,
-    Gate, Mistake, Recipe, Selection,
+    BIAS,
+    GATE,
+    INDEX,
+    LAYER_ABOVE,
+    LAYER_BELOW,
+    RESHAPED,
+    RESIDUAL_KINDS,
+    SELECTION,
+    W_DEC,
+    WEIGHT_KINDS,
+    WEIGHTS,
+    Gate,
+    Mistake,
+    Recipe,
+    Selection,
 )
 from oracle.reference import Events, Job, RecordedLayer
 from oracle.residual import residual
+from oracle.trial import Case, WeightFile, difference_left
 
 MOST_CASES_PER_LAYER = 6  # examined; those that disagree come first
 MOST_ANSWERS_PER_CASE = 12  # of a long list, that the first step looks at
 MOST_ROWS = 192  # of pre-activations that the second step holds at once: 24 MiB at 16,384 features
 MOST_VARIANTS = 3  # of other L0
+Other = tuple[Mistake, "str | None", str]  # a weight file that a port may have taken: its path, if any, and its label
 LINEAR_KINDS = tuple(dict.fromkeys(RESIDUAL_KINDS + WEIGHT_KINDS))
 
 
@@ -60,7 +75,13 @@ class Explanation:
 
 
 def explain(
-    recorded: Document, candidate: Document, compared: Comparison, job: Job, events: Events = Events(), *, by_curation: bool = False
+    recorded: Document,
+    candidate: Document,
+    compared: Comparison,
+    job: Job,
+    events: Events = Events(),
+    *,
+    by_curation: bool = False,
 ) -> Explanation:
     """The cause of what `compared`, which disagrees, found. Raises as verify does; a correct candidate has no cause."""
     if compared.agrees:
@@ -72,7 +93,11 @@ def explain(
         answers, labelled = from_0, Recipe((mistakes.LAYERS_FROM_1,))
     verdicts = {
         (case["layer"], case["seed"]): compare.compare_case(
-            case, answers[case["layer"], case["seed"]], document.top_key(recorded), recorded["n_features_per_layer"], compared.tolerance
+            case,
+            answers[case["layer"], case["seed"]],
+            document.top_key(recorded),
+            recorded["n_features_per_layer"],
+            compared.tolerance,
         )
         for case in recorded["test_cases"]
         if (case["layer"], case["seed"]) in answers
@@ -92,103 +117,6 @@ def explain(
 
 def _fit(recipe: Recipe, matched: int, left: float) -> Fit:
     return Fit(recipe.name, recipe.description, tuple(mistake.name for mistake in recipe.mistakes), matched, left)
-
-
-@dataclass
-class _Case:
-    """A case under examination: its right residual float32 [d_model], and the candidate's answer."""
-
-    seed: int
-    stream: int
-    layer: int
-    residual: np.ndarray
-    n_active: int
-    printed: np.ndarray  # int [n]
-    values: np.ndarray  # float64 [n]
-    expected: list[tuple[int, float]]
-
-
-@dataclass
-class _Source:
-    """A weight file, and what an encoder reads of it. `mistake` is None for the right one."""
-
-    mistake: Mistake | None
-    file: weights.Npz
-    b_enc: np.ndarray  # float64 [n_features]
-    threshold: np.ndarray  # float64 [n_features]
-    b_dec: np.ndarray  # float32 [d_model]
-
-    @classmethod
-    def open(cls, reader: object, label: str, mistake: Mistake | None, shape: tuple[int, int]) -> _Source:
-        file = weights.Npz(reader, label)  # type: ignore[arg-type]
-        d_model, n_features = shape
-        wanted = {
-            "W_enc": (d_model, n_features), "W_dec": (n_features, d_model),
-            "b_enc": (n_features,), "threshold": (n_features,), "b_dec": (d_model,),
-        }
-        for name, extents in wanted.items():
-            if file.tensor(name).shape != extents:
-                raise weights.WeightsError(
-                    f"{label}: {name} has shape {list(file.tensor(name).shape)}, by the reference it must be {list(extents)}"
-                )
-        b_enc, threshold, b_dec = (file.read(file.tensor(name)) for name in ("b_enc", "threshold", "b_dec"))
-        return cls(mistake, file, b_enc.astype(np.float64), threshold.astype(np.float64), b_dec)
-
-    def rows(self, array: str) -> Iterator[np.ndarray]:
-        """The encoder's matrix by features, as this source's `array` gives it: float32 [some features, d_model] in order."""
-        if array == W_DEC:
-            yield from self.file.blocks(self.file.tensor("W_dec"))
-            return
-        d_model = len(self.b_dec)
-        rest = np.empty(0, np.float32)
-        for block in self.file.blocks(self.file.tensor("W_enc")):
-            flat = np.concatenate([rest, block.reshape(-1)])
-            whole = len(flat) - len(flat) % d_model
-            yield flat[:whole].reshape(-1, d_model)
-            rest = flat[whole:]
-
-    def columns(self, array: str, features: np.ndarray) -> np.ndarray:
-        """Of that matrix the columns of some features in ascending order, float32 [d_model, n]."""
-        if array == W_ENC:
-            return np.concatenate([block[:, features] for block in self.file.blocks(self.file.tensor("W_enc"))])
-        taken, start = [], 0
-        for rows in self.rows(array):
-            here = features[(features >= start) & (features < start + len(rows))]
-            taken.append(rows[here - start])
-            start += len(rows)
-        return np.ascontiguousarray(np.concatenate(taken).T)
-
-    def products(self, recipes: list[Recipe], factors: list[np.ndarray]) -> list[np.ndarray]:
-        """Each recipe's residuals [n, d_model] times its matrix, float64 [n, n_features], the bias not added."""
-        made = [np.zeros((len(factor), len(self.b_enc))) for factor in factors]
-        wide = [factor.astype(np.float64) for factor in factors]
-        by_array: dict[str, dict[Recipe, list[int]]] = {}
-        for number, recipe in enumerate(recipes):
-            of_array = by_array.setdefault(self.array(recipe), {})
-            of_array.setdefault(recipe.only(*WEIGHT_KINDS[1:]), []).append(number)
-        for array, of_array in by_array.items():
-            stacked = {rounding: np.concatenate([wide[n] for n in numbers]) for rounding, numbers in of_array.items()}
-            start = 0
-            for block in self.file.blocks(self.file.tensor("W_enc")) if array == W_ENC else self.rows(array):
-                span = slice(start, start + len(block))
-                start = span.stop
-                for rounding, numbers in of_array.items():
-                    block64 = mistakes.wrong_weights(rounding, block).astype(np.float64)
-                    if array == W_ENC:
-                        product, where = stacked[rounding][:, span] @ block64, slice(None)
-                    else:
-                        product, where = stacked[rounding] @ block64.T, span
-                    for number, rows in zip(numbers, np.split(product, np.cumsum([len(wide[n]) for n in numbers])[:-1])):
-                        made[number][:, where] += rows
-        return made
-
-    def array(self, recipe: Recipe) -> str:
-        return W_ENC if self.mistake else recipe.compute(WEIGHTS, W_ENC)
-
-    def makes(self, recipe: Recipe) -> bool:
-        """Whether this is the file that a recipe reads."""
-        other = next((m for m in recipe.mistakes if m.kind == WEIGHTS and m.compute not in (RESHAPED, W_DEC)), None)
-        return other is self.mistake
 
 
 @dataclass
@@ -232,9 +160,11 @@ class _Search:
                 return Explanation(named, also, examined, (), tuple(self.not_tried))
         return Explanation((), (), examined, known, tuple(self.not_tried))
 
-    def _cases(self, layer: RecordedLayer) -> list[_Case]:
+    def _cases(self, layer: RecordedLayer) -> list[Case]:
         if layer.recorded_sha256 is not None and layer.sha256 != layer.recorded_sha256:
-            raise document.DataError(f"{layer.file.path} is not the file that the reference was made from: its sha256 differs")
+            raise document.DataError(
+                f"{layer.file.path} is not the file that the reference was made from: its sha256 differs"
+            )
         top = document.top_key(self.recorded)
         there = [case for case in layer.cases if (case["layer"], case["seed"]) in self.answers]
         there.sort(key=lambda case: (case["layer"], case["seed"]) not in self.wrong)
@@ -243,25 +173,29 @@ class _Search:
             answer = self.answers[case["layer"], case["seed"]]
             printed = compare.answers_of(answer, top)
             cases.append(
-                _Case(
-                    case["seed"], case.get("stream", case["layer"]), case["layer"], verify.residual_of(self.recorded, case),
-                    answer["n_active"], np.clip(np.array([index for index, _ in printed], object), -1, 1 << 62).astype(np.int64),
-                    np.array([value for _, value in printed]), compare.answers_of(case, top),
+                Case(
+                    case["seed"],
+                    case["stream"] if "stream" in case else case["layer"],
+                    case["layer"],
+                    verify.residual_of(self.recorded, case),
+                    answer["n_active"],
+                    np.clip(np.array([index for index, _ in printed], object), -1, 1 << 62).astype(np.int64),
+                    np.array([value for _, value in printed]),
+                    compare.answers_of(case, top),
                 )
             )
         return cases
 
-    def _others(self, layer: RecordedLayer, fetch: bool) -> list[tuple[Mistake, str, str] | tuple[Mistake, None, str]]:
+    def _others(self, layer: RecordedLayer, fetch: bool) -> list[Other]:
         """Other weight files that a port may have taken: the neighbours, and other L0 of the same width.
 
         A path of None: there is no such layer. Files that are not there are noted in `not_tried`.
         """
-        found: list[tuple[Mistake, str, str] | tuple[Mistake, None, str]] = []
+        found: list[Other] = []
         folder = Path(layer.path).parent
-        siblings = sorted(path for path in folder.parent.glob(f"*/{Path(layer.path).name}") if path.parent != folder)
-        for number, path in enumerate(siblings[:MOST_VARIANTS] if folder.name.startswith("average_l0_") else ()):
-            label = f"{path.parent.name}/{path.name}"
-            found.append((_other_l0(number), str(path), label))
+        siblings = sorted(there for there in folder.parent.glob(f"*/{Path(layer.path).name}") if there.parent != folder)
+        for number, sibling in enumerate(siblings[:MOST_VARIANTS] if folder.name.startswith("average_l0_") else ()):
+            found.append((_other_l0(number), str(sibling), f"{sibling.parent.name}/{sibling.name}"))
         curated = {}
         cached_only = Job(**{**self.job.__dict__, "offline": not fetch or self.job.offline})
         with contextlib.suppress(OSError, ValueError, vendored_hf.EntryNotFoundError):
@@ -300,17 +234,22 @@ class _Search:
         return (*rows, *sorted(in_all & real, key=lambda mistake: mistake.name))
 
     @contextlib.contextmanager
-    def _sources(self, layer: RecordedLayer, others: list) -> Iterator[list[_Source]]:
+    def _sources(self, layer: RecordedLayer, others: list[Other]) -> Iterator[list[WeightFile]]:
         shape = self.recorded["d_model"], self.recorded["n_features_per_layer"]
         with contextlib.ExitStack() as stack:
             sources = []
             for mistake, path, label in [(None, layer.path, layer.file.path), *others]:
                 if path is not None:
-                    sources.append(_Source.open(stack.enter_context(open(path, "rb", buffering=0)), label, mistake, shape))
+                    sources.append(
+                        WeightFile.open(stack.enter_context(open(path, "rb", buffering=0)), label, mistake, shape)
+                    )
             yield sources
 
     def _largest_value(self) -> float:
-        return max((float(np.abs(case.values).max()) for _, cases, _ in self._layers for case in cases if len(case.values)), default=0.0)
+        return max(
+            (float(np.abs(case.values).max()) for _, cases, _ in self._layers for case in cases if len(case.values)),
+            default=0.0,
+        )
 
     # --- the first step: the candidate's own features -----------------------------------------------------------
 
@@ -331,7 +270,7 @@ class _Search:
         return set(alive), _known(right_pairs)
 
     def _screen_source(
-        self, source: _Source, cases: list[_Case], recipes: list[Recipe], right_pairs: list[tuple[float, float]]
+        self, source: WeightFile, cases: list[Case], recipes: list[Recipe], right_pairs: list[tuple[float, float]]
     ) -> set[Recipe]:
         n_features, tolerance = len(source.b_enc), compare.tolerance_of(self.recorded)
         maps = {recipe.compute(INDEX, mistakes.right_index) for recipe in recipes}
@@ -356,7 +295,9 @@ class _Search:
                 if not recipe.mistakes:
                     self._check_reference(source, case, expected[number], pre, places, recipe, number)
                     right_pairs += [
-                        (float(pre[recipe][number, places[j]] + source.b_enc[j]), float(value)) for j, value in zip(js, values) if j >= 0
+                        (float(pre[recipe][number, places[j]] + source.b_enc[j]), float(value))
+                        for j, value in zip(js, values)
+                        if j >= 0
                     ]
                     continue
                 if np.any(js < 0):
@@ -374,7 +315,7 @@ class _Search:
         return survivors
 
     def _check_reference(
-        self, source: _Source, case: _Case, expected: np.ndarray, pre: dict, places: np.ndarray, right: Recipe, number: int
+        self, source: WeightFile, case: Case, expected: np.ndarray, pre: dict, places: np.ndarray, right: Recipe, number: int
     ) -> None:
         if not len(expected):
             return
@@ -387,7 +328,7 @@ class _Search:
             )
 
     def _pre_of(
-        self, source: _Source, cases: list[_Case], recipes: list[Recipe], features: np.ndarray
+        self, source: WeightFile, cases: list[Case], recipes: list[Recipe], features: np.ndarray
     ) -> dict[Recipe, np.ndarray]:
         """By the linear part of each recipe: residual times matrix, float64 [n_cases, n_features asked for]."""
         linear = {recipe.only(*LINEAR_KINDS) for recipe in recipes}
@@ -404,7 +345,7 @@ class _Search:
         return made
 
     def _residuals(
-        self, source: _Source, cases: list[_Case], recipe: Recipe, known: dict[tuple[Recipe, int], np.ndarray]
+        self, source: WeightFile, cases: list[Case], recipe: Recipe, known: dict[tuple[Recipe, int], np.ndarray]
     ) -> np.ndarray:
         """What a recipe multiplies with, float64 [n_cases, d_model]."""
         part = recipe.only(*RESIDUAL_KINDS)
@@ -440,7 +381,9 @@ class _Search:
                     linear = linear[: max(1, MOST_ROWS // len(cases))]
                     if not linear:
                         continue
-                    products = dict(zip(linear, source.products(linear, [self._residuals(source, cases, r, {}) for r in linear])))
+                    products = dict(
+                        zip(linear, source.products(linear, [self._residuals(source, cases, r, {}) for r in linear]))
+                    )
                     for recipe in mine:
                         differences = self._differences(source, cases, recipe, products, k, tolerance)
                         if differences is None:
@@ -449,11 +392,19 @@ class _Search:
                             left[recipe] = max([left[recipe], *differences])
                             matched[recipe] += len(differences)
         return [
-            _fit(Recipe(self.labelled.mistakes + recipe.mistakes), matched[recipe], left[recipe]) for recipe in left if matched[recipe]
+            _fit(Recipe(self.labelled.mistakes + recipe.mistakes), matched[recipe], left[recipe])
+            for recipe in left
+            if matched[recipe]
         ]
 
     def _differences(
-        self, source: _Source, cases: list[_Case], recipe: Recipe, products: dict[Recipe, np.ndarray], k: int, tolerance: float
+        self,
+        source: WeightFile,
+        cases: list[Case],
+        recipe: Recipe,
+        products: dict[Recipe, np.ndarray],
+        k: int,
+        tolerance: float,
     ) -> list[float] | None:
         product = products.get(recipe.only(*LINEAR_KINDS))
         if product is None:
@@ -464,7 +415,9 @@ class _Search:
         differences = []
         for case, row in zip(cases, product):
             pre = row + recipe.compute(BIAS, 1) * source.b_enc
-            difference = _difference(pre, gate, selection, by(case.printed, len(pre)), case.values, case.n_active, k, tolerance)
+            difference = difference_left(
+                pre, gate, selection, by(case.printed, len(pre)), case.values, case.n_active, k, tolerance
+            )
             if difference is None:
                 return None
             differences.append(difference)
@@ -472,50 +425,12 @@ class _Search:
 
 
 def _other_l0(number: int) -> Mistake:
-    return Mistake(f"other L0 ({number + 1})", WEIGHTS, f"the weights are of another L0 variant, number {number + 1} of those in the cache", number)
-
-
-def _difference(
-    pre: np.ndarray,
-    gate: Gate,
-    selection: Selection,
-    listed: np.ndarray,
-    values: np.ndarray,
-    n_active: int,
-    k: int,
-    tolerance: float,
-) -> float | None:
-    """The largest difference of a printed value from what the hypothesis gives; None where rounding cannot explain it.
-
-    `pre` is float64 [n_features], `listed` the features that the candidate printed, with `values`.
-    """
-    distance = pre - gate.least
-    if not np.count_nonzero(distance > tolerance) <= n_active <= np.count_nonzero(distance > -tolerance):
-        return None
-    if len(listed) != min(k, len(pre) if selection.of_all else n_active) or np.any(listed < 0):
-        return None
-    if not len(listed):
-        return 0.0
-    of = {"activation": pre - gate.subtracted, "pre": pre, "|pre|": np.abs(pre), "-index": -np.arange(len(pre), dtype=np.float64)}
-    of["-activation"] = -of["activation"]
-    key, value = of[selection.key], of[selection.value]
-    left = float(np.max(np.abs(value[listed] - values)))
-    pool = np.ones(len(pre), bool)
-    if not selection.of_all:
-        # A feature at its gate is active iff the candidate has it on its list.
-        pool = distance > tolerance
-        pool[listed[distance[listed] > -tolerance]] = True
-    if left > tolerance or not np.all(pool[listed]):
-        return None
-    keys = key[pool]
-    if len(keys) < len(listed):
-        return None
-    chosen = np.sort(np.partition(keys, len(keys) - len(listed))[len(keys) - len(listed) :])
-    if np.any(np.abs(np.sort(key[listed]) - chosen) > 2 * tolerance):
-        return None
-    in_order = listed.astype(np.float64) if selection.order == "by index" else key[listed]
-    steps = np.diff(in_order) * (-1 if selection.order == "descending" else 1)
-    return left if np.all(steps > (0 if selection.order == "by index" else -2 * tolerance)) else None
+    return Mistake(
+        f"other L0 ({number + 1})",
+        WEIGHTS,
+        f"the weights are of another L0 variant, number {number + 1} of those in the cache",
+        number,
+    )
 
 
 def _known(pairs: list[tuple[float, float]]) -> tuple[str, ...]:
@@ -524,7 +439,9 @@ def _known(pairs: list[tuple[float, float]]) -> tuple[str, ...]:
         return ("the candidate printed too few features to say more",)
     right, printed = (np.array(column) for column in zip(*pairs))
     ranks = [np.argsort(np.argsort(column)).astype(np.float64) for column in (right, printed)]
-    lines = [f"of {len(pairs)} printed features the right values have rank correlation {np.corrcoef(*ranks)[0, 1]:.3f} with the printed"]
+    lines = [
+        f"of {len(pairs)} printed features the right values have rank correlation {np.corrcoef(ranks[0], ranks[1])[0, 1]:.3f} with the printed"
+    ]
     if np.ptp(right) > 0:
         ratio, offset = np.polyfit(right, printed, 1)
         rest = float(np.max(np.abs(ratio * right + offset - printed)))

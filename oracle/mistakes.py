@@ -119,7 +119,11 @@ def _sources() -> list[Mistake]:
     """Residuals of another seed or stream than the case's: those that a slip of the pen makes."""
     seeds: list[tuple[str, str, Callable[[int, int, int], int]]] = [
         *(
-            (f"seed {'+' if by > 0 else '-'} {abs(by)}", f"the seed is off by {by}", lambda seed, stream, layer, by=by: seed + by)
+            (
+                f"seed {'+' if by > 0 else '-'} {abs(by)}",
+                f"the seed is off by {by}",
+                lambda seed, stream, layer, by=by: seed + by,
+            )
             for by in (1, -1, SEED_STRIDE, -SEED_STRIDE, 2 * SEED_STRIDE, -2 * SEED_STRIDE)
         ),
         ("seed without layer", f"the seed is {SEED_STRIDE} i, without the layer", lambda seed, stream, layer: seed - layer),
@@ -129,15 +133,25 @@ def _sources() -> list[Mistake]:
             f"the seed is {SEED_STRIDE} layer + i",
             lambda seed, stream, layer: SEED_STRIDE * layer + (seed - layer) // SEED_STRIDE,
         ),
-        *((f"seed {value}", f"the seed is always {value}", lambda seed, stream, layer, value=value: value) for value in (0, 1, 42)),
+        *(
+            (f"seed {value}", f"the seed is always {value}", lambda seed, stream, layer, value=value: value)
+            for value in (0, 1, 42)
+        ),
     ]
     streams: list[tuple[str, str, Callable[[int, int, int], int]]] = [
         ("stream is seed", "the stream is the seed", lambda seed, stream, layer: seed),
         *(
-            (f"stream {'+' if by > 0 else '-'} 1", f"the stream is off by {by}", lambda seed, stream, layer, by=by: stream + by)
+            (
+                f"stream {'+' if by > 0 else '-'} 1",
+                f"the stream is off by {by}",
+                lambda seed, stream, layer, by=by: stream + by,
+            )
             for by in (1, -1)
         ),
-        *((f"stream {value}", f"the stream is always {value}", lambda seed, stream, layer, value=value: value) for value in (0, 1, 54)),
+        *(
+            (f"stream {value}", f"the stream is always {value}", lambda seed, stream, layer, value=value: value)
+            for value in (0, 1, 54)
+        ),
     ]
     return [
         *(
@@ -149,37 +163,57 @@ def _sources() -> list[Mistake]:
             for name, text, stream in streams
         ),
         Mistake(
-            "seed and stream swapped", SOURCE, "the residual is another: seed and stream are swapped", lambda seed, stream, _: (stream, seed)
+            "seed and stream swapped",
+            SOURCE,
+            "the residual is another: seed and stream are swapped",
+            lambda seed, stream, _: (stream, seed),
         ),
     ]
 
 
 MISTAKES: tuple[Mistake, ...] = (
     Mistake(
-        "relu", GATE, "plain ReLU instead of JumpReLU: the threshold is ignored", lambda t: Gate(np.zeros_like(t), np.zeros_like(t))
+        "relu",
+        GATE,
+        "plain ReLU instead of JumpReLU: the threshold is ignored",
+        lambda t: Gate(np.zeros_like(t), np.zeros_like(t)),
     ),
     Mistake(
-        "no gate", GATE, "no gate at all: every feature counts as active", lambda t: Gate(np.full_like(t, -np.inf), np.zeros_like(t))
+        "no gate",
+        GATE,
+        "no gate at all: every feature counts as active",
+        lambda t: Gate(np.full_like(t, -np.inf), np.zeros_like(t)),
     ),
-    Mistake("threshold halved", GATE, "the gate is half the threshold", lambda t: Gate(np.maximum(t, 0) / 2, np.zeros_like(t))),
+    Mistake(
+        "threshold halved", GATE, "the gate is half the threshold", lambda t: Gate(np.maximum(t, 0) / 2, np.zeros_like(t))
+    ),
     Mistake(
         "threshold doubled", GATE, "the gate is twice the threshold", lambda t: Gate(np.maximum(t, 0) * 2, np.zeros_like(t))
     ),
     Mistake(
-        "exp(threshold)", GATE, "the gate is exp(threshold), as if the file held its logarithm",
+        "exp(threshold)",
+        GATE,
+        "the gate is exp(threshold), as if the file held its logarithm",
         lambda t: Gate(np.exp(np.minimum(t, 700)), np.zeros_like(t)),
     ),
     Mistake(
-        "threshold subtracted", GATE, "the threshold is subtracted from the activation: pre - threshold where JumpReLU gives pre",
+        "threshold subtracted",
+        GATE,
+        "the threshold is subtracted from the activation: pre - threshold where JumpReLU gives pre",
         lambda t: Gate(np.maximum(t, 0), np.maximum(t, 0)),
     ),
     Mistake("b_enc left out", BIAS, "b_enc is not added", 0),
     Mistake("b_enc twice", BIAS, "b_enc is added twice", 2),
     Mistake("b_enc subtracted", BIAS, "b_enc is subtracted", -1),
-    Mistake("b_dec subtracted", INPUT, "b_dec is subtracted from the residual, as SAE loaders do", lambda r, b_dec: r - b_dec),
+    Mistake(
+        "b_dec subtracted", INPUT, "b_dec is subtracted from the residual, as SAE loaders do", lambda r, b_dec: r - b_dec
+    ),
     Mistake("b_dec added", INPUT, "b_dec is added to the residual", lambda r, b_dec: r + b_dec),
     Mistake(
-        "W_enc reshaped", WEIGHTS, "W_enc's buffer is read as [n_features, d_model]: reshaped instead of transposed", RESHAPED
+        "W_enc reshaped",
+        WEIGHTS,
+        "W_enc's buffer is read as [n_features, d_model]: reshaped instead of transposed",
+        RESHAPED,
     ),
     Mistake("W_dec for W_enc", WEIGHTS, "W_dec is used for W_enc", W_DEC),
     Mistake("layer below", WEIGHTS, "the weights are those of layer L - 1, as where layers are counted from 1", LAYER_BELOW),
@@ -188,7 +222,9 @@ MISTAKES: tuple[Mistake, ...] = (
     Mistake("weights cut to bfloat16", WEIGHT_ROUNDING, "W_enc is cut off to bfloat16, not rounded", bfloat16_cut),
     Mistake("weights in float16", WEIGHT_ROUNDING, "W_enc is rounded to float16", float16),
     Mistake("TF32 products", PRODUCTS, "products are TF32: weights and residual rounded to 10 bits of mantissa", tf32),
-    Mistake("TF32 products, cut", PRODUCTS, "products are TF32: weights and residual cut off to 10 bits of mantissa", tf32_cut),
+    Mistake(
+        "TF32 products, cut", PRODUCTS, "products are TF32: weights and residual cut off to 10 bits of mantissa", tf32_cut
+    ),
     Mistake("residual in bfloat16", RESIDUAL_ROUNDING, "the residual is rounded to bfloat16", bfloat16),
     Mistake("residual cut to bfloat16", RESIDUAL_ROUNDING, "the residual is cut off to bfloat16, not rounded", bfloat16_cut),
     Mistake("residual in float16", RESIDUAL_ROUNDING, "the residual is rounded to float16", float16),
@@ -196,11 +232,11 @@ MISTAKES: tuple[Mistake, ...] = (
     Mistake("residual RMS-normalised", NORM, "the residual is divided by its root mean square", _rms_norm),
     Mistake("residual layer-normalised", NORM, "the residual is centred and divided by its deviation", _layer_norm),
     *_sources(),
+    Mistake("top k by |pre|", SELECTION, "the top k are chosen by absolute value", Selection("|pre|", True, "pre")),
     Mistake(
-        "top k by |pre|", SELECTION, "the top k are chosen by absolute value", Selection("|pre|", True, "pre")
-    ),
-    Mistake(
-        "top k by |pre|, printed", SELECTION, "the top k are chosen by absolute value, which is what is printed",
+        "top k by |pre|, printed",
+        SELECTION,
+        "the top k are chosen by absolute value, which is what is printed",
         Selection("|pre|", True, "|pre|"),
     ),
     Mistake("top k ascending", SELECTION, "the top k stand in ascending order", Selection(order="ascending")),
@@ -210,9 +246,17 @@ MISTAKES: tuple[Mistake, ...] = (
     Mistake("top k by index", SELECTION, "the top k are sorted by index", Selection(order="by index")),
     Mistake("first k by index", SELECTION, "the first k active features are taken", Selection("-index", order="by index")),
     Mistake(
-        "before the gate", SELECTION, "the top k are taken from the pre-activations, before the gate", Selection("pre", True, "pre")
+        "before the gate",
+        SELECTION,
+        "the top k are taken from the pre-activations, before the gate",
+        Selection("pre", True, "pre"),
     ),
-    Mistake("features reversed", INDEX, "feature j is printed as n_features - 1 - j", lambda index, n: right_index(n - 1 - index, n)),
+    Mistake(
+        "features reversed",
+        INDEX,
+        "feature j is printed as n_features - 1 - j",
+        lambda index, n: right_index(n - 1 - index, n),
+    ),
     Mistake("features shifted up", INDEX, "feature j is printed as j + 1, and the last as 0", _shifted(1)),
     Mistake("features shifted down", INDEX, "feature j is printed as j - 1, and the first as the last", _shifted(-1)),
     Mistake("indices from 1", INDEX, "indices are counted from 1", lambda index, n: right_index(index - 1, n)),
@@ -249,7 +293,11 @@ WEIGHT_KINDS = (WEIGHTS, WEIGHT_ROUNDING, PRODUCTS)
 
 
 def wrong_residual(
-    recipe: Recipe, case: tuple[int, int, int], right: np.ndarray, b_dec: np.ndarray, generate: Callable[[int, int, int], np.ndarray]
+    recipe: Recipe,
+    case: tuple[int, int, int],
+    right: np.ndarray,
+    b_dec: np.ndarray,
+    generate: Callable[[int, int, int], np.ndarray],
 ) -> np.ndarray:
     """The residual that a recipe multiplies with, float32 [d_model]; `case` is (seed, stream, layer)."""
     source = recipe.compute(SOURCE, None)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import quoteattr
 
 if TYPE_CHECKING:
@@ -28,11 +28,15 @@ def comparison(made: Comparison, explanation: Explanation | None = None) -> str:
     """`compare`'s table, with the cause where one was looked for."""
     lines = _case_lines(made.cases)
     if made.extra:
-        lines.append(f"{len(made.extra)} cases that the reference does not have were not compared, first layer "
-                     f"{made.extra[0][0]} seed {made.extra[0][1]}")
+        lines.append(
+            f"{len(made.extra)} cases that the reference does not have were not compared, first layer "
+            f"{made.extra[0][0]} seed {made.extra[0][1]}"
+        )
     counts = ", ".join(f"{n} {status}" for status in ("same", "rounding", "differs", "missing") if (n := made.count(status)))
     worst = made.largest
-    where = "" if worst is None else f"; the largest difference is {worst.largest:.3g}, {_name(worst)} feature {worst.feature}"
+    where = (
+        "" if worst is None else f"; the largest difference is {worst.largest:.3g}, {_name(worst)} feature {worst.feature}"
+    )
     lines.append(f"{len(made.cases)} cases: {counts}{where}")
     lines.append(f"the candidate {'agrees' if made.agrees else 'DISAGREES'} (tolerance {made.tolerance:g})")
     if explanation is not None:
@@ -45,13 +49,13 @@ def explanation_lines(made: Explanation) -> list[str]:
     lines = []
     if made.named:
         same = len(made.named) > 1
-        lines.append("the candidate's numbers are those of" + (" each of these; on these cases they are the same:" if same else ":"))
+        lines.append(
+            "the candidate's numbers are those of" + (" each of these; on these cases they are the same:" if same else ":")
+        )
         for fit in made.named:
             lines.append(f"  {fit.name}: {fit.description}")
         best = made.named[0]
-        lines.append(
-            f"  {best.matched} of {made.examined} cases matched, largest difference left {best.largest_left:.3g}"
-        )
+        lines.append(f"  {best.matched} of {made.examined} cases matched, largest difference left {best.largest_left:.3g}")
     else:
         lines.append("no known mistake, alone or with another, gives the candidate's numbers")
         lines += [f"  {line}" for line in made.known]
@@ -65,7 +69,7 @@ def explanation_lines(made: Explanation) -> list[str]:
 def comparison_json(made: Comparison, explanation: Explanation | None = None) -> str:
     """The comparison as one JSON object."""
     worst = made.largest
-    document = {
+    document: dict[str, Any] = {
         "agrees": made.agrees,
         "tolerance": made.tolerance,
         "largest_difference": None if worst is None else worst.largest,
@@ -116,9 +120,13 @@ def comparison_junit(made: Comparison, explanation: Explanation | None = None) -
             lines.append(f"{opening}/>")
         else:
             problem = "; ".join(case.problems)
-            lines.append(f"{opening}>\n    <failure type={quoteattr(case.status)} message={quoteattr(problem)}/>\n  </testcase>")
+            lines.append(
+                f"{opening}>\n    <failure type={quoteattr(case.status)} message={quoteattr(problem)}/>\n  </testcase>"
+            )
     if explanation is not None:
-        lines.append(f"  <properties><property name=\"explanation\" value={quoteattr(' '.join(explanation_lines(explanation)))}/></properties>")
+        lines.append(
+            f'  <properties><property name="explanation" value={quoteattr(" ".join(explanation_lines(explanation)))}/></properties>'
+        )
     return "\n".join([*lines, "</testsuite>"]) + "\n"
 
 

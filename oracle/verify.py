@@ -56,9 +56,7 @@ def verify(recorded: Document, job: Job, events: Events = Events(), *, by_curati
     return Verification(cases, tuple(problems), "format_version" in recorded)
 
 
-def _verify_layer(
-    recorded: Document, layer: RecordedLayer, layer_weights: schemas.LayerWeights
-) -> dict[int, CaseVerdict]:
+def _verify_layer(recorded: Document, layer: RecordedLayer, layer_weights: schemas.LayerWeights) -> dict[int, CaseVerdict]:
     residuals = np.stack([residual_of(recorded, case) for case in layer.cases])  # [n_cases, d_model]
     try:
         encodings = encoder.encode(
@@ -103,8 +101,10 @@ def _exact_verdict(made: Document, case: Document, values: np.ndarray, verdict: 
         problems.append("wrong residual: its values are not those that its generator gives")
     wrong = [key for key, value in made.items() if case.get(key, ...) != value]
     if wrong:
-        shown = verdict.problems or verdict.notes or tuple(
-            f"{key} is {case.get(key)}, recomputed {made[key]}" for key in wrong[:1]
+        shown = (
+            verdict.problems
+            or verdict.notes
+            or tuple(f"{key} is {case.get(key)}, recomputed {made[key]}" for key in wrong[:1])
         )
         problems += [f"wrong numbers ({', '.join(wrong)})", *shown]
     return _verdict(case, *problems, largest=verdict.largest, feature=verdict.feature)

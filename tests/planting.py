@@ -94,7 +94,10 @@ PLANTS: dict[str, tuple[str, Any]] = {
     "stream 54": ("source", lambda i, layer: (100 * i + layer, 54)),
     "seed and stream swapped": ("source", lambda i, layer: (layer, 100 * i + layer)),
     "top k by |pre|": ("selection", lambda pre, act, on, k: [(j, pre[j]) for j in best(abs(pre), every(pre), k)]),
-    "top k by |pre|, printed": ("selection", lambda pre, act, on, k: [(j, abs(pre[j])) for j in best(abs(pre), every(pre), k)]),
+    "top k by |pre|, printed": (
+        "selection",
+        lambda pre, act, on, k: [(j, abs(pre[j])) for j in best(abs(pre), every(pre), k)],
+    ),
     "top k ascending": ("selection", lambda pre, act, on, k: [(j, act[j]) for j in best(act, on, k)[::-1]]),
     "smallest k": ("selection", lambda pre, act, on, k: [(j, act[j]) for j in best(-act, on, k)]),
     "top k by index": ("selection", lambda pre, act, on, k: [(j, act[j]) for j in sorted(best(act, on, k))]),
@@ -131,7 +134,9 @@ def make_weights(seed: int, d_model: int, n_features: int, n_layers: int = 4) ->
 def make_cache(folder: Path, weights: dict[Any, Arrays]) -> str:
     """A Hub cache that holds them, and its config.yaml."""
     layers = [name for name in weights if isinstance(name, int)]
-    entries = "".join(f'  - "hf://{WEIGHTS_REPO}/layer_{layer}/width_16k/average_l0_{layer + 5}/params.npz"\n' for layer in layers)
+    entries = "".join(
+        f'  - "hf://{WEIGHTS_REPO}/layer_{layer}/width_16k/average_l0_{layer + 5}/params.npz"\n' for layer in layers
+    )
     files = [(CURATION_REPO, "config.yaml", f"model_kind: transcoder_set\ntranscoders:\n{entries}".encode())]
     for name, arrays in weights.items():
         layer, l0 = (name, name + 5) if isinstance(name, int) else (name[1], name[1] + 105)
@@ -190,5 +195,7 @@ def encode_case(weights: dict[Any, Arrays], layer: int, i: int, names: Sequence[
     }
 
 
-def candidate(weights: dict[Any, Arrays], names: Sequence[str], layers: Sequence[int] = (0, 1, 2), seeds: int = 3) -> dict[str, Any]:
+def candidate(
+    weights: dict[Any, Arrays], names: Sequence[str], layers: Sequence[int] = (0, 1, 2), seeds: int = 3
+) -> dict[str, Any]:
     return {"test_cases": [encode_case(weights, layer, i, names) for layer in layers for i in range(seeds)]}

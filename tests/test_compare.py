@@ -60,7 +60,15 @@ def run(demo_folder: Path, candidate: Any, *arguments: str) -> subprocess.Comple
 
 def a_case(top: list[tuple[int, float]], n_active: int = 50, **more: Any) -> dict[str, Any]:
     entries = [{"index": index, "activation": value} for index, value in top]
-    return {"layer": 0, "seed": 0, "n_active": n_active, "n_active_bounds": [n_active, n_active], "flags": [], "top_4": entries, **more}
+    return {
+        "layer": 0,
+        "seed": 0,
+        "n_active": n_active,
+        "n_active_bounds": [n_active, n_active],
+        "flags": [],
+        "top_4": entries,
+        **more,
+    }
 
 
 def status(case: dict[str, Any], answer: dict[str, Any]) -> str:
@@ -128,7 +136,10 @@ def test_what_the_tolerance_allows_passes(seed: int, k: int, grain: float) -> No
     gate = (rng.integers(-3, 8, n) * grain + 1).astype(np.float32)
     exact = exact_encode(np.zeros((1, n), np.float32), pre, gate, np.zeros(1, np.float32), k, TOLERANCE)
     case = {
-        "layer": 0, "seed": 0, "n_active": exact["n_active"], "n_active_bounds": list(exact["n_active_bounds"]),
+        "layer": 0,
+        "seed": 0,
+        "n_active": exact["n_active"],
+        "n_active_bounds": list(exact["n_active_bounds"]),
         "flags": ["rank-tie"] if exact["rank_margin"] is not None and exact["rank_margin"] <= 2 * TOLERANCE else [],
         f"top_{k}": [{"index": index, "activation": value} for index, value in exact["top"]],
     }
@@ -137,7 +148,9 @@ def test_what_the_tolerance_allows_passes(seed: int, k: int, grain: float) -> No
         nudged = pre.astype(np.float64) + rng.choice([-0.99, 0.0, 0.99], n) * TOLERANCE
         active = sorted((j for j in range(n) if nudged[j] > gate[j]), key=lambda j: (-nudged[j], j))
         answer = {
-            "layer": 0, "seed": 0, "n_active": len(active),
+            "layer": 0,
+            "seed": 0,
+            "n_active": len(active),
             f"top_{k}": [{"index": j, "activation": float(nudged[j])} for j in active[:k]],
         }
         verdict = compare_case(case, answer, f"top_{k}", n, TOLERANCE)
@@ -198,13 +211,22 @@ BAD = {
     "empty": ('{"test_cases": []}', "test_cases is empty"),
     "cases an object": ('{"test_cases": {}}', "test_cases is an object"),
     "case a text": ('{"test_cases": ["x"]}', "test_cases[0] is 'x'"),
-    "layer a text": ('{"test_cases": [{"layer": "0", "seed": 0, "n_active": 1, "top_10": []}]}', "test_cases[0].layer is '0'"),
+    "layer a text": (
+        '{"test_cases": [{"layer": "0", "seed": 0, "n_active": 1, "top_10": []}]}',
+        "test_cases[0].layer is '0'",
+    ),
     "seed true": ('{"test_cases": [{"layer": 0, "seed": true, "n_active": 1, "top_10": []}]}', "test_cases[0].seed is True"),
     "seed a float": ('{"test_cases": [{"layer": 0, "seed": 0.0, "n_active": 1, "top_10": []}]}', "seed is 0.0"),
-    "seed too large": ('{"test_cases": [{"layer": 0, "seed": 18446744073709551616, "n_active": 1, "top_10": []}]}', "seed is 1844"),
+    "seed too large": (
+        '{"test_cases": [{"layer": 0, "seed": 18446744073709551616, "n_active": 1, "top_10": []}]}',
+        "seed is 1844",
+    ),
     "n_active negative": ('{"test_cases": [{"layer": 0, "seed": 0, "n_active": -1, "top_10": []}]}', "n_active is -1"),
     "no list": ('{"test_cases": [{"layer": 0, "seed": 0, "n_active": 1, "top_5": []}]}', "top_10 is missing"),
-    "entry a pair": ('{"test_cases": [{"layer": 0, "seed": 0, "n_active": 1, "top_10": [[1, 2.0]]}]}', "top_10[0] is a list"),
+    "entry a pair": (
+        '{"test_cases": [{"layer": 0, "seed": 0, "n_active": 1, "top_10": [[1, 2.0]]}]}',
+        "top_10[0] is a list",
+    ),
     "NaN": (CASE.join(['{"test_cases": [', ', {"layer": NaN}]}']), "NaN is no number"),
     "infinite": (
         '{"test_cases": [{"layer": 0, "seed": 0, "n_active": 1, "top_10": [{"index": 1, "activation": 1e999}]}]}',
@@ -268,7 +290,9 @@ def test_json_and_junit(demo_folder: Path, reference: dict[str, Any]) -> None:
     assert made["test_cases"][2]["problems"][0].startswith("n_active is ")
     ran = run(demo_folder, candidate, "--format", "junit")
     suite = ElementTree.fromstring(ran.stdout)
-    assert ran.returncode == 1 and suite.tag == "testsuite" and suite.attrib["tests"] == "9" and suite.attrib["failures"] == "1"
+    assert (
+        ran.returncode == 1 and suite.tag == "testsuite" and suite.attrib["tests"] == "9" and suite.attrib["failures"] == "1"
+    )
     assert [test.attrib["name"] for test in suite.iter("testcase") if test.find("failure") is not None] == ["seed_200"]
     assert run(demo_folder, stripped(reference), "--format", "junit").returncode == 0
     quiet = run(demo_folder, candidate, "--quiet")
@@ -283,7 +307,9 @@ def test_explain_in_every_format(demo_folder: Path, reference: dict[str, Any]) -
     source = ("--explain", "--offline", "--cache-dir", str(demo_folder / "hub"))
     assert "features reversed: " in run(demo_folder, candidate, *source).stderr
     explained = json.loads(run(demo_folder, candidate, *source, "--format", "json").stdout)["explanation"]
-    assert [row["name"] for row in explained["named"]] == ["features reversed"] and explained["named"][0]["cases_matched"] == 9
+    assert [row["name"] for row in explained["named"]] == ["features reversed"] and explained["named"][0][
+        "cases_matched"
+    ] == 9
     suite = ElementTree.fromstring(run(demo_folder, candidate, *source, "--format", "junit").stdout)
     assert any("features reversed" in entry.attrib["value"] for entry in suite.iter("property"))
     # a right candidate is not explained, and takes no weights
@@ -328,7 +354,9 @@ def consumer(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(source, folder)
     (folder / "residual.rs").write_text(oracle("residual", "--rust").stdout)
     subprocess.run(
-        ["rustc", "--edition", "2021", "-O", "-D", "warnings", "main.rs", "-o", "consumer"], cwd=folder, check=True,
+        ["rustc", "--edition", "2021", "-O", "-D", "warnings", "main.rs", "-o", "consumer"],
+        cwd=folder,
+        check=True,
         env={**os.environ, "RUSTUP_HOME": os.environ.get("RUSTUP_HOME") or os.path.expanduser("~/.rustup")},
     )
     return folder / "consumer"
@@ -347,7 +375,15 @@ def test_its_mistakes_are_named(consumer: Path, demo_folder: Path, tmp_path: Pat
     reference, answers = demo_folder / "plt_gemma_reference.json", tmp_path / "rust.json"
     subprocess.run([consumer, reference, demo_folder / "hub", answers], check=True, env={**os.environ, "MISTAKE": mistake})
     ran = oracle(
-        "compare", str(reference), str(answers), "--explain", "--format", "json", "--offline", "--cache-dir", str(demo_folder / "hub")
+        "compare",
+        str(reference),
+        str(answers),
+        "--explain",
+        "--format",
+        "json",
+        "--offline",
+        "--cache-dir",
+        str(demo_folder / "hub"),
     )
     assert ran.returncode == 1, ran.stderr
     explained = json.loads(ran.stdout)["explanation"]

@@ -161,7 +161,9 @@ def measure(environment: dict[str, str], *arguments: str) -> tuple[float, float]
     for _ in range(5):
         began = time.perf_counter()
         ran = subprocess.run(
-            [sys.executable, "-c", RUN, *arguments], capture_output=True, text=True,
+            [sys.executable, "-c", RUN, *arguments],
+            capture_output=True,
+            text=True,
             env={**os.environ, **environment, "PYTHONPATH": str(ROOT)},
         )
         seconds.append(time.perf_counter() - began)
@@ -201,7 +203,9 @@ def test_a_port_in_rust_at_full_shape(cache: Path, environment: dict[str, str], 
     assert oracle("-o", reference, environment=environment).returncode == 0
     for mistake, code in (("", 0), ("reshaped", 1)):
         subprocess.run(
-            [tmp_path / "consumer", reference, environment["HF_HUB_CACHE"], candidate], check=True, env={**os.environ, "MISTAKE": mistake}
+            [tmp_path / "consumer", reference, environment["HF_HUB_CACHE"], candidate],
+            check=True,
+            env={**os.environ, "MISTAKE": mistake},
         )
         ran = oracle("compare", reference, candidate, "--explain", environment=environment)
         assert ran.returncode == code and ("W_enc reshaped" in ran.stderr) == bool(mistake), ran.stderr

@@ -36,7 +36,12 @@ def arrays(seed: int, d_model: int, n_features: int, n_seeds: int = 2) -> tuple[
 
 def encode(w_enc: np.ndarray, b_enc: np.ndarray, gate: np.ndarray, residuals: np.ndarray, k: int = 10) -> LayerEncoding:
     return encoder.encode(
-        lambda: (w_enc[row : row + 7].copy() for row in range(0, len(w_enc), 7)), b_enc, gate, residuals, k=k, tolerance=TOLERANCE
+        lambda: (w_enc[row : row + 7].copy() for row in range(0, len(w_enc), 7)),
+        b_enc,
+        gate,
+        residuals,
+        k=k,
+        tolerance=TOLERANCE,
     )
 
 
@@ -85,7 +90,11 @@ def test_a_feature_that_cannot_fire_changes_nothing(
     place = data.draw(st.integers(0, n_features))
     before = encode(w_enc, b_enc, gate, residuals, k).encodings
     added = encode(
-        np.insert(w_enc, place, 1, axis=1), np.insert(b_enc, place, 0), np.insert(gate, place, 1e6).astype(np.float32), residuals, k
+        np.insert(w_enc, place, 1, axis=1),
+        np.insert(b_enc, place, 0),
+        np.insert(gate, place, 1e6).astype(np.float32),
+        residuals,
+        k,
     ).encodings
     for old, new in zip(before, added):
         assert apart_from_the_list(old) == apart_from_the_list(new)
@@ -123,7 +132,11 @@ def test_any_order_of_float32_sums_agrees_with_the_reference(seed: int, d_model:
     encodings = encode(w_enc, b_enc, gate, residuals).encodings
     for r, right in zip(residuals, encodings):
         case = {
-            "layer": 0, "seed": 0, "n_active": right.n_active, "n_active_bounds": list(right.n_active_bounds), "flags": right.flags,
+            "layer": 0,
+            "seed": 0,
+            "n_active": right.n_active,
+            "n_active_bounds": list(right.n_active_bounds),
+            "flags": right.flags,
             "top_10": [{"index": index, "activation": value} for index, value in right.top],
         }
         for order in (np.arange(d_model), np.arange(d_model)[::-1], rng.permutation(d_model)):
@@ -133,7 +146,9 @@ def test_any_order_of_float32_sums_agrees_with_the_reference(seed: int, d_model:
             pre += b_enc
             active = [int(j) for j in np.argsort(-pre, kind="stable") if pre[j] > gate[j]]
             answer = {
-                "layer": 0, "seed": 0, "n_active": len(active),
+                "layer": 0,
+                "seed": 0,
+                "n_active": len(active),
                 "top_10": [{"index": j, "activation": float(pre[j])} for j in active[:10]],
             }
             assert compare.compare_case(case, answer, "top_10", n_features, TOLERANCE).agrees

@@ -46,7 +46,9 @@ def test_what_generate_writes_verifies(demo_folder: Path) -> None:
     assert quiet.returncode == 0 and quiet.stderr == quiet.stdout == ""
 
 
-@pytest.mark.parametrize("options", [["--omit-residuals"], ["--top-k", "3", "--tolerance", "0.01"], ["--layers", "all", "--seeds", "1"]])
+@pytest.mark.parametrize(
+    "options", [["--omit-residuals"], ["--top-k", "3", "--tolerance", "0.01"], ["--layers", "all", "--seeds", "1"]]
+)
 def test_so_do_its_options(demo_folder: Path, options: list[str]) -> None:
     source = ["--offline", "--cache-dir", str(demo_folder / "hub")]
     written = oracle("-o", "-", "--curation-repo", demo.CURATION_REPO, *source, *options)
@@ -155,7 +157,10 @@ BROKEN = {
     "a layer that is not listed": (drop("layers", 1), "which `layers` does not list"),
     "a path out of the repo": (put("../../../etc/passwd.npz", "layers", 0, "path"), "cannot be"),
     "format version": (put(2, "format_version"), "format_version is 2"),
-    "another generator": (put("mt19937", "residual_generator", "name"), "'mt19937' version 1; pcg32-polar-f32 version 1 is known"),
+    "another generator": (
+        put("mt19937", "residual_generator", "name"),
+        "'mt19937' version 1; pcg32-polar-f32 version 1 is known",
+    ),
     "no generator": (drop("residual_generator"), "residual_generator is nothing"),
     "tolerance": (put(-1.0, "tolerance"), "tolerance is -1.0"),
     "a short residual": (drop("test_cases", 2, "residual", 5), "residual is 63 values long, but d_model is 64"),
@@ -200,10 +205,23 @@ def test_the_files_that_the_reference_names_are_fetched(hub: Hub, tmp_path: Path
     hub.add(CURATION_REPO, "config.yaml", config(1))
     again = oracle("verify", path, "--mirror", hub.url, "--cache-dir", str(tmp_path / "two"))
     assert again.returncode == 0 and again.stderr.count("fetched ") == 3, again.stderr
-    other = oracle("verify", path, "--mirror", hub.url, "--cache-dir", str(tmp_path / "two"), "--weights-revision", "main", "--revision", "main")
+    other = oracle(
+        "verify",
+        path,
+        "--mirror",
+        hub.url,
+        "--cache-dir",
+        str(tmp_path / "two"),
+        "--weights-revision",
+        "main",
+        "--revision",
+        "main",
+    )
     assert other.returncode == 2 and "it has no layer 1" in other.stderr
     hub.add(CURATION_REPO, "config.yaml", config(3))
-    other = oracle("verify", path, "--mirror", hub.url, "--cache-dir", str(tmp_path / "two"), "--curation-repo", CURATION_REPO)
+    other = oracle(
+        "verify", path, "--mirror", hub.url, "--cache-dir", str(tmp_path / "two"), "--curation-repo", CURATION_REPO
+    )
     assert other.returncode == 1 and "layer 1: wrong sha256" in other.stderr
 
 
@@ -217,11 +235,22 @@ def as_torch_writes(shift: float = 0.0) -> dict[str, Any]:
             made = float64_encode(layer_arrays(layer), values, 10)
             top = [{"index": index, "activation": float(np.float32(value + shift))} for index, value in made["top"]]
             cases.append(
-                {"layer": layer, "seed": 100 * i + layer, "residual": values.tolist(), "n_active": made["n_active"], "top_10": top}
+                {
+                    "layer": layer,
+                    "seed": 100 * i + layer,
+                    "residual": values.tolist(),
+                    "n_active": made["n_active"],
+                    "top_10": top,
+                }
             )
     return {
-        "weights_repo": WEIGHTS_REPO, "curation_repo": CURATION_REPO, "schema": "GemmaScopeNpz", "torch_version": "2.10.0",
-        "d_model": 24, "n_features_per_layer": 96, "test_cases": cases,
+        "weights_repo": WEIGHTS_REPO,
+        "curation_repo": CURATION_REPO,
+        "schema": "GemmaScopeNpz",
+        "torch_version": "2.10.0",
+        "d_model": 24,
+        "n_features_per_layer": 96,
+        "test_cases": cases,
     }
 
 
