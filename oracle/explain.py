@@ -26,10 +26,8 @@ from oracle.mistakes import (
     LAYER_ABOVE,
     LAYER_BELOW,
     RESHAPED,
-    RESIDUAL_KINDS,
     SELECTION,
     W_DEC,
-    WEIGHT_KINDS,
     WEIGHTS,
     Gate,
     Mistake,
@@ -37,15 +35,13 @@ from oracle.mistakes import (
     Selection,
 )
 from oracle.reference import Events, Job, RecordedLayer
-from oracle.residual import residual
-from oracle.trial import Case, WeightFile, difference_left
+from oracle.trial import LINEAR_KINDS, Case, Factors, WeightFile, difference_left, related
 
 MOST_CASES_PER_LAYER = 6  # examined; those that disagree come first
 MOST_ANSWERS_PER_CASE = 12  # of a long list, that the first step looks at
 MOST_ROWS = 192  # of pre-activations that the second step holds at once: 24 MiB at 16,384 features
 MOST_VARIANTS = 3  # of other L0
 Other = tuple[Mistake, "str | None", str]  # a weight file that a port may have taken: its path, if any, and its label
-LINEAR_KINDS = tuple(dict.fromkeys(RESIDUAL_KINDS + WEIGHT_KINDS))
 
 
 @dataclass(frozen=True)
@@ -131,7 +127,7 @@ class _Search:
     events: Events
     by_curation: bool
     not_tried: list[str] = field(default_factory=list)
-    _generated: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
+    _factors: Factors = field(default_factory=Factors)
 
     def run(self, *, fetch: bool) -> Explanation:
         """Search with the files that the cache holds, or with those that may be fetched too."""
@@ -267,7 +263,7 @@ class _Search:
                         survivors = self._screen_source(source, cases, mine, right_pairs)
                         for recipe in set(mine) - survivors:
                             alive.pop(recipe, None)
-        return set(alive), _known(right_pairs)
+        return set(alive), related(right_pairs)
 
     def _screen_source(
         self, source: WeightFile, cases: list[Case], recipes: list[Recipe], right_pairs: list[tuple[float, float]]
@@ -281,7 +277,7 @@ class _Search:
         every = every[every >= 0]
         places = np.full(n_features, -1)
         places[every] = np.arange(len(every))
-        pre = self._pre_of(source, cases, recipes, every) if len(every) else {}
+        pre = self._factors.times_columns(source, cases, recipes, every) if len(every) else {}
         gates: dict = {}
         survivors = set()
         for recipe in recipes:
@@ -327,43 +323,6 @@ class _Search:
                 "a difference from it; `verify` says more"
             )
 
-    def _pre_of(
-        self, source: WeightFile, cases: list[Case], recipes: list[Recipe], features: np.ndarray
-    ) -> dict[Recipe, np.ndarray]:
-        """By the linear part of each recipe: residual times matrix, float64 [n_cases, n_features asked for]."""
-        linear = {recipe.only(*LINEAR_KINDS) for recipe in recipes}
-        by_weights: dict[tuple[str, Recipe], list[Recipe]] = {}
-        for recipe in linear:
-            by_weights.setdefault((source.array(recipe), recipe.only(*WEIGHT_KINDS[1:])), []).append(recipe)
-        columns = {array: source.columns(array, features) for array in {array for array, _ in by_weights}}
-        residuals: dict[tuple[Recipe, int], np.ndarray] = {}
-        made = {}
-        for (array, rounding), of_weights in by_weights.items():
-            matrix = mistakes.wrong_weights(rounding, columns[array]).astype(np.float64)  # [d_model, n]
-            for recipe in of_weights:
-                made[recipe] = self._residuals(source, cases, recipe, residuals) @ matrix
-        return made
-
-    def _residuals(
-        self, source: WeightFile, cases: list[Case], recipe: Recipe, known: dict[tuple[Recipe, int], np.ndarray]
-    ) -> np.ndarray:
-        """What a recipe multiplies with, float64 [n_cases, d_model]."""
-        part = recipe.only(*RESIDUAL_KINDS)
-        rows = []
-        for number, case in enumerate(cases):
-            if (part, number) not in known:
-                known[part, number] = mistakes.wrong_residual(
-                    part, (case.seed, case.stream, case.layer), case.residual, source.b_dec, self._generate
-                )
-            rows.append(known[part, number])
-        return np.stack(rows).astype(np.float64)
-
-    def _generate(self, seed: int, stream: int, n: int) -> np.ndarray:
-        key = seed, stream
-        if key not in self._generated:
-            self._generated[key] = residual(seed, stream, n)
-        return self._generated[key]
-
     # --- the second step: everything that was printed -----------------------------------------------------------
 
     def _evaluate(self, recipes: list[Recipe]) -> list[Fit]:
@@ -382,7 +341,7 @@ class _Search:
                     if not linear:
                         continue
                     products = dict(
-                        zip(linear, source.products(linear, [self._residuals(source, cases, r, {}) for r in linear]))
+                        zip(linear, source.products(linear, [self._factors.residuals(source, cases, r, {}) for r in linear]))
                     )
                     for recipe in mine:
                         differences = self._differences(source, cases, recipe, products, k, tolerance)
@@ -431,19 +390,3 @@ def _other_l0(number: int) -> Mistake:
         f"the weights are of another L0 variant, number {number + 1} of those in the cache",
         number,
     )
-
-
-def _known(pairs: list[tuple[float, float]]) -> tuple[str, ...]:
-    """What relates the right values of the candidate's features to those it printed."""
-    if len(pairs) < 3:
-        return ("the candidate printed too few features to say more",)
-    right, printed = (np.array(column) for column in zip(*pairs))
-    ranks = [np.argsort(np.argsort(column)).astype(np.float64) for column in (right, printed)]
-    lines = [
-        f"of {len(pairs)} printed features the right values have rank correlation {np.corrcoef(ranks[0], ranks[1])[0, 1]:.3f} with the printed"
-    ]
-    if np.ptp(right) > 0:
-        ratio, offset = np.polyfit(right, printed, 1)
-        rest = float(np.max(np.abs(ratio * right + offset - printed)))
-        lines.append(f"printed = {ratio:.6g} * right + {offset:.6g} fits best, with differences of up to {rest:.3g} left")
-    return tuple(lines)

@@ -10,7 +10,10 @@ from typing import BinaryIO
 import numpy as np
 
 from oracle import mistakes, weights
-from oracle.mistakes import RESHAPED, W_DEC, W_ENC, WEIGHT_KINDS, WEIGHTS, Gate, Mistake, Recipe, Selection
+from oracle.mistakes import RESHAPED, RESIDUAL_KINDS, W_DEC, W_ENC, WEIGHT_KINDS, WEIGHTS, Gate, Mistake, Recipe, Selection
+from oracle.residual import residual
+
+LINEAR_KINDS = tuple(dict.fromkeys(RESIDUAL_KINDS + WEIGHT_KINDS))
 
 
 @dataclass
@@ -113,6 +116,50 @@ class WeightFile:
         return other is self.mistake
 
 
+class Factors:
+    """What recipes multiply: makes their residuals, and keeps the generator's."""
+
+    def __init__(self) -> None:
+        self._generated: dict[tuple[int, int], np.ndarray] = {}
+
+    def times_columns(
+        self, file: WeightFile, cases: list[Case], recipes: list[Recipe], features: np.ndarray
+    ) -> dict[Recipe, np.ndarray]:
+        """By the linear part of each recipe: residual times matrix, float64 [n_cases, n_features asked for]."""
+        linear = {recipe.only(*LINEAR_KINDS) for recipe in recipes}
+        by_weights: dict[tuple[str, Recipe], list[Recipe]] = {}
+        for recipe in linear:
+            by_weights.setdefault((file.array(recipe), recipe.only(*WEIGHT_KINDS[1:])), []).append(recipe)
+        columns = {array: file.columns(array, features) for array in {array for array, _ in by_weights}}
+        residuals: dict[tuple[Recipe, int], np.ndarray] = {}
+        made = {}
+        for (array, rounding), of_weights in by_weights.items():
+            matrix = mistakes.wrong_weights(rounding, columns[array]).astype(np.float64)  # [d_model, n]
+            for recipe in of_weights:
+                made[recipe] = self.residuals(file, cases, recipe, residuals) @ matrix
+        return made
+
+    def residuals(
+        self, file: WeightFile, cases: list[Case], recipe: Recipe, known: dict[tuple[Recipe, int], np.ndarray]
+    ) -> np.ndarray:
+        """What a recipe multiplies with, float64 [n_cases, d_model]."""
+        part = recipe.only(*RESIDUAL_KINDS)
+        rows = []
+        for number, case in enumerate(cases):
+            if (part, number) not in known:
+                known[part, number] = mistakes.wrong_residual(
+                    part, (case.seed, case.stream, case.layer), case.residual, file.b_dec, self._generate
+                )
+            rows.append(known[part, number])
+        return np.stack(rows).astype(np.float64)
+
+    def _generate(self, seed: int, stream: int, n: int) -> np.ndarray:
+        key = seed, stream
+        if key not in self._generated:
+            self._generated[key] = residual(seed, stream, n)
+        return self._generated[key]
+
+
 def difference_left(
     pre: np.ndarray,
     gate: Gate,
@@ -159,3 +206,19 @@ def difference_left(
     in_order = listed.astype(np.float64) if selection.order == "by index" else key[listed]
     steps = np.diff(in_order) * (-1 if selection.order == "descending" else 1)
     return left if np.all(steps > (0 if selection.order == "by index" else -2 * tolerance)) else None
+
+
+def related(pairs: list[tuple[float, float]]) -> tuple[str, ...]:
+    """What relates the right values of the candidate's features to those it printed."""
+    if len(pairs) < 3:
+        return ("the candidate printed too few features to say more",)
+    right, printed = (np.array(column) for column in zip(*pairs))
+    ranks = [np.argsort(np.argsort(column)).astype(np.float64) for column in (right, printed)]
+    lines = [
+        f"of {len(pairs)} printed features the right values have rank correlation {np.corrcoef(ranks[0], ranks[1])[0, 1]:.3f} with the printed"
+    ]
+    if np.ptp(right) > 0:
+        ratio, offset = np.polyfit(right, printed, 1)
+        rest = float(np.max(np.abs(ratio * right + offset - printed)))
+        lines.append(f"printed = {ratio:.6g} * right + {offset:.6g} fits best, with differences of up to {rest:.3g} left")
+    return tuple(lines)
