@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -193,7 +193,7 @@ class _Search:
         for number, sibling in enumerate(siblings[:MOST_VARIANTS] if folder.name.startswith("average_l0_") else ()):
             found.append((_other_l0(number), str(sibling), f"{sibling.parent.name}/{sibling.name}"))
         curated = {}
-        cached_only = Job(**{**self.job.__dict__, "offline": not fetch or self.job.offline})
+        cached_only = replace(self.job, offline=not fetch or self.job.offline)
         with contextlib.suppress(OSError, ValueError, vendored_hf.EntryNotFoundError):
             curated = reference.curated_files(cached_only, self.events)
         for mistake in mistakes.MISTAKES:
@@ -214,7 +214,7 @@ class _Search:
     def _neighbour(self, layer: RecordedLayer, curated: dict, neighbour: int, job: Job) -> str:
         file = curated[neighbour]
         own = layer.file if file.repo == layer.file.repo else file
-        return reference.fetch_weights(job, self.events, type(file)(file.repo, file.revision or own.revision, file.path))
+        return reference.fetch_weights(job, self.events, replace(file, revision=file.revision or own.revision))
 
     def _available(self) -> tuple[Mistake, ...]:
         """The rows that can be computed: where a file is missing for one layer, its row is left out for all."""

@@ -114,6 +114,9 @@ def comparison_junit(made: Comparison, explanation: Explanation | None = None) -
         '<?xml version="1.0" encoding="UTF-8"?>',
         f'<testsuite name="oracle compare" tests="{len(made.cases)}" failures="{n_failed}" errors="0" skipped="0">',
     ]
+    if explanation is not None:
+        said = quoteattr(" ".join(explanation_lines(explanation)))
+        lines.append(f'  <properties><property name="explanation" value={said}/></properties>')
     for case in made.cases:
         opening = f'  <testcase classname="oracle.layer_{case.layer}" name="seed_{case.seed}"'
         if case.agrees:
@@ -123,10 +126,6 @@ def comparison_junit(made: Comparison, explanation: Explanation | None = None) -
             lines.append(
                 f"{opening}>\n    <failure type={quoteattr(case.status)} message={quoteattr(problem)}/>\n  </testcase>"
             )
-    if explanation is not None:
-        lines.append(
-            f'  <properties><property name="explanation" value={quoteattr(" ".join(explanation_lines(explanation)))}/></properties>'
-        )
     return "\n".join([*lines, "</testsuite>"]) + "\n"
 
 

@@ -3,17 +3,21 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CURATION_REPO
+from conftest import CURATION_REPO, fill, layer_arrays, oracle
+from hub import Hub
+from independent import float64_encode
 from planting import PLANTS, candidate, make_cache, make_weights
 
 from oracle import compare, explain, mistakes, reference
 from oracle.explain import Explanation
+from oracle.residual import residual
 
 SHAPES = ((24, 96), (64, 512), (130, 70))
 
@@ -193,3 +197,23 @@ def test_a_port_that_prints_nothing(worlds: list[World]) -> None:
         case.update(n_active=0, top_10=[])
     found = worlds[0].explain_answers(answers)
     assert found is not None and not found.named
+
+
+def test_neighbours_are_fetched_where_nothing_else_fits(hub: Hub, tmp_path: Path) -> None:
+    fill(hub)
+    source = ("--mirror", hub.url, "--cache-dir", str(tmp_path / "cache"))
+    path, answers = tmp_path / "reference.json", tmp_path / "candidate.json"
+    assert oracle("--layers", "1", "-o", str(path), *source).returncode == 0
+    cases = []
+    for seed in (1, 101, 201):
+        made = float64_encode(layer_arrays(2), residual(seed, 1, 24), 10)
+        top = [{"index": index, "activation": value} for index, value in made["top"]]
+        cases.append({"layer": 1, "seed": seed, "n_active": made["n_active"], "top_10": top})
+    answers.write_text(json.dumps({"test_cases": cases}))
+    command = ("compare", str(path), str(answers), "--explain", *source)
+    offline = oracle(*command, "--offline")
+    assert offline.returncode == 1 and "no known mistake" in offline.stderr
+    assert "not tried, because their weights are not in the cache: layer 0, layer 2" in offline.stderr
+    ran = oracle(*command)
+    assert ran.returncode == 1 and "layer above: " in ran.stderr and ran.stderr.count("fetched ") == 2, ran.stderr
+    assert oracle(*command, "--offline").stderr.count("layer above: ") == 1  # now they are in the cache
