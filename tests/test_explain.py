@@ -97,7 +97,8 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> list[World]:
 
 
 def test_every_mistake_is_named_first(worlds: list[World]) -> None:
-    check(plant_all(worlds, [(name,) for name in PLANTS]))
+    for number, name in enumerate(PLANTS):  # each in one shape; the slow test below has them all in every shape
+        check(plant_all([worlds[number % len(worlds)]], [(name,)]))
 
 
 def random_pairs(seed: int, how_many: int, world: World) -> list[tuple[str, ...]]:
