@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fractions import Fraction
 
 Blocks = Callable[[], Iterator[np.ndarray]]
+Vectors = Callable[[], tuple[np.ndarray, np.ndarray]]
 
 MARGIN_DECIMALS = 6
 _COLUMNS_AT_ONCE = 256
@@ -55,16 +56,21 @@ class LayerEncoding:
     n_settled: int
 
 
-def encode(
-    w_enc_blocks: Blocks, b_enc: np.ndarray, gate: np.ndarray, residuals: np.ndarray, *, k: int, tolerance: float
-) -> LayerEncoding:
+def encode(w_enc_blocks: Blocks, vectors: Vectors, residuals: np.ndarray, *, k: int, tolerance: float) -> LayerEncoding:
     """Encode float32 residuals [n_seeds, d_model] with the rows of W_enc [d_model, n_features].
 
-    `b_enc` and `gate` are float32 [n_features]. A feature is active iff pre = residual . W_enc[:, j] + b_enc_j
-    is greater than gate_j; its activation is then pre. Each call of `w_enc_blocks` starts a pass over W_enc.
-    Raises NotFiniteError.
+    A feature is active iff pre = residual . W_enc[:, j] + b_enc_j is greater than gate_j; its activation is then pre.
+    Each call of `w_enc_blocks` starts a pass over W_enc. `vectors` gives b_enc and gate, float32 [n_features], and is
+    called behind the first pass: a file that can be read forwards alone has them there. Raises NotFiniteError.
     """
-    pre32, pre64, largest_weight, depth = _pre_activations(w_enc_blocks, b_enc, residuals)
+    pre32, pre64, largest_weight, depth = _products(w_enc_blocks, residuals)
+    b_enc, gate = vectors()
+    with np.errstate(all="ignore"):  # what overflows is found here, and refused
+        pre32 += b_enc
+        pre64 += b_enc
+    n_bad = int(np.count_nonzero(~np.isfinite(pre32)))
+    if n_bad:
+        raise NotFiniteError(f"{n_bad} pre-activations overflow float32: the weights are too large to be real")
     error32 = float(np.max(np.abs(pre32 - pre64)))
 
     # |computed - exact| <= depth u sum |terms|, where depth is the most additions that a term goes through (Higham,
@@ -84,21 +90,21 @@ def encode(
     )
 
 
-def _pre_activations(
-    w_enc_blocks: Blocks, b_enc: np.ndarray, residuals: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, float, int]:
+def _products(w_enc_blocks: Blocks, residuals: np.ndarray) -> tuple[np.ndarray, np.ndarray, float, int]:
     """float32 and float64 [n_seeds, n_features], the largest |W_enc|, and the depth of the float64 sums.
 
     A term is added to at most all others of its block, in whatever order BLAS likes, and then block to block.
     """
-    shape = (len(residuals), len(b_enc))
     residuals64 = residuals.astype(np.float64)
-    pre32, product32 = np.zeros(shape, np.float32), np.empty(shape, np.float32)
-    pre64, product64 = np.zeros(shape, np.float64), np.empty(shape, np.float64)
-    block64 = np.empty((0, shape[1]))
+    pre32 = product32 = np.empty((0, 0), np.float32)
+    pre64 = product64 = block64 = np.empty((0, 0), np.float64)
     largest, n_bad, row, n_blocks, most_rows = 0.0, 0, 0, 0, 0
-    with np.errstate(all="ignore"):  # what overflows is found below, and refused
+    with np.errstate(all="ignore"):  # what overflows is found by the caller
         for block in w_enc_blocks():
+            if not n_blocks:
+                shape = len(residuals), block.shape[1]
+                pre32, product32 = np.zeros(shape, np.float32), np.empty(shape, np.float32)
+                pre64, product64 = np.zeros(shape, np.float64), np.empty(shape, np.float64)
             rows = slice(row, row + len(block))
             row = rows.stop
             n_blocks, most_rows = n_blocks + 1, max(most_rows, len(block))
@@ -112,13 +118,8 @@ def _pre_activations(
                 block64 = np.empty(block.shape)
             np.copyto(block64[: len(block)], block)
             pre64 += np.matmul(residuals64[:, rows], block64[: len(block)], out=product64)
-        pre32 += b_enc
-        pre64 += b_enc
     if n_bad:
         raise NotFiniteError(f"W_enc has {n_bad} values that are NaN or infinite")
-    n_bad = int(np.count_nonzero(~np.isfinite(pre32)))
-    if n_bad:
-        raise NotFiniteError(f"{n_bad} pre-activations overflow float32: the weights are too large to be real")
     return pre32, pre64, largest, n_blocks + most_rows
 
 

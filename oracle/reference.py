@@ -240,8 +240,7 @@ def _encode_layer(
     try:
         layer_encoding = encoder.encode(
             layer_weights.w_enc_blocks,
-            layer_weights.b_enc,
-            layer_weights.gate,
+            lambda: (layer_weights.b_enc, layer_weights.gate),
             residuals,
             k=job.top_k,
             tolerance=job.tolerance,

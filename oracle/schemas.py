@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -47,55 +47,72 @@ GEMMA_SCOPE_NPZ = Schema(
 )
 
 
-@dataclass(frozen=True)
 class LayerWeights:
-    """One layer's encoder. `b_enc` and `gate` are float32 [n_features].
+    """One layer's encoder: `d_model`, `n_features`, and W_enc and the vectors as they are asked for.
 
-    `w_enc_blocks()` starts a pass over W_enc: float32 blocks [rows, n_features], d_model rows in all.
+    The file is gone through once, in its own order, since some can be read forwards alone: those have to be asked for
+    a pass over W_enc before `b_enc` and `gate`. Raises WeightsError where the file is not one of the schema.
     """
 
-    d_model: int
-    n_features: int
-    b_enc: np.ndarray
-    gate: np.ndarray
-    w_enc_blocks: Callable[[], Iterator[np.ndarray]]
+    def __init__(self, schema: Schema, reader: BinaryIO, label: str):
+        self._schema, self._label = schema, label
+        self._file = Npz(reader, label)
+        self._names = self._file.in_order()
+        self._tensors: dict[str, Tensor] = {}
+        self._vectors: dict[str, np.ndarray] = {}
+        self._go_through(schema.w_enc)
+        w_enc = self._tensors[schema.w_enc]
+        if len(w_enc.shape) != 2:
+            raise WeightsError(f"{label}: {schema.w_enc} has shape {list(w_enc.shape)}, not [d_model, n_features]")
+        self._extents = dict(zip(schema.tensors[schema.w_enc], w_enc.shape))
+        self.d_model, self.n_features = self._extents["d_model"], self._extents["n_features"]
+        if not self._file.forwards_alone:
+            self._go_through(None)  # what is wrong shows before the work
+
+    def w_enc_blocks(self) -> Iterator[np.ndarray]:
+        """A pass over W_enc: float32 blocks [rows, n_features], d_model rows in all."""
+        return self._file.blocks(self._tensors[self._schema.w_enc])
+
+    @property
+    def b_enc(self) -> np.ndarray:
+        """float32 [n_features]."""
+        self._go_through(None)
+        return self._vectors[self._schema.b_enc]
+
+    @property
+    def gate(self) -> np.ndarray:
+        """float32 [n_features]: the threshold; a negative one lets nothing negative through."""
+        self._go_through(None)
+        return np.maximum(self._vectors[self._schema.threshold], 0)
+
+    def _go_through(self, last: str | None) -> None:
+        """Look at the tensors of the file up to `last`, or all, in which case they are checked against each other.
+
+        Of those that the encoder does not use only the headers are read.
+        """
+        for name in self._names:
+            if name in self._schema.absent:
+                raise WeightsError(f"{self._label}: it has a tensor {name}, which a {self._schema.name} file never has")
+            if name in self._schema.tensors:
+                self._tensors[name] = self._file.tensor(name)
+            if name in (self._schema.b_enc, self._schema.threshold):
+                self._vectors[name] = _read_finite(self._file, self._tensors[name], self._label)
+            if name == last:
+                return
+        for name, axes in self._schema.tensors.items():
+            if name not in self._tensors:
+                raise WeightsError(f"{self._label}: it has no tensor {name}; it has {', '.join(self._tensors) or 'none'}")
+            shape, expected = list(self._tensors[name].shape), [self._extents[axis] for axis in axes]
+            if shape != expected:
+                raise WeightsError(
+                    f"{self._label}: {name} has shape {shape}, but with {self._schema.w_enc} of shape "
+                    f"{[self.d_model, self.n_features]} it must be {expected}"
+                )
 
 
 def open_layer(schema: Schema, reader: BinaryIO, label: str) -> LayerWeights:
-    """Check a weight file against its schema and read its vectors; W_enc is read by its passes.
-
-    Of the tensors that the encoder does not use only the headers are read. Raises WeightsError.
-    """
-    file = Npz(reader, label)
-    for name in schema.absent:
-        if name in file.names:
-            raise WeightsError(f"{label}: it has a tensor {name}, which a {schema.name} file never has")
-    in_file_order = sorted(schema.tensors, key=lambda name: file.names.index(name) if name in file.names else -1)
-    tensors = {name: file.tensor(name) for name in in_file_order}  # a server without Range is read forwards alone
-    extents = _extents(schema, tensors, label)
-    w_enc = tensors[schema.w_enc]
-    b_enc, threshold = (_read_finite(file, tensors[name], label) for name in (schema.b_enc, schema.threshold))
-    return LayerWeights(
-        d_model=extents["d_model"],
-        n_features=extents["n_features"],
-        b_enc=b_enc,
-        gate=np.maximum(threshold, 0),  # a negative threshold lets nothing negative through
-        w_enc_blocks=lambda: file.blocks(w_enc),
-    )
-
-
-def _extents(schema: Schema, tensors: dict[str, Tensor], label: str) -> dict[str, int]:
-    """The length of each named axis; W_enc sets it, every other tensor must agree."""
-    extents = dict(zip(schema.tensors[schema.w_enc], tensors[schema.w_enc].shape))
-    for name, axes in schema.tensors.items():
-        shape = tensors[name].shape
-        expected = [extents[axis] for axis in axes]
-        if list(shape) != expected:
-            raise WeightsError(
-                f"{label}: {name} has shape {list(shape)}, but with {schema.w_enc} of shape "
-                f"{list(tensors[schema.w_enc].shape)} it must be {expected}"
-            )
-    return extents
+    """Open a weight file of a schema; `label` names it in messages. Raises WeightsError."""
+    return LayerWeights(schema, reader, label)
 
 
 def _read_finite(file: Npz, tensor: Tensor, label: str) -> np.ndarray:

@@ -44,16 +44,19 @@ class RemoteFile(io.RawIOBase):
         self._whole = False  # the open answer is the whole file, though a Range was asked for
         self._advised = (0, 0)
         self._kept, self._kept_at = b"", 0
-        self._tail_at = self._size
+        self._tail, self._tail_at = b"", self._size
         tail_at = max(0, self._size - TAIL)
-        self._tail = self._fetch(tail_at, self._size)
-        self._tail_at = tail_at
+        self._open_at(tail_at, self._size)  # shows whether the server knows Ranges
+        if not self._whole:
+            self._tail = self._fetch(tail_at, self._size)
+            self._tail_at = tail_at
 
     def readable(self) -> bool:
         return True
 
     def seekable(self) -> bool:
-        return True
+        """False where the server knows no Range. To seek backwards is then to begin again, at the whole file's cost."""
+        return not self._whole
 
     def tell(self) -> int:
         return self._position
@@ -116,20 +119,22 @@ class RemoteFile(io.RawIOBase):
         """Have an answer open that stands at `position`."""
         reachable = position == self._at or (self._whole and position > self._at)
         if self._response is None or not reachable or position >= self._until:
-            self._hang_up()
             advised = self._advised[1] if self._advised[0] <= position < self._advised[1] else stop
-            until = min(max(stop, advised), self._tail_at)
-            self._response = self._source.open(position, until)
-            self._whole = self._response.status_code != 206 and (position, until) != (0, self._size)
-            self._at, self._until = (0, self._size) if self._whole else (position, until)
-            self._chunks = self._response.iter_content(vendored_hf.CHUNK)
-            if self._whole:
-                logger.warning("%s knows no Range: it is read from its start, up to byte %d at least", self._source.shown, stop)
+            self._open_at(position, min(max(stop, advised), self._tail_at))
         while self._at < position:
             chunk = self._next_chunk()
             dropped = min(len(chunk), position - self._at)
             self._unread = chunk[dropped:]
             self._at += dropped
+
+    def _open_at(self, position: int, until: int) -> None:
+        self._hang_up()
+        self._response = self._source.open(position, until)
+        self._whole = self._response.status_code != 206 and (position, until) != (0, self._size)
+        self._at, self._until = (0, self._size) if self._whole else (position, until)
+        self._chunks = self._response.iter_content(vendored_hf.CHUNK)
+        if self._whole:
+            logger.warning("%s: the server knows no Range; all is read, and what is not needed is dropped", self._source.shown)
 
     def _next_chunk(self) -> bytes:
         if self._unread:

@@ -10,6 +10,7 @@ and holds the whole of it, and the data of a stored member is not aligned, so th
 from __future__ import annotations
 
 import ast
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -54,22 +55,31 @@ class Npz:
     def __init__(self, reader: BinaryIO, label: str):
         self._reader = reader
         self._label = label
+        self.forwards_alone = not reader.seekable()
+        self._archive: zipfile.ZipFile | None = None
+        self._members: dict[str, zipfile.ZipInfo] = {}
+        if self.forwards_alone:
+            return
         try:
             self._check_directory_size()
             self._archive = zipfile.ZipFile(reader)  # type: ignore[arg-type]
         except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError) as error:
             raise self._error(f"not a readable .npz archive: {error}") from error
-        self._members: dict[str, zipfile.ZipInfo] = {}
         for info in self._archive.infolist():
-            name = info.filename.removesuffix(".npy")
-            if name in self._members:
-                raise self._error(f"two members are named {info.filename}")
-            self._members[name] = info
+            self._add(info)
 
-    @property
-    def names(self) -> list[str]:
-        """The tensors in the archive, in its order."""
-        return list(self._members)
+    def in_order(self) -> Iterator[str]:
+        """The names of the tensors as they follow each other in the file.
+
+        Where it can be read forwards alone, a tensor is to be read before the next name is asked for.
+        """
+        if self._archive is not None:
+            yield from sorted(self._members, key=lambda name: self._members[name].header_offset)
+            return
+        offset = 0
+        while info := self._local_header(offset):
+            offset = self._data_offset(info) + info.compress_size
+            yield self._add(info)
 
     def tensor(self, name: str) -> Tensor:
         """The header of one tensor; its data is not read."""
@@ -144,6 +154,38 @@ class Npz:
                     yield widened[: len(raw)]
         self._check_crc(tensor.name, crc)
 
+    def _add(self, info: zipfile.ZipInfo) -> str:
+        name = info.filename.removesuffix(".npy")
+        if name in self._members:
+            raise self._error(f"two members are named {info.filename}")
+        self._members[name] = info
+        return name
+
+    def _local_header(self, offset: int) -> zipfile.ZipInfo | None:
+        """The member that begins at `offset`; None where the directory begins. For files without random access."""
+        self._reader.seek(offset)
+        header = self._reader.read(30)
+        if header[:4] in (b"PK\x01\x02", b"PK\x05\x06"):
+            return None
+        if len(header) < 30 or header[:4] != b"PK\x03\x04":
+            raise self._error(f"not a readable .npz archive: no member begins at byte {offset}; truncated, or something else")
+        _, flags, method, _, _, crc, packed, size, name_length, extra_length = struct.unpack("<5H3I2H", header[4:])
+        name, extra = self._reader.read(name_length), self._reader.read(extra_length)
+        while len(extra) >= 4:
+            kind, length = struct.unpack("<2H", extra[:4])
+            if kind == 1 and length >= 16 and packed == size == 0xFFFFFFFF:  # zip64, which np.savez always writes
+                size, packed = struct.unpack("<2Q", extra[4:20])
+            extra = extra[4 + length :]
+        info = zipfile.ZipInfo(name.decode("utf-8", "replace"))
+        info.header_offset, info.flag_bits, info.compress_type = offset, flags, method
+        info.CRC, info.compress_size, info.file_size = crc, packed, size
+        if flags & 8 or method != zipfile.ZIP_STORED:
+            raise self._error(
+                f"{info.filename} cannot be read from a server without Range, as it is compressed, or its size stands "
+                "behind it: leave out --stream"
+            )
+        return info
+
     def _error(self, problem: str) -> WeightsError:
         return WeightsError(f"{self._label}: {problem}")
 
@@ -163,7 +205,7 @@ class Npz:
     def _open(self, name: str) -> BinaryIO:
         """The data of a member, from its first byte."""
         if name not in self._members:
-            raise self._error(f"it has no tensor {name}; it has {', '.join(self.names) or 'none'}")
+            raise self._error(f"it has no tensor {name}; it has {', '.join(self._members) or 'none'}")
         info = self._members[name]
         if info.flag_bits & 1:
             raise self._error(f"{info.filename} is encrypted")
@@ -173,12 +215,13 @@ class Npz:
             raise self._error(f"{info.filename} claims {info.file_size} bytes out of {info.compress_size}")
         if info.compress_type == zipfile.ZIP_STORED and info.file_size != info.compress_size:
             raise self._error(f"{info.filename} is stored, but claims {info.file_size} bytes out of {info.compress_size}")
-        try:
-            member = self._archive.open(info)  # checks the local header
-        except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, ValueError) as error:
-            raise self._error(f"{info.filename} cannot be read: {error}") from error
-        if info.compress_type == zipfile.ZIP_DEFLATED:
-            return member  # type: ignore[return-value]
+        if self._archive is not None:
+            try:
+                member = self._archive.open(info)  # checks the local header
+            except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, ValueError) as error:
+                raise self._error(f"{info.filename} cannot be read: {error}") from error
+            if info.compress_type == zipfile.ZIP_DEFLATED:
+                return member  # type: ignore[return-value]
         return _Section(self._reader, self._data_offset(info), info.file_size)  # type: ignore[return-value]
 
     def _data_offset(self, info: zipfile.ZipInfo) -> int:

@@ -27,7 +27,7 @@ def encode(
     w_enc: np.ndarray, b_enc: np.ndarray, gate: np.ndarray, residuals: np.ndarray, k: int = 10, rows: int = 5
 ) -> LayerEncoding:
     f32 = [np.asarray(array, np.float32) for array in (w_enc, b_enc, gate, residuals)]
-    return encoder.encode(blocks(f32[0], rows), f32[1], f32[2], f32[3], k=k, tolerance=TOLERANCE)
+    return encoder.encode(blocks(f32[0], rows), lambda: (f32[1], f32[2]), f32[3], k=k, tolerance=TOLERANCE)
 
 
 def summary(encoding: Encoding) -> dict[str, Any]:

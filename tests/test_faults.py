@@ -375,7 +375,8 @@ def test_a_stream_that_breaks_is_taken_up_at_its_offset(filled: Hub, fault: Faul
         filled.inject(fault)
         assert read_through(file, 500_000, 2_000_000) == CONTENT[500_000:2_000_000]
         starts = [int(s.headers["Range"].removeprefix("bytes=").split("-")[0]) for s in filled.requests("cdn")]
-        assert len(starts) == 2 and (starts[1] > 1_000_000) == (fault.cut_after is not None)
+        # a reset may take with it what had arrived but was not read
+        assert len(starts) == 2 and (starts[1] > 1_000_000 or fault.reset or fault.cut_after is None)
 
 
 @pytest.mark.parametrize("fault, message", [
@@ -395,4 +396,5 @@ def test_a_stream_from_a_server_without_range(filled: Hub, caplog: pytest.LogCap
         assert read_through(file, 500_000, 2_000_000) == CONTENT[500_000:2_000_000]
         file.seek(2_100_000)
         assert file.read(5) == CONTENT[2_100_000:2_100_005]
-    assert "knows no Range" in caplog.text and len(filled.requests("cdn")) == 2
+        assert not file.seekable()
+    assert "knows no Range" in caplog.text and len(filled.requests("cdn")) == 1

@@ -38,6 +38,31 @@ def test_bars(bench_folder: Path) -> None:
     assert float(floor[-1].removesuffix("x")) <= MOST_OF_FLOOR
 
 
+def hub_figures(bench_folder: Path, runs: int) -> dict[str, float]:
+    """What bench.py --hub prints: the ratios, and the peak of --stream in MiB."""
+    ran = subprocess.run(
+        [sys.executable, str(ROOT / "tests/bench.py"), "--folder", str(bench_folder), "--runs", "1", "--hub", "--hub-runs", str(runs)],
+        capture_output=True, text=True, env=dict(os.environ), timeout=900,
+    )
+    assert ran.returncode == 0, ran.stderr
+    print(ran.stdout)
+    lines = dict(line.rsplit(": ", 1) for line in ran.stdout.splitlines() if ": " in line)
+    figures = {name: float(value.removesuffix("x")) for name, value in lines.items()}
+    figures["stream MiB"] = float(next(line for line in ran.stdout.splitlines() if "--stream " in line).split()[-2])
+    return figures
+
+
+def test_downloads(bench_folder: Path) -> None:
+    pytest.importorskip("huggingface_hub")
+    figures = hub_figures(bench_folder, 1)
+    if min(figures["1 connection / 4 connections"], figures["huggingface_hub's downloads / our whole job"]) < 3:
+        figures = hub_figures(bench_folder, 3)  # one run on a busy machine is no measurement
+    assert figures["1 connection / 4 connections"] >= 3
+    assert figures["huggingface_hub's downloads / our whole job"] >= 3
+    assert figures["bytes of --stream / of whole files"] <= 0.501
+    assert figures["stream MiB"] <= 100
+
+
 def test_the_same_bytes_at_full_shape(bench_folder: Path) -> None:
     texts = []
     for core in ["", *cores()]:

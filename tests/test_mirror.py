@@ -167,7 +167,7 @@ def test_a_file_server(server: str, request: pytest.FixtureRequest, expected: di
     for layer in expected["layers"]:
         del layer["sha256"]
     assert document(streamed, streamed=True) == expected
-    assert ("knows no Range" in streamed.stderr) == (server == "python_server")
+    assert streamed.stderr.count("knows no Range") == (3 if server == "python_server" else 0)  # one GET each
     assert not hf.hf_hub_cache().exists()
 
 
@@ -199,7 +199,7 @@ def test_a_folder_without_a_manifest(tree: Path, expected: dict[str, Any]) -> No
 def test_damage_is_found_by_the_manifest(server: str | None, request: pytest.FixtureRequest, tree: Path) -> None:
     url = request.getfixturevalue(server) if server else str(tree)
     file = tree / WEIGHTS_REPO / "resolve/main" / path_of(1)
-    file.write_bytes(npz(layer_arrays(55)))  # a perfectly good file, but another one
+    file.write_bytes(npz(layer_arrays(55, 64, 1200)))  # a perfectly good file, but another one
     ran = oracle("--mirror", url, *LAYERS)
     assert ran.returncode == 4 and "sha256" in ran.stderr and path_of(1) in ran.stderr and ran.stdout == ""
     assert hf.try_to_load_from_cache(WEIGHTS_REPO, path_of(1)) is None
