@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shlex
 import sys
 import time
 import traceback
@@ -13,29 +14,33 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from oracle import __version__
+from oracle.options import add_source_options, integer, layers, tolerance
 
 if TYPE_CHECKING:
     from oracle.reference import Job
 
-EXIT_DONE, EXIT_USAGE, EXIT_SOURCE, EXIT_DATA, EXIT_INTERRUPTED = 0, 2, 3, 4, 130
+EXIT_DONE, EXIT_DISAGREE, EXIT_USAGE, EXIT_SOURCE, EXIT_DATA, EXIT_OURS, EXIT_INTERRUPTED = 0, 1, 2, 3, 4, 70, 130
 
 DEFAULT_OUTPUT = "plt_gemma_reference.json"
-MIN_TOLERANCE = 1e-6  # margins are recorded to 6 decimals
 MAX_LENGTH = 1 << 24
-MAX_SEEDS = 100_000
-MAX_LAYER = 1_000_000
+MAX_SEEDS = 10_000
 
 DESCRIPTION = """\
 Reference encodings of transcoders for people who port them.
 
   python -m oracle [generate]   write a reference: fetch the weights, encode, say how near each answer is to flipping
+  python -m oracle verify       recompute a reference from its weights
+  python -m oracle compare      check a port's answers against a reference; with --explain, name its mistake
   python -m oracle mirror       build a mirror that any file server, or a folder, can serve behind an air gap
   python -m oracle residual     print one residual, or the Rust port of the generator
   python -m oracle demo         the whole way on small synthetic weights that it makes: no network needed
 
 `python -m oracle COMMAND --help` lists a command's options; without a command it is `generate`."""
 
-EXIT_CODES = "exit codes: 0 done; 2 wrong usage; 3 the source cannot be reached or refuses; 4 the data is broken; 130 interrupted"
+EXIT_CODES = (
+    "exit codes: 0 done, and verify or compare agree; 1 they disagree; 2 wrong usage; "
+    "3 the source cannot be reached or refuses; 4 the data is broken; 70 a mistake in oracle; 130 interrupted"
+)
 
 
 class UsageError(ValueError):
@@ -60,11 +65,9 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_DONE
     except Exception as error:
         code = _exit_code(error)
-        if code is None:
-            raise
         if options.debug:
             traceback.print_exc()
-        _say(f"error: {_one_line(error, options)}")
+        _say(f"error: {_one_line(error, code)}")
         return code
 
 
@@ -86,11 +89,11 @@ def _parsers() -> tuple[argparse.ArgumentParser, list[str]]:
         return subparser
 
     generate = command("generate", _generate, "Write a reference: one JSON with residuals and their encodings.")
-    generate.add_argument("--layers", type=_layers, default=(0, 12, 25), help='"0,12,25" (default), "0-25" or "all"')
-    generate.add_argument("--seeds", type=_integer(1, MAX_SEEDS), default=3, metavar="N", help="residuals per layer (3)")
-    generate.add_argument("--top-k", type=_integer(1, 1 << 20), default=10, metavar="K", help="features per case (10)")
+    generate.add_argument("--layers", type=layers, default=(0, 12, 25), help='"0,12,25" (default), "0-25" or "all"')
+    generate.add_argument("--seeds", type=integer(1, MAX_SEEDS), default=3, metavar="N", help="residuals per layer (3)")
+    generate.add_argument("--top-k", type=integer(1, 1 << 20), default=10, metavar="K", help="features per case (10)")
     generate.add_argument(
-        "--tolerance", type=_tolerance, default=1e-4, help="what a port may be off by, absolute (1e-4)"
+        "--tolerance", type=tolerance, default=1e-4, help="what a port may be off by, absolute (1e-4)"
     )
     generate.add_argument(
         "-o", "--output", default=DEFAULT_OUTPUT, metavar="FILE", help=f"`-` is standard output ({DEFAULT_OUTPUT})"
@@ -99,44 +102,39 @@ def _parsers() -> tuple[argparse.ArgumentParser, list[str]]:
         "--stream", action="store_true", help="put nothing on disk and fetch only what the encoder reads: half the bytes"
     )
     generate.add_argument("--omit-residuals", action="store_true", help="leave the vectors out; they can be made again")
-    _add_source_options(generate)
+    add_source_options(generate)
+
+    verify = command("verify", _verify, "Recompute every case of a reference from its weights; torch's references too.")
+    verify.add_argument("reference", metavar="REFERENCE", help="a reference's JSON")
+    add_source_options(verify)
+
+    compare = command("compare", _compare, "A candidate's answers against a reference. Weights are needed for --explain alone.")
+    compare.add_argument("reference", metavar="REFERENCE", help="a reference's JSON")
+    compare.add_argument("candidate", metavar="CANDIDATE", help="the port's JSON; `-` is standard input")
+    compare.add_argument("--explain", action="store_true", help="where they disagree, look for the mistake that gives these numbers")
+    compare.add_argument(
+        "--format", choices=("table", "json", "junit"), default="table", help="json and junit go to standard output (table)"
+    )
+    add_source_options(compare)
 
     mirror = command("mirror", _mirror, "Build a static mirror of the files that a job needs, or check one.")
     mirror.add_argument("destination", metavar="DEST", help="the folder; `python -m oracle --mirror DEST` reads it")
-    mirror.add_argument("--layers", type=_layers, default=(0, 12, 25), help='"0,12,25" (default), "0-25" or "all"')
+    mirror.add_argument("--layers", type=layers, default=(0, 12, 25), help='"0,12,25" (default), "0-25" or "all"')
     mirror.add_argument("--check", action="store_true", help="hash every file again, and compare with the manifest")
-    _add_source_options(mirror)
+    add_source_options(mirror)
 
     demo = command("demo", _demo, "The whole job on small synthetic weights, made on the spot; needs no network.")
     demo.add_argument("--folder", metavar="DIR", help="where to make it (default: a new temporary folder)")
     demo.add_argument("--quiet", action="store_true", help="print errors alone")
 
     residual = command("residual", _residual, "Print one residual, a value a line, or the generator in Rust.")
-    residual.add_argument("--seed", type=_integer(0, 2**64 - 1), default=0)
-    residual.add_argument("--stream", type=_integer(0, 2**64 - 1), default=0)
-    residual.add_argument("--length", type=_integer(0, MAX_LENGTH), default=2304, metavar="N")
+    residual.add_argument("--seed", type=integer(0, 2**64 - 1), default=0)
+    residual.add_argument("--stream", type=integer(0, 2**64 - 1), default=0)
+    residual.add_argument("--length", type=integer(0, MAX_LENGTH), default=2304, metavar="N")
     form = residual.add_mutually_exclusive_group()
     form.add_argument("--hex", action="store_true", help="print float32 bits, 8 hex digits each")
     form.add_argument("--rust", action="store_true", help="print residual.rs")
     return parser, list(subparsers.choices)
-
-
-def _add_source_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("where the weights come from")
-    group.add_argument("--curation-repo", metavar="ORG/NAME", help="the repo with the config.yaml (mntss/gemma-scope-transcoders)")
-    group.add_argument("--revision", metavar="REV", help="branch, tag or commit of the curation repo (main)")
-    group.add_argument("--weights-revision", metavar="REV", help="the same for weights whose hf:// address names none")
-    group.add_argument(
-        "--mirror",
-        metavar="URL",
-        help="ask this instead of huggingface.co: a server like it, a proxy, a file server, a folder (ORACLE_MIRROR)",
-    )
-    group.add_argument("--cache-dir", metavar="DIR", help="the Hub cache, shared with huggingface_hub (HF_HUB_CACHE)")
-    group.add_argument("--offline", action="store_true", help="use the cache alone, as HF_HUB_OFFLINE=1 does")
-    group.add_argument(
-        "--connections", type=_integer(1, 64), default=4, metavar="N", help="for each file of 64 MiB or more (4)"
-    )
-    group.add_argument("--quiet", action="store_true", help="print errors alone")
 
 
 def _generate(options: argparse.Namespace) -> int:
@@ -164,12 +162,72 @@ def _job(options: argparse.Namespace) -> Job:
         curation_repo=options.curation_repo or reference.CURATION_REPO,
         revision=options.revision,
         weights_revision=options.weights_revision,
-        layers=options.layers,
+        layers=getattr(options, "layers", None),
         endpoint=options.mirror or os.environ.get("ORACLE_MIRROR") or None,
         cache_dir=options.cache_dir,
         offline=options.offline,
         connections=options.connections,
     )
+
+
+def _verify(options: argparse.Namespace) -> int:
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from oracle import document, tables, verify
+
+    recorded = document.read_reference(options.reference)
+    made = verify.verify(recorded, _source(options, recorded), _events(options), by_curation=_by_curation(options))
+    if not options.quiet:
+        _say(tables.verification(made))
+    return EXIT_DONE if made.agrees else EXIT_DISAGREE
+
+
+def _compare(options: argparse.Namespace) -> int:
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from oracle import compare, document, tables
+
+    recorded = document.read_reference(options.reference)
+    candidate = document.read_candidate(options.candidate, document.top_key(recorded))
+    made = compare.compare(recorded, candidate)
+    explanation = None
+    if options.explain and not made.agrees:
+        from oracle import explain
+
+        explanation = explain.explain(
+            recorded, candidate, made, _source(options, recorded), _events(options), by_curation=_by_curation(options)
+        )
+    if options.format == "json":
+        sys.stdout.write(tables.comparison_json(made, explanation))
+    elif options.format == "junit":
+        sys.stdout.write(tables.comparison_junit(made, explanation))
+    elif not options.quiet:
+        _say(tables.comparison(made, explanation))
+    sys.stdout.flush()
+    return EXIT_DONE if made.agrees else EXIT_DISAGREE
+
+
+def _source(options: argparse.Namespace, recorded: dict[str, Any]) -> Job:
+    """Where the weights of a reference come from: as the reference has it, unless an option says otherwise."""
+    job = _job(options)
+    if options.curation_repo:
+        return job
+    return replace(
+        job,
+        curation_repo=recorded.get("curation_repo", job.curation_repo),
+        revision=options.revision or recorded.get("curation_revision"),
+    )
+
+
+def _by_curation(options: argparse.Namespace) -> bool:
+    return bool(options.curation_repo or options.revision or options.weights_revision)
+
+
+def _events(options: argparse.Namespace) -> Any:
+    from oracle import reference
+
+    if options.quiet:
+        logging.getLogger("vendored_hf").setLevel(logging.ERROR)
+        return reference.Events()
+    return _Narrator().events()
 
 
 def _run_job(job: Job, output: str, *, omit_residuals: bool, quiet: bool) -> None:
@@ -255,7 +313,7 @@ def _demo(options: argparse.Namespace) -> int:
     if not options.quiet:
         _say("These weights are synthetic: the numbers test a port's arithmetic, they say nothing about Gemma.")
         _say(
-            f"Again, by hand: python -m oracle --offline --cache-dir {made.job.cache_dir} "
+            f"Again, by hand: python -m oracle --offline --cache-dir {shlex.quote(str(made.job.cache_dir))} "
             f"--curation-repo {made.job.curation_repo}"
         )
     return EXIT_DONE
@@ -278,66 +336,34 @@ def _residual(options: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
-def _exit_code(error: Exception) -> int | None:
-    """The exit code of an error that a user can do something about; None for a mistake of ours."""
+def _exit_code(error: Exception) -> int:
+    """The exit code of an error: one that a user can do something about, or a mistake of ours."""
     import vendored_hf
     from oracle import curation, document, mirror, reference, weights
 
-    if isinstance(error, (curation.CurationError, weights.WeightsError, mirror.MirrorError, vendored_hf.ConsistencyError)):
+    data = (curation.CurationError, weights.WeightsError, document.DataError, mirror.MirrorError, vendored_hf.ConsistencyError)
+    usage = (UsageError, reference.LayerError, document.InputError, document.OutputError, vendored_hf.HFValidationError)
+    if isinstance(error, data):
         return EXIT_DATA
-    if isinstance(error, (UsageError, reference.LayerError, document.OutputError, vendored_hf.HFValidationError)):
+    if isinstance(error, usage):
         return EXIT_USAGE
     if isinstance(error, (OSError, vendored_hf.EntryNotFoundError)):
         return EXIT_SOURCE
-    return None
+    return EXIT_OURS
 
 
-def _one_line(error: Exception, options: argparse.Namespace) -> str:
+def _one_line(error: Exception, code: int) -> str:
     import vendored_hf
 
     text = " ".join(str(error).split())
+    if code == EXIT_OURS:
+        text = f"a mistake in oracle, please report it with what --debug shows: {type(error).__name__}: {text}"
     if isinstance(error, vendored_hf.LocalEntryNotFoundError):
         text += "; ways on: a filled cache with --offline (HF_HUB_OFFLINE=1), a mirror with --mirror URL, or `python -m oracle demo`"
     return text
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _layers(text: str) -> tuple[int, ...] | None:
-    if text.strip() == "all":
-        return None
-    layers: set[int] = set()
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise argparse.ArgumentTypeError(f'{text!r} is not of the form "0,12,25", "0-25" or "all"')
-        low, high = int(first), int(last or first)
-        if low > high or high > MAX_LAYER:
-            raise argparse.ArgumentTypeError(f"{part.strip()!r} is no range of layers")
-        layers.update(range(low, high + 1))
-    return tuple(sorted(layers))
-
-
-def _integer(low: int, high: int) -> Any:
-    def parse(text: str) -> int:
-        try:
-            value = int(text, 0)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{value} is not in {low} to {high}")
-        return value
-
-    return parse
-
-
-def _tolerance(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-    if not MIN_TOLERANCE <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not at least {MIN_TOLERANCE:g}: margins are recorded to 6 decimals")
-    return value
+    """Print for a person. What a server or a file named is not to reach the terminal as a control character."""
+    lines = ("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line) for line in text.split("\n"))
+    print("\n".join(lines), file=sys.stderr, flush=True)

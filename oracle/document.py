@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""The reference as a JSON document: its fixed parts, how it is written."""
+"""The reference as a JSON document: its fixed parts, how it is written, and how JSON that others wrote is read."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import json
+import math
 import os
 import stat
 import sys
@@ -17,12 +18,23 @@ from oracle import residual
 
 FORMAT_VERSION = 1
 SEED_STRIDE = 100
+READ_LIMIT = 256 * 1024 * 1024
+DEFAULT_TOLERANCE = 1e-4  # of references that torch wrote, which record none
+MAX_U64 = 2**64 - 1
 
 Document = dict[str, Any]
 
 
 class OutputError(OSError):
     """A file cannot be written where it should go."""
+
+
+class DataError(ValueError):
+    """A JSON file is not the reference, or the candidate, that it should be."""
+
+
+class InputError(OSError):
+    """A JSON file that was named cannot be read."""
 
 
 def generator_record() -> Document:
@@ -135,3 +147,208 @@ def _renamed_over(target: str, *, keep: bool) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+def read_reference(path: str) -> Document:
+    """A reference, checked: ours, or one that torch wrote, which has no generator, margins or layers.
+
+    Raises DataError and InputError.
+    """
+    document = _read_object(path)
+    if document.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
+        raise DataError(f"{path}: format_version is {_shown(document['format_version'])}; {FORMAT_VERSION} is read")
+    check = _Checker(path)
+    ours = "format_version" in document
+    for key in ("weights_repo", "curation_repo", "schema") if ours else ():
+        check.text(document, key, "")
+    d_model = check.integer(document, "d_model", "", low=1)
+    n_features = check.integer(document, "n_features_per_layer", "", low=1)
+    if ours or "tolerance" in document:
+        check.number(document, "tolerance", "", low=0)
+    if ours:
+        _check_layers(check, document)
+        _check_generator(check, document)
+    top = f"top_{check.integer(document, 'top_k', '', low=1)}" if ours else "top_10"
+    for case, where in _cases(check, document, top):
+        if any(place["index"] >= n_features for place in case[top]):
+            raise check.error(f"{where}.{top}", f"a list with an index past the {n_features} features")
+        if "residual" in case or not ours:
+            _check_residual(check, case, where, d_model)
+        if ours:
+            check.integer(case, "stream", where)
+            check.text(case, "residual_fingerprint", where)
+            check.number(case, "gate_margin", where, low=0)
+            if case.get("rank_margin", 0) is not None:
+                check.number(case, "rank_margin", where, low=0)
+            bounds = check.items(case, "n_active_bounds", where)
+            if len(bounds) != 2 or not all(_is_integer(bound) and bound >= 0 for bound in bounds):
+                raise check.error(f"{where}.n_active_bounds", "not two numbers of features")
+            if not all(isinstance(flag, str) for flag in check.items(case, "flags", where)):
+                raise check.error(f"{where}.flags", "not a list of texts")
+    return document
+
+
+def read_candidate(path: str, top: str) -> Document:
+    """A candidate, checked: `test_cases` with layer, seed, n_active and the list `top`. Raises DataError and InputError."""
+    document = _read_object(path)
+    for _ in _cases(_Checker(path), document, top):
+        pass
+    return document
+
+
+def top_key(reference: Document) -> str:
+    """The name of the list of the features that fire most."""
+    return f"top_{reference.get('top_k', 10)}"
+
+
+def _cases(check: _Checker, document: Document, top: str) -> Iterator[tuple[Document, str]]:
+    """What a reference and a candidate share, checked, a case at a time with its place in the file."""
+    seen: set[tuple[int, int]] = set()
+    for number, case in enumerate(check.items(document, "test_cases", "")):
+        where = f"test_cases[{number}]"
+        if not isinstance(case, dict):
+            raise check.error(where, f"{_shown(case)}, not an object")
+        key = check.integer(case, "layer", where), check.integer(case, "seed", where)
+        if key in seen:
+            raise check.error(where, f"layer {key[0]}, seed {key[1]}, which is there already")
+        seen.add(key)
+        check.integer(case, "n_active", where)
+        for place, entry in enumerate(check.items(case, top, where)):
+            there = f"{where}.{top}[{place}]"
+            if not isinstance(entry, dict):
+                raise check.error(there, f"{_shown(entry)}, not an object with index and activation")
+            check.integer(entry, "index", there, low=-MAX_U64)
+            check.number(entry, "activation", there)
+        yield case, where
+    if not seen:
+        raise check.error("test_cases", "empty")
+
+
+def _check_layers(check: _Checker, document: Document) -> None:
+    known = set()
+    for number, record in enumerate(check.items(document, "layers", "")):
+        where = f"layers[{number}]"
+        if not isinstance(record, dict):
+            raise check.error(where, f"{_shown(record)}, not an object")
+        known.add(check.integer(record, "layer", where))
+        check.text(record, "path", where)
+        for key in ("sha256", "repo", "revision"):
+            if record.get(key) is not None:
+                check.text(record, key, where)
+    for key in ("weights_revision", "curation_revision"):
+        if document.get(key) is not None:
+            check.text(document, key, "")
+    cases = check.items(document, "test_cases", "")
+    for number, case in enumerate(cases):
+        if isinstance(case, dict) and _is_integer(case.get("layer")) and case["layer"] not in known:
+            raise check.error(f"test_cases[{number}].layer", f"{case['layer']}, which `layers` does not list")
+
+
+def _check_generator(check: _Checker, document: Document) -> None:
+    recorded = document.get("residual_generator")
+    if not isinstance(recorded, dict):
+        raise check.error("residual_generator", f"{_shown(recorded)}, not an object")
+    named = recorded.get("name"), recorded.get("version")
+    if named != (residual.NAME, residual.VERSION):
+        raise check.error(
+            "residual_generator", f"{_shown(named[0])} version {_shown(named[1])}; {residual.NAME} version {residual.VERSION} is known"
+        )
+
+
+def _check_residual(check: _Checker, case: Document, where: str, d_model: int) -> None:
+    values = check.items(case, "residual", where)
+    if len(values) != d_model:
+        raise check.error(f"{where}.residual", f"{len(values)} values long, but d_model is {d_model}")
+    if not all(_is_number(value) for value in values):
+        raise check.error(f"{where}.residual", "not a list of finite numbers")
+
+
+def _read_object(path: str) -> Document:
+    try:
+        # One byte past the limit tells a file that is too large, whatever kind of file it is.
+        with contextlib.nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb") as file:
+            raw = file.read(READ_LIMIT + 1)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    if len(raw) > READ_LIMIT:
+        raise DataError(f"{path} is larger than {READ_LIMIT >> 20} MiB, the most that is read")
+    try:
+        document = json.loads(raw, parse_constant=_refuse_constant, object_pairs_hook=_refuse_twice)
+    except (ValueError, RecursionError) as error:
+        problem = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DataError(f"{path} is not readable JSON: {problem}") from error
+    if not isinstance(document, dict):
+        raise DataError(f"{path} holds {_shown(document)}, not an object")
+    return document
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number in JSON")
+
+
+def _refuse_twice(pairs: list[tuple[str, Any]]) -> Document:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice")
+    return made
+
+
+def _is_integer(value: Any) -> bool:
+    return type(value) is int  # bool is an int to isinstance
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is float and math.isfinite(value) or type(value) is int and abs(value) <= MAX_U64
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, (dict, list)):
+        return "an object" if isinstance(value, dict) else "a list"
+    return "nothing" if value is None else ascii(value)[:40]
+
+
+class _Checker:
+    """Takes fields out of one file's objects and raises DataError, naming the file and the place, where they are wrong."""
+
+    def __init__(self, path: str):
+        self._path = path
+
+    def error(self, where: str, what: str) -> DataError:
+        return DataError(f"{self._path}: {where} is {what}")
+
+    def integer(self, item: Document, key: str, where: str, low: int = 0) -> int:
+        value = self._get(item, key, where)
+        if not _is_integer(value) or not low <= value <= MAX_U64:
+            raise self.error(_place(where, key), f"{_shown(value)}, not a whole number" + (f" from {low}" if low >= 0 else ""))
+        return value
+
+    def number(self, item: Document, key: str, where: str, low: float = -math.inf) -> float:
+        value = self._get(item, key, where)
+        if not _is_number(value) or value < low:
+            raise self.error(_place(where, key), f"{_shown(value)}, not a finite number" + (" from 0" if low == 0 else ""))
+        return value
+
+    def text(self, item: Document, key: str, where: str) -> str:
+        value = self._get(item, key, where)
+        if not isinstance(value, str):
+            raise self.error(_place(where, key), f"{_shown(value)}, not a text")
+        return value
+
+    def items(self, item: Document, key: str, where: str) -> list[Any]:
+        value = self._get(item, key, where)
+        if not isinstance(value, list):
+            raise self.error(_place(where, key), f"{_shown(value)}, not a list")
+        return value
+
+    def _get(self, item: Document, key: str, where: str) -> Any:
+        if key not in item:
+            raise self.error(_place(where, key), "missing")
+        return item[key]
+
+
+def _place(where: str, key: str) -> str:
+    return f"{where}.{key}" if where else key

@@ -279,6 +279,60 @@ def _encode_layer(
     return layer_encoding, cases
 
 
+@dataclass(frozen=True)
+class RecordedLayer:
+    """A layer of a reference that stands in a file: its weights' local path, their sha256, and the one on record."""
+
+    layer: int
+    file: curation.HubFile
+    path: str
+    sha256: str
+    recorded_sha256: str | None
+    cases: list[Document]
+
+
+def recorded_layers(recorded: Document, job: Job, events: Events, *, by_curation: bool) -> Iterator[RecordedLayer]:
+    """The layers of a reference, fetched as they are asked for: the files that it names, at its commits.
+
+    What torch wrote names no files: there, and with `by_curation`, the job's curation says which they are. Of the job
+    only the source counts. Raises as generate does, and DataError for a schema that is not known.
+    """
+    if recorded.get("schema") != schemas.GEMMA_SCOPE_NPZ.name:
+        raise document.DataError(f"the reference's schema is {recorded.get('schema')}; {schemas.GEMMA_SCOPE_NPZ.name} is read")
+    source = Source(job, events)
+    wanted = tuple(sorted({case["layer"] for case in recorded["test_cases"]}))
+    records = {record["layer"]: record for record in recorded.get("layers", [])}
+    if by_curation or not records:
+        files, _ = _curated(replace(job, layers=wanted), source)
+    else:
+        files = {layer: _recorded_file(recorded, records[layer]) for layer in wanted}
+    for layer, file in files.items():
+        _schema(file)
+        local = source.fetch(file)
+        cases = [case for case in recorded["test_cases"] if case["layer"] == layer]
+        sha256 = mirror.sha256_of(local.path)  # of the bytes themselves, whatever name the cache has for them
+        yield RecordedLayer(layer, file, str(local.path), sha256, records.get(layer, {}).get("sha256"), cases)
+
+
+def curated_files(job: Job, events: Events = Events()) -> dict[int, curation.HubFile]:
+    """The files that the job's curation names, by layer. Errors as in generate()."""
+    return _curated(replace(job, layers=None), Source(job, events))[0]
+
+
+def fetch_weights(job: Job, events: Events, file: curation.HubFile) -> str:
+    """The local path of a weight file that no reference names. Raises as Source.fetch does."""
+    return str(Source(job, events).fetch(file).path)
+
+
+def _recorded_file(recorded: Document, record: Document) -> curation.HubFile:
+    repo = record.get("repo", recorded["weights_repo"])
+    try:
+        file = curation.parse_uri(f"hf://{repo}/{record['path']}")
+    except curation.CurationError as error:
+        raise document.DataError(f"the reference names a weight file that cannot be: {error}") from error
+    return replace(file, revision=record.get("revision", recorded.get("weights_revision")))
+
+
 def _environment(error32: float, n_settled: int) -> Document:
     return {
         "oracle": __version__,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """Whole processes against each other on full-shape weights; not run by pytest.
 
-    python tests/bench.py [--torch-python PATH --torch-script FILE] [--hub]
+    python tests/bench.py [--torch-python PATH --torch-script FILE] [--hub] [--settling]
 
 Makes a Hub cache with three 302 MB NPZs once (in --folder), then runs, in turn, seven times each: our main job; a
 floor, which reads W_enc once, multiplies it in float32 and does nothing else; and, if a Python that has torch is
@@ -10,6 +10,8 @@ of the runs that stood side by side.
 
 With --hub it serves the same files from a Hub on loopback that gives each connection 25 MB/s after 50 ms, and
 measures cold: one connection against four, the whole job against huggingface_hub's downloads, and --stream's bytes.
+
+With --settling it runs the main job in turn with itself where float64 has the last word, and nothing is settled.
 """
 
 from __future__ import annotations
@@ -184,6 +186,35 @@ def measure(command: list[str], environment: dict[str, str], folder: str) -> tup
     return seconds, usage.ru_maxrss / 1024
 
 
+def unsettled(arguments: list[str]) -> int:
+    """The command line with float64 as the only referee: no bound leaves anything open, nothing is settled."""
+    sys.path.insert(0, str(ROOT))
+    from oracle import cli, encoder
+
+    draft = encoder._Draft.of
+    encoder._Draft.of = lambda pre32, pre, gate, bound, *rest: draft(pre32, pre, gate, 0.0, *rest)
+    encoder._settle = lambda w_enc_blocks, b_enc, residuals, open_features: [{} for _ in open_features]
+    return cli.main(arguments)
+
+
+def measure_settling(runs: int, environment: dict[str, str], folder: str) -> None:
+    """What exact settling costs: whole processes in turn, the median of the ratios of neighbours."""
+    jobs = {
+        "settled": [sys.executable, "-m", "oracle", "-o", os.path.join(folder, "settled.json")],
+        "float64 alone": [sys.executable, __file__, "unsettled", "-o", os.path.join(folder, "unsettled.json")],
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in jobs}
+    for number in range(runs + 1):
+        for name, command in jobs.items():
+            took, _ = measure(command, environment, folder)
+            if number:
+                seconds[name].append(took)
+    for name, took in seconds.items():
+        print(f"{name:22} {statistics.median(took):8.3f} s")
+    ratio = statistics.median(a / b for a, b in zip(seconds["settled"], seconds["float64 alone"]))
+    print(f"{'settling costs':22} {100 * (ratio - 1):7.1f} %")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", default=os.path.join(tempfile.gettempdir(), "oracle-bench"))
@@ -192,6 +223,7 @@ def main() -> None:
     parser.add_argument("--torch-script", metavar="FILE", default=ROOT.parent / "shared/peers/plt_gemma_validation.py")
     parser.add_argument("--hub", action="store_true", help="measure downloads from a Hub on loopback too")
     parser.add_argument("--hub-runs", type=int, default=3)
+    parser.add_argument("--settling", action="store_true", help="measure what exact settling costs, and nothing else")
     options = parser.parse_args()
     cache = Path(options.folder) / "hub"
     weights = cache / f"models--{WEIGHTS_REPO.replace('/', '--')}" / "snapshots" / COMMIT
@@ -201,6 +233,10 @@ def main() -> None:
     environment = {
         **os.environ, "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "HF_ENDPOINT": ""
     }
+    if options.settling:
+        with tempfile.TemporaryDirectory() as scratch:
+            measure_settling(options.runs, environment, scratch)
+        return
     files = [str(weights / path_of(layer)) for layer in LAYERS]
     with tempfile.TemporaryDirectory() as scratch:
         jobs = {
@@ -231,6 +267,8 @@ if __name__ == "__main__":
         make(sys.argv[2])
     elif sys.argv[1:2] == ["serve"]:
         serve(sys.argv[2])
+    elif sys.argv[1:2] == ["unsettled"]:
+        sys.exit(unsettled(sys.argv[2:]))
     elif sys.argv[1:2] == ["floor"]:
         floor(sys.argv[2:])
     else:

@@ -90,6 +90,28 @@ def test_an_order_that_float64_reverses() -> None:
     result = encode(w_enc, np.zeros(2), np.zeros(2), np.ones((1, 33)), rows=1)
     assert [index for index, _ in result.encodings[0].top] == [1, 0]
     assert result.encodings[0].rank_margin == 0.0 and "rank-tie" in result.encodings[0].flags
+    nothing, residual = np.zeros(2, np.float32), np.ones(33, np.float32)
+    assert summary(result.encodings[0]) == exact_encode(w_enc, nothing, nothing, residual, 10, TOLERANCE)
+
+
+def test_sums_that_cancel_to_one_ulp() -> None:
+    # Terms of 2^40 and 2^20 cancel; one last bit of theirs, or of 1, is left, and in feature 3 nothing at all.
+    ulp = 2.0**-23
+    columns = [
+        [2.0**40, 2.0**20, -(2.0**40), -(2.0**20), ulp],
+        [2.0**40, 1.0, -(2.0**40), -1.0 + ulp / 2, 0.0],
+        [2.0**40 * (1 + ulp), -(2.0**40), 2.0**-60, -(2.0**17), 0.0],
+        [2.0**40, 2.0**-40, -(2.0**40), -(2.0**-40), 0.0],
+        [1 + ulp, 2.0**-70, -1.0, 0.0, 0.0],
+    ]
+    w_enc = np.array(columns, np.float32).T.copy()
+    nothing, residual = np.zeros(5, np.float32), np.ones(5, np.float32)
+    for order in ([0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [2, 0, 4, 1, 3]):
+        for k in (1, 3, 10):
+            result = encode(w_enc[order], nothing, nothing, residual[None], k, rows=2)
+            expected = exact_encode(w_enc[order], nothing, nothing, residual, k, TOLERANCE)
+            assert summary(result.encodings[0]) == expected and result.n_settled >= 1
+    assert expected["n_active"] == 4
 
 
 def test_a_pre_activation_that_equals_its_gate_is_not_active() -> None:
@@ -100,6 +122,7 @@ def test_a_pre_activation_that_equals_its_gate_is_not_active() -> None:
     assert encoding.n_active == 1 and encoding.n_active_bounds == (0, 2)
     assert [index for index, _ in encoding.top] == [1]
     assert encoding.gate_margin == 0.0 and encoding.flags == ["gate-tie"]
+    assert summary(encoding) == exact_encode(w_enc, b_enc, gate, np.ones(3, np.float32), 10, TOLERANCE)
 
 
 def test_one_extreme_bias_or_threshold_opens_no_other_feature() -> None:

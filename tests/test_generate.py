@@ -316,12 +316,18 @@ def test_no_network_and_no_cache(old: Hub) -> None:
     fails(oracle("--offline"), 3, "config.yaml of mntss/gemma-scope-transcoders", "demo")
     fails(oracle("--mirror", "http://does-not-exist.invalid"), 3, "does-not-exist.invalid")
     fails(oracle("--mirror", "nonsense"), 3, "nonsense")
+    for junk in ("http://127.0.0.1:99999", "http://[::1", "http://", "http://a b/c"):
+        fails(oracle("--mirror", junk), 3)
+    fails(oracle(environment={"HF_TOKEN": "hf_secret\nfoo"}), 2, "HF_TOKEN")
 
 
 def test_wrong_usage(old: Hub) -> None:
     fails(generate(old, "--layers", "3"), 2, "no layer 3", "0 to 2")
     fails(generate(old, "-o", "no/such/folder/x.json"), 2, "no/such/folder", "does not exist")
     fails(generate(old, "-o", "."), 2, "folder")
+    fails(generate(old, "-o", "x/"), 2, "names no file")
+    fails(generate(old, "-o", ""), 2, "names no file")
+    fails(generate(old, "-o", "x" * 300), 2, "cannot be written")
     fails(generate(old, "--curation-repo", "../x"), 2, "repo id")
     for wrong in (["--layers", "a"], ["--layers", "5-2"], ["--layers", ""], ["--seeds", "0"], ["--top-k", "-1"],
                   ["--tolerance", "0"], ["--tolerance", "nan"], ["--nonsense"], ["nonsense"]):
@@ -376,6 +382,20 @@ def test_control_c(old: Hub) -> None:
 def test_debug_shows_the_chain(old: Hub) -> None:
     ran = oracle("--debug", "--mirror", "http://127.0.0.1:9")
     assert ran.returncode == 3 and "Traceback" in ran.stderr and ran.stderr.splitlines()[-1].startswith("error: ")
+
+
+def test_a_terminal_is_not_written_to_by_servers(old: Hub) -> None:
+    said = {"X-Error-Message": "red: \x9b31m"}
+    old.inject(*(Fault(host="hub", method="HEAD", status=403, headers=said) for _ in range(3)))
+    ran = generate(old)
+    fails(ran, 3, "31m")
+    assert "\x9b" not in ran.stderr
+
+
+def test_sizes_that_no_file_has(old: Hub) -> None:
+    for size in ("10000000000000000000", "9" * 5000, "-5", "\xb2"):
+        old.inject(Fault(host="hub", method="HEAD", alter=lambda headers, size=size: headers.update({"Content-Length": size})))
+        fails(generate(old), 3)
 
 
 def test_the_token_is_nowhere(served: Hub) -> None:

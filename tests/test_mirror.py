@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CURATION_REPO, ROOT, WEIGHTS_REPO, fill, layer_arrays, npz, oracle, path_of
+from conftest import ROOT, WEIGHTS_REPO, fill, layer_arrays, npz, oracle, path_of
 from hub import Hub
 
 import vendored_hf as hf

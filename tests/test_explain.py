@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""Every mistake of the table, planted in a port of the tests' own, is named first; a right port is never explained."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import CURATION_REPO, fill, layer_arrays, oracle
+from hub import Hub
+from independent import float64_encode
+from planting import PLANTS, candidate, make_cache, make_weights
+
+from oracle import compare, explain, mistakes, reference
+from oracle.explain import Explanation
+from oracle.residual import residual
+
+SHAPES = ((24, 96), (64, 512), (130, 70))
+
+
+class World:
+    """Synthetic weights in a cache, their reference, and ports of it."""
+
+    def __init__(self, folder: Path, seed: int, shape: tuple[int, int]):
+        self.weights = make_weights(seed, *shape)
+        self.job = reference.Job(CURATION_REPO, layers=(0, 1, 2), cache_dir=make_cache(folder, self.weights), offline=True)
+        self.reference = reference.generate(self.job)
+
+    def explain(self, names: Sequence[str]) -> tuple[dict[str, Any], Explanation | None]:
+        """What a port with these mistakes answers, and its explanation; None where it agrees."""
+        answers = candidate(self.weights, names)
+        return answers, self.explain_answers(answers)
+
+    def explain_answers(self, answers: dict[str, Any]) -> Explanation | None:
+        compared = compare.compare(self.reference, answers)
+        if compared.agrees:
+            return None
+        return explain.explain(self.reference, answers, compared, self.job)
+
+    def gives(self, names: Sequence[str], answers: dict[str, Any]) -> bool:
+        """Whether a port with these mistakes would print the same, but for rounding."""
+        other = candidate(self.weights, names)["test_cases"]
+        return all(
+            (a["layer"], a["seed"], a["n_active"]) == (b["layer"], b["seed"], b["n_active"])
+            and [t["index"] for t in a["top_10"]] == [t["index"] for t in b["top_10"]]
+            and all(abs(s["activation"] - t["activation"]) < 1e-5 for s, t in zip(a["top_10"], b["top_10"]))
+            for a, b in zip(answers["test_cases"], other)
+        )
+
+    def judge(self, names: Sequence[str]) -> str:
+        """`first`: named first. `equal`: named, among others that give the same numbers. Else what went wrong."""
+        answers, found = self.explain(names)
+        if found is None:
+            return "agrees"
+        if not found.named:
+            return "not found"
+        sets = [set(fit.mistakes) for fit in found.named]
+        others = [named for named in sets if named != set(names)]
+        for other in others:
+            if not self.gives(sorted(other), answers):
+                return f"wrongly named: {other}"
+        if set(names) in sets:
+            return "equal" if others else "first"
+        return "equal" if others and all(len(other) < len(names) for other in others) else f"not named: {sets}"
+
+
+def table_names() -> list[str]:
+    return [row.name for row in mistakes.MISTAKES] + ["other L0 (1)"]
+
+
+def test_every_row_is_planted() -> None:
+    assert set(table_names()) == set(PLANTS)
+    assert len(table_names()) == len(set(table_names()))
+
+
+def plant_all(worlds: list[World], groups: list[tuple[str, ...]]) -> dict[tuple[str, ...], list[str]]:
+    results: dict[tuple[str, ...], list[str]] = {}
+    for names in groups:
+        results[names] = [world.judge(names) for world in worlds]
+        outcome = ", ".join(f"{results[names].count(kind)} {kind}" for kind in dict.fromkeys(results[names]))
+        print(f"{' and '.join(names):60} {outcome}")
+    return results
+
+
+def check(results: dict[tuple[str, ...], list[str]]) -> None:
+    wrong = {names: outcome for names, outcome in results.items() if set(outcome) - {"first", "equal"}}
+    assert not wrong
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> list[World]:
+    return [World(tmp_path_factory.mktemp("world"), 1, shape) for shape in SHAPES]
+
+
+def test_every_mistake_is_named_first(worlds: list[World]) -> None:
+    for number, name in enumerate(PLANTS):  # each in one shape; the slow test below has them all in every shape
+        check(plant_all([worlds[number % len(worlds)]], [(name,)]))
+
+
+def random_pairs(seed: int, how_many: int, world: World) -> list[tuple[str, ...]]:
+    """Pairs of different steps of which both show in what is printed; a port that prints no feature tells nothing."""
+    rng = random.Random(seed)
+    pairs: list[tuple[str, ...]] = []
+    while len(pairs) < how_many:
+        pair = tuple(rng.sample(sorted(PLANTS), 2))
+        if PLANTS[pair[0]][0] != PLANTS[pair[1]][0] and pair not in pairs:
+            answers = candidate(world.weights, pair)
+            prints = any(case["top_10"] for case in answers["test_cases"])
+            if prints and not any(world.gives(single, answers) for single in (pair[:1], pair[1:], ())):
+                pairs.append(pair)
+    return pairs
+
+
+def test_thirty_random_pairs_are_named_first(worlds: list[World]) -> None:
+    for number, world in enumerate(worlds):
+        check(plant_all([world], random_pairs(number, 10, world)))
+
+
+def test_a_right_port_is_never_explained(worlds: list[World]) -> None:
+    for world in worlds:
+        answers, found = world.explain(())
+        assert found is None
+        agreed = compare.compare(world.reference, answers)
+        nothing = explain.explain(world.reference, answers, agreed, world.job)
+        assert not nothing.named and "nothing to explain" in nothing.known[0]
+
+
+@pytest.mark.slow
+def test_over_twenty_seeds(tmp_path_factory: pytest.TempPathFactory) -> None:
+    for shape in SHAPES:
+        worlds = [World(tmp_path_factory.mktemp("world"), seed, shape) for seed in range(20)]
+        print(f"d_model, n_features = {shape}")
+        assert all(world.explain(())[1] is None for world in worlds)
+        check(plant_all(worlds, [(name,) for name in PLANTS]))
+        for number, world in enumerate(worlds):
+            check(plant_all([world], random_pairs(100 + number, 30, world)))
+
+
+# --- honest limits ------------------------------------------------------------------------------------------------
+
+
+def test_a_mistake_that_is_not_in_the_table(worlds: list[World]) -> None:
+    world = worlds[0]
+    answers = candidate(world.weights, ())
+    for case in answers["test_cases"]:
+        for entry in case["top_10"]:
+            entry["activation"] = 1.25 * entry["activation"] + 0.5
+    found = world.explain_answers(answers)
+    assert found is not None and not found.named and found.examined == 9
+    assert "rank correlation 1.000" in found.known[0]
+    assert "1.25 * right + 0.5" in found.known[1]
+
+
+def test_noise_is_not_explained(worlds: list[World]) -> None:
+    rng = random.Random(5)
+    for world in worlds:
+        answers = candidate(world.weights, ())
+        for case in answers["test_cases"]:
+            for entry in case["top_10"]:
+                entry["activation"] += rng.gauss(0, 0.05)
+        found = world.explain_answers(answers)
+        assert found is not None and not found.named and found.known
+
+
+def test_one_wrong_case_of_a_right_port_is_no_known_mistake(worlds: list[World]) -> None:
+    answers = candidate(worlds[0].weights, ())
+    answers["test_cases"][4]["n_active"] += 7
+    found = worlds[0].explain_answers(answers)
+    assert found is not None and not found.named
+
+
+def test_missing_cases_have_no_cause(worlds: list[World]) -> None:
+    answers = candidate(worlds[0].weights, (), layers=(0, 2))
+    found = worlds[0].explain_answers(answers)
+    assert found is not None and not found.named and "missing" in found.known[0]
+
+
+def test_a_mistake_is_named_from_the_cases_that_are_there(worlds: list[World]) -> None:
+    answers = candidate(worlds[0].weights, ("b_enc left out",), layers=(1,), seeds=2)
+    found = worlds[0].explain_answers(answers)
+    assert found is not None and [fit.name for fit in found.named] == ["b_enc left out"] and found.named[0].matched == 2
+
+
+def test_the_same_numbers_have_all_their_names(worlds: list[World]) -> None:
+    # In layer 0 the stream is 0, so that streams 0 + 1 and 1 are one.
+    answers = candidate(worlds[0].weights, ("stream + 1",), layers=(0,))
+    found = worlds[0].explain_answers(answers)
+    assert found is not None and {fit.name for fit in found.named} == {"stream + 1", "stream 1"}
+
+
+def test_a_port_that_prints_nothing(worlds: list[World]) -> None:
+    answers = candidate(worlds[0].weights, ())
+    for case in answers["test_cases"]:
+        case.update(n_active=0, top_10=[])
+    found = worlds[0].explain_answers(answers)
+    assert found is not None and not found.named
+
+
+def test_neighbours_are_fetched_where_nothing_else_fits(hub: Hub, tmp_path: Path) -> None:
+    fill(hub)
+    source = ("--mirror", hub.url, "--cache-dir", str(tmp_path / "cache"))
+    path, answers = tmp_path / "reference.json", tmp_path / "candidate.json"
+    assert oracle("--layers", "1", "-o", str(path), *source).returncode == 0
+    cases = []
+    for seed in (1, 101, 201):
+        made = float64_encode(layer_arrays(2), residual(seed, 1, 24), 10)
+        top = [{"index": index, "activation": value} for index, value in made["top"]]
+        cases.append({"layer": 1, "seed": seed, "n_active": made["n_active"], "top_10": top})
+    answers.write_text(json.dumps({"test_cases": cases}))
+    command = ("compare", str(path), str(answers), "--explain", *source)
+    offline = oracle(*command, "--offline")
+    assert offline.returncode == 1 and "no known mistake" in offline.stderr
+    assert "not tried, because their weights are not in the cache: layer 0, layer 2" in offline.stderr
+    ran = oracle(*command)
+    assert ran.returncode == 1 and "layer above: " in ran.stderr and ran.stderr.count("fetched ") == 2, ran.stderr
+    assert oracle(*command, "--offline").stderr.count("layer above: ") == 1  # now they are in the cache

@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""`verify`: references that are right, edited, torn, from other weights, and those that torch wrote."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import CURATION_REPO, WEIGHTS_REPO, config, fill, layer_arrays, npz, oracle, path_of
+from hub import Hub
+from independent import float64_encode
+
+from oracle import demo
+
+
+@pytest.fixture(scope="module")
+def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo")
+    assert oracle("demo", "--folder", str(folder), "--quiet").returncode == 0
+    return folder
+
+
+def run(folder: Path, reference: Any, *arguments: str, cache: Path | None = None) -> subprocess.CompletedProcess[str]:
+    path = folder / "edited.json"
+    path.write_text(reference if isinstance(reference, str) else json.dumps(reference))
+    ran = oracle("verify", str(path), "--offline", "--cache-dir", str(cache or folder / "hub"), *arguments)
+    assert "Traceback" not in ran.stderr
+    return ran
+
+
+def reference_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "plt_gemma_reference.json").read_text())
+
+
+def test_what_generate_writes_verifies(demo_folder: Path) -> None:
+    ran = run(demo_folder, reference_of(demo_folder))
+    assert ran.returncode == 0 and ran.stderr.count(": same") == 9
+    assert "9 of 9 cases are what the weights give: the reference agrees number for number" in ran.stderr
+    quiet = run(demo_folder, reference_of(demo_folder), "--quiet")
+    assert quiet.returncode == 0 and quiet.stderr == quiet.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "options", [["--omit-residuals"], ["--top-k", "3", "--tolerance", "0.01"], ["--layers", "all", "--seeds", "1"]]
+)
+def test_so_do_its_options(demo_folder: Path, options: list[str]) -> None:
+    source = ["--offline", "--cache-dir", str(demo_folder / "hub")]
+    written = oracle("-o", "-", "--curation-repo", demo.CURATION_REPO, *source, *options)
+    assert written.returncode == 0
+    assert run(demo_folder, written.stdout).returncode == 0
+
+
+def edit_number(key: str, change: Callable[[Any], Any]) -> Callable[[dict[str, Any]], None]:
+    def edit(reference: dict[str, Any]) -> None:
+        reference["test_cases"][4][key] = change(reference["test_cases"][4][key])
+
+    return edit
+
+
+def edit_activation(reference: dict[str, Any]) -> None:
+    entry = reference["test_cases"][4]["top_10"][9]
+    entry["activation"] = float(np.nextafter(np.float32(entry["activation"]), np.float32(0)))
+
+
+def edit_index(reference: dict[str, Any]) -> None:
+    reference["test_cases"][4]["top_10"][0]["index"] += 1
+
+
+def edit_residual(reference: dict[str, Any]) -> None:
+    reference["test_cases"][4]["residual"][63] += 1e-7
+
+
+EDITS = {
+    "n_active": (edit_number("n_active", lambda n: n + 1), "wrong numbers (n_active)"),
+    "a margin": (edit_number("gate_margin", lambda m: m + 1e-6), "wrong numbers (gate_margin)"),
+    "flags": (edit_number("flags", lambda f: [*f, "rank-tie"]), "wrong numbers (flags)"),
+    "bounds": (edit_number("n_active_bounds", lambda b: [b[0] - 1, b[1]]), "wrong numbers (n_active_bounds)"),
+    "the last bit of an activation": (edit_activation, "wrong numbers (top_10)"),
+    "an index": (edit_index, "wrong numbers (top_10)"),
+    "a residual": (edit_residual, "wrong residual"),
+    "a fingerprint": (edit_number("residual_fingerprint", lambda f: "0x" + f[:1:-1]), "wrong fingerprint"),
+    "a seed": (edit_number("seed", lambda s: s + 1), "wrong fingerprint"),
+    "a stream": (edit_number("stream", lambda s: s + 1), "wrong fingerprint"),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_edited_references_are_told_apart(demo_folder: Path, name: str) -> None:
+    edit, message = EDITS[name]
+    reference = reference_of(demo_folder)
+    edit(reference)
+    ran = run(demo_folder, reference)
+    assert ran.returncode == 1, ran.stderr
+    assert [message in line for line in ran.stderr.splitlines()[:9]] == [number == 4 for number in range(9)]
+    assert "8 of 9 cases" in ran.stderr and "DISAGREES" in ran.stderr
+
+
+def test_a_wrong_sha256(demo_folder: Path) -> None:
+    reference = reference_of(demo_folder)
+    reference["layers"][1]["sha256"] = "0" * 64
+    ran = run(demo_folder, reference)
+    assert ran.returncode == 1 and "layer 12: wrong sha256" in ran.stderr and "9 of 9 cases" in ran.stderr
+
+
+def other_weights(demo_folder: Path, tmp_path: Path, content: bytes) -> Path:
+    cache = tmp_path / "hub"
+    shutil.copytree(demo_folder / "hub", cache, symlinks=True)
+    target = next(cache.glob("models--*/snapshots/*/layer_12/*/*/params.npz"))
+    target.unlink()
+    target.write_bytes(content)
+    return cache
+
+
+def test_other_weights(demo_folder: Path, tmp_path: Path) -> None:
+    cache = other_weights(demo_folder, tmp_path, demo.layer_npz(99))
+    ran = run(demo_folder, reference_of(demo_folder), cache=cache)
+    assert ran.returncode == 1 and "layer 12: wrong sha256" in ran.stderr and "6 of 9 cases" in ran.stderr
+    assert ran.stderr.count("wrong numbers") == 3
+
+
+def test_weights_of_another_shape(demo_folder: Path, tmp_path: Path) -> None:
+    cache = other_weights(demo_folder, tmp_path, npz(layer_arrays(1)))
+    ran = run(demo_folder, reference_of(demo_folder), cache=cache)
+    assert ran.returncode == 1 and "layer 12: wrong shape" in ran.stderr and "6 of 9 cases" in ran.stderr
+
+
+def drop(*path: Any) -> Callable[[dict[str, Any]], None]:
+    def edit(reference: dict[str, Any]) -> None:
+        item = reference
+        for key in path[:-1]:
+            item = item[key]
+        del item[path[-1]]
+
+    return edit
+
+
+def put(value: Any, *path: Any) -> Callable[[dict[str, Any]], None]:
+    def edit(reference: dict[str, Any]) -> None:
+        item = reference
+        for key in path[:-1]:
+            item = item[key]
+        item[path[-1]] = value
+
+    return edit
+
+
+BROKEN = {
+    "no d_model": (drop("d_model"), "d_model is missing"),
+    "d_model a text": (put("64", "d_model"), "d_model is '64'"),
+    "no layers": (drop("layers"), "layers is missing"),
+    "a layer that is not listed": (drop("layers", 1), "which `layers` does not list"),
+    "a path out of the repo": (put("../../../etc/passwd.npz", "layers", 0, "path"), "cannot be"),
+    "format version": (put(2, "format_version"), "format_version is 2"),
+    "another generator": (
+        put("mt19937", "residual_generator", "name"),
+        "'mt19937' version 1; pcg32-polar-f32 version 1 is known",
+    ),
+    "no generator": (drop("residual_generator"), "residual_generator is nothing"),
+    "tolerance": (put(-1.0, "tolerance"), "tolerance is -1.0"),
+    "a short residual": (drop("test_cases", 2, "residual", 5), "residual is 63 values long, but d_model is 64"),
+    "a residual with a text": (put("x", "test_cases", 2, "residual", 5), "residual is not a list of finite numbers"),
+    "an index past the features": (put(512, "test_cases", 2, "top_10", 0, "index"), "past the 512 features"),
+    "no fingerprint": (drop("test_cases", 2, "residual_fingerprint"), "residual_fingerprint is missing"),
+    "bounds": (put([1], "test_cases", 2, "n_active_bounds"), "n_active_bounds is not two numbers"),
+    "flags": (put([1], "test_cases", 2, "flags"), "flags is not a list of texts"),
+    "another schema": (put("PltBundle", "schema"), "schema is PltBundle"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_references(demo_folder: Path, name: str) -> None:
+    edit, message = BROKEN[name]
+    reference = reference_of(demo_folder)
+    edit(reference)
+    ran = run(demo_folder, reference)
+    assert ran.returncode == 4 and message in ran.stderr and len(ran.stderr.splitlines()) == 1, ran.stderr
+
+
+@pytest.mark.parametrize("keep", [0, 1, 700, 20_000])
+def test_truncated_references(demo_folder: Path, keep: int) -> None:
+    text = (demo_folder / "plt_gemma_reference.json").read_text()
+    ran = run(demo_folder, text[:keep])
+    assert ran.returncode == 4 and "not readable JSON" in ran.stderr
+
+
+def test_no_weights(demo_folder: Path, tmp_path: Path) -> None:
+    assert run(demo_folder, reference_of(demo_folder), cache=tmp_path).returncode == 3
+
+
+# --- over a Hub ---------------------------------------------------------------------------------------------------
+
+
+def test_the_files_that_the_reference_names_are_fetched(hub: Hub, tmp_path: Path) -> None:
+    fill(hub)
+    path = str(tmp_path / "reference.json")
+    assert oracle("--mirror", hub.url, "--layers", "0-2", "-o", path, "--cache-dir", str(tmp_path / "one")).returncode == 0
+    # Both repos move on; the reference names its commits.
+    hub.add(WEIGHTS_REPO, path_of(1), npz(layer_arrays(50)))
+    hub.add(CURATION_REPO, "config.yaml", config(1))
+    again = oracle("verify", path, "--mirror", hub.url, "--cache-dir", str(tmp_path / "two"))
+    assert again.returncode == 0 and again.stderr.count("fetched ") == 3, again.stderr
+    other = oracle(
+        "verify",
+        path,
+        "--mirror",
+        hub.url,
+        "--cache-dir",
+        str(tmp_path / "two"),
+        "--weights-revision",
+        "main",
+        "--revision",
+        "main",
+    )
+    assert other.returncode == 2 and "it has no layer 1" in other.stderr
+    hub.add(CURATION_REPO, "config.yaml", config(3))
+    other = oracle(
+        "verify", path, "--mirror", hub.url, "--cache-dir", str(tmp_path / "two"), "--curation-repo", CURATION_REPO
+    )
+    assert other.returncode == 1 and "layer 1: wrong sha256" in other.stderr
+
+
+def as_torch_writes(shift: float = 0.0) -> dict[str, Any]:
+    """A reference of the old kind: residuals that only its writer can make, no generator, no margins."""
+    rng = np.random.default_rng(5)
+    cases = []
+    for layer in range(3):
+        for i in range(2):
+            values = rng.standard_normal(24).astype(np.float32)
+            made = float64_encode(layer_arrays(layer), values, 10)
+            top = [{"index": index, "activation": float(np.float32(value + shift))} for index, value in made["top"]]
+            cases.append(
+                {
+                    "layer": layer,
+                    "seed": 100 * i + layer,
+                    "residual": values.tolist(),
+                    "n_active": made["n_active"],
+                    "top_10": top,
+                }
+            )
+    return {
+        "weights_repo": WEIGHTS_REPO,
+        "curation_repo": CURATION_REPO,
+        "schema": "GemmaScopeNpz",
+        "torch_version": "2.10.0",
+        "d_model": 24,
+        "n_features_per_layer": 96,
+        "test_cases": cases,
+    }
+
+
+@pytest.mark.parametrize("shift, code, status", [(0.0, 0, "same"), (3e-5, 0, "rounding"), (3e-4, 1, "differs")])
+def test_what_torch_wrote(hub: Hub, tmp_path: Path, shift: float, code: int, status: str) -> None:
+    fill(hub)
+    (tmp_path / "torch.json").write_text(json.dumps(as_torch_writes(shift)))
+    ran = oracle("verify", str(tmp_path / "torch.json"), "--mirror", hub.url)
+    assert ran.returncode == code and ran.stderr.count(f": {status}") == 6, ran.stderr
+    assert "(torch wrote it)" in ran.stderr or code
+
+
+def test_a_torch_reference_can_be_compared_with_and_explained(hub: Hub, tmp_path: Path) -> None:
+    fill(hub)
+    reference = as_torch_writes()
+    (tmp_path / "torch.json").write_text(json.dumps(reference))
+    for case in reference["test_cases"]:
+        for entry in case["top_10"]:
+            entry["index"] += 1
+    (tmp_path / "candidate.json").write_text(json.dumps(reference))
+    ran = oracle("compare", str(tmp_path / "torch.json"), str(tmp_path / "candidate.json"), "--explain", "--mirror", hub.url)
+    assert ran.returncode == 1 and "indices from 1" in ran.stderr, ran.stderr
