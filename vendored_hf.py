@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("vendored_hf")
 
 ATTEMPTS = 4
-LONGEST_WAIT = 60.0  # seconds; a Retry-After that asks for more is not waited for
+FIRST_WAIT, LONGEST_WAIT = 0.3, 60.0  # seconds; a Retry-After that asks for more is not waited for
 MAX_REDIRECTS = 10
 CHUNK = 1 << 16
 PIECE = 1 << 18  # what a kill costs each connection at most
@@ -105,7 +105,7 @@ def _flag(name: str) -> bool:
 
 def _seconds(name: str) -> float:
     value = os.environ.get(name, "")
-    return min(float(value), 3600.0) if re.fullmatch(r"0*[1-9][0-9]*(\.[0-9]*)?", value) else 10.0
+    return min(float(value), 3600.0) or 10.0 if re.fullmatch(r"[0-9]{1,30}(\.[0-9]{0,9})?", value) else 10.0
 
 def _hf_home() -> Path:
     home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
@@ -345,7 +345,7 @@ def _reason(error: BaseException) -> str:
 
 def _backoff(attempt: int) -> float:
     """0.3, 0.6, 1.2 s and so on, up to a fifth more, so that many clients do not return at once."""
-    return 0.3 * 2 ** (attempt - 1) * (1 + 0.2 * random.random())
+    return FIRST_WAIT * 2 ** (attempt - 1) * (1 + 0.2 * random.random())
 
 
 def _retry_after(response: requests.Response, otherwise: float) -> float:

@@ -32,6 +32,12 @@ def filled(hub: Hub) -> Hub:
     return hub
 
 
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The waits between attempts, a tenth as long."""
+    monkeypatch.setattr(hf, "FIRST_WAIT", 0.03)
+
+
 @pytest.fixture
 def several(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several connections for the test's small file too."""
@@ -68,7 +74,7 @@ FAULTS: dict[str, tuple[Callable[[], list[Fault]], tuple[type, str] | None, int]
         lambda: [Fault(cut_after=900_000, honest_length=True)], (hf.ConsistencyError, "900000"), 3),
     "closed early for ever": (
         lambda: [Fault(cut_after=1000) for _ in range(20)], (hf.HubConnectionError, "the connection broke"), 12),
-    "stalls": (lambda: [Fault(stall=3)], None, 5),
+    "stalls": (lambda: [Fault(stall=1.2)], None, 5),
     "429 with seconds": (lambda: [head(status=429, headers={"Retry-After": "1"})], None, 4),
     "429 with a date": (lambda: [head(status=429, headers={"Retry-After": soon()})], None, 4),
     "429 for an hour": (lambda: [head(status=429, headers={"Retry-After": "3600"})], (hf.HfHubHTTPError, "429"), 1),
@@ -110,7 +116,7 @@ FAULTS: dict[str, tuple[Callable[[], list[Fault]], tuple[type, str] | None, int]
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_faults(filled: Hub, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "1")
+    monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "0.5")
     faults, expected, most_requests = FAULTS[name]
     filled.inject(*faults())
     began = time.monotonic()
@@ -150,10 +156,10 @@ def test_several_connections(filled: Hub, several: None) -> None:
 
 
 @pytest.mark.parametrize("fault", [
-    Fault(cut_after=300_000), Fault(cut_after=300_000, reset=True), Fault(status=503), Fault(hang_up=True), Fault(stall=3)
+    Fault(cut_after=300_000), Fault(cut_after=300_000, reset=True), Fault(status=503), Fault(hang_up=True), Fault(stall=1.2)
 ])
 def test_several_connections_and_one_breaks(filled: Hub, several: None, fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "1")
+    monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "0.5")
     fault.after = 2
     filled.inject(fault)
     assert fetch(filled, connections=4).read_bytes() == CONTENT
@@ -366,10 +372,10 @@ def test_a_stream_fetches_what_was_announced_and_no_more(filled: Hub) -> None:
 
 
 @pytest.mark.parametrize("fault", [
-    Fault(cut_after=700_000), Fault(cut_after=700_000, reset=True), Fault(status=502), Fault(hang_up=True), Fault(stall=3)
+    Fault(cut_after=700_000), Fault(cut_after=700_000, reset=True), Fault(status=502), Fault(hang_up=True), Fault(stall=1.2)
 ])
 def test_a_stream_that_breaks_is_taken_up_at_its_offset(filled: Hub, fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "1")
+    monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "0.5")
     with stream(filled) as file:
         filled.seen.clear()
         filled.inject(fault)

@@ -37,8 +37,7 @@ def arrays(seed: int, d_model: int, n_features: int, n_seeds: int = 2) -> tuple[
 def encode(w_enc: np.ndarray, b_enc: np.ndarray, gate: np.ndarray, residuals: np.ndarray, k: int = 10) -> LayerEncoding:
     return encoder.encode(
         lambda: (w_enc[row : row + 7].copy() for row in range(0, len(w_enc), 7)),
-        b_enc,
-        gate,
+        lambda: (b_enc, gate),
         residuals,
         k=k,
         tolerance=TOLERANCE,
