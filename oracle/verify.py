@@ -61,8 +61,7 @@ def _verify_layer(recorded: Document, layer: RecordedLayer, layer_weights: schem
     try:
         encodings = encoder.encode(
             layer_weights.w_enc_blocks,
-            layer_weights.b_enc,
-            layer_weights.gate,
+            lambda: (layer_weights.b_enc, layer_weights.gate),
             residuals,
             k=recorded.get("top_k", 10),
             tolerance=compare.tolerance_of(recorded),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,10 @@ def arrays(seed: int, d_model: int, n_features: int, n_seeds: int = 2) -> tuple[
 
 
 def encode(w_enc: np.ndarray, b_enc: np.ndarray, gate: np.ndarray, residuals: np.ndarray, k: int = 10) -> LayerEncoding:
-    return encoder.encode(
-        lambda: (w_enc[row : row + 7].copy() for row in range(0, len(w_enc), 7)),
-        b_enc,
-        gate,
-        residuals,
-        k=k,
-        tolerance=TOLERANCE,
-    )
+    def blocks() -> Iterator[np.ndarray]:
+        return (w_enc[row : row + 7].copy() for row in range(0, len(w_enc), 7))
+
+    return encoder.encode(blocks, lambda: (b_enc, gate), residuals, k=k, tolerance=TOLERANCE)
 
 
 def apart_from_the_list(encoding: Encoding) -> tuple[Any, ...]:
