@@ -192,7 +192,7 @@ def unsettled(arguments: list[str]) -> int:
     from oracle import cli, encoder
 
     draft = encoder._Draft.of
-    encoder._Draft.of = lambda pre32, pre, gate, bound, *rest: draft(pre32, pre, gate, 0.0, *rest)
+    encoder._Draft.of = lambda pre32, pre, gate, bound, *rest: draft(pre32, pre, gate, bound * 0, *rest)
     encoder._settle = lambda w_enc_blocks, b_enc, residuals, open_features: [{} for _ in open_features]
     return cli.main(arguments)
 
