@@ -38,9 +38,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("vendored_hf")
 
-ATTEMPTS = 4
+ATTEMPTS, MAX_REDIRECTS = 4, 10
 FIRST_WAIT, LONGEST_WAIT = 0.3, 60.0  # seconds; a Retry-After that asks for more is not waited for
-MAX_REDIRECTS = 10
 CHUNK = 1 << 16
 PIECE = 1 << 18  # what a kill costs each connection at most
 CONNECTIONS = 4
