@@ -8,8 +8,9 @@ import ctypes
 import os
 import platform
 import re
+import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -189,16 +190,28 @@ class Source:
         A branch is resolved once: all files come from one commit, even where somebody pushes in the meantime.
         """
         commits: dict[tuple[str, str | None], str] = {}
-        with ThreadPoolExecutor(max_workers=1) as ahead:
-            following: Future[Opened] | None = None
-            for file, after in zip(files, [*files[1:], None]):
-                opened = following.result() if following else self.open(file)
-                if opened.commit:
-                    commits.setdefault((file.repo, file.revision), opened.commit)
-                if after:
-                    revision = commits.get((after.repo, after.revision), after.revision)
-                    following = ahead.submit(self.open, replace(after, revision=revision))
-                yield opened
+        following: Future[Opened] | None = None
+        for file, after in zip(files, [*files[1:], None]):
+            opened = following.result() if following else self.open(file)
+            if opened.commit:
+                commits.setdefault((file.repo, file.revision), opened.commit)
+            if after:
+                revision = commits.get((after.repo, after.revision), after.revision)
+                following = self._open_meanwhile(replace(after, revision=revision))
+            yield opened
+
+    def _open_meanwhile(self, file: curation.HubFile) -> Future[Opened]:
+        """Open a file on a thread that nobody waits for where the run ends before it: an error, Ctrl-C."""
+        future: Future[Opened] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(self.open(file))
+            except BaseException as error:
+                future.set_exception(error)
+
+        threading.Thread(target=run, daemon=True).start()
+        return future
 
     def fetch(self, file: curation.HubFile) -> vendored_hf.LocalFile:
         """A file on disk. What arrives over the network is announced, what is there is not."""

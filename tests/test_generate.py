@@ -379,6 +379,16 @@ def test_control_c(old: Hub) -> None:
     assert Path("plt_gemma_reference.json").read_text() == "old"
 
 
+def test_an_error_does_not_wait_for_the_next_layer(old: Hub) -> None:
+    arrays = layer_arrays(0)
+    arrays["W_enc"][0, 0] = np.nan
+    old.add(WEIGHTS_REPO, path_of(0), npz(arrays))
+    old.inject(Fault(stall=15, after=1))
+    began = time.monotonic()
+    fails(generate(old), 4, "W_enc has 1 values", path_of(0))
+    assert time.monotonic() - began < 8
+
+
 def test_debug_shows_the_chain(old: Hub) -> None:
     ran = oracle("--debug", "--mirror", "http://127.0.0.1:9")
     assert ran.returncode == 3 and "Traceback" in ran.stderr and ran.stderr.splitlines()[-1].startswith("error: ")
