@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -78,15 +80,14 @@ def test_every_row_is_planted() -> None:
 
 
 def plant_all(worlds: list[World], groups: list[tuple[str, ...]]) -> dict[tuple[str, ...], list[str]]:
-    results: dict[tuple[str, ...], list[str]] = {}
-    for names in groups:
-        results[names] = [world.judge(names) for world in worlds]
-        outcome = ", ".join(f"{results[names].count(kind)} {kind}" for kind in dict.fromkeys(results[names]))
-        print(f"{' and '.join(names):60} {outcome}")
-    return results
+    return {names: [world.judge(names) for world in worlds] for names in groups}
 
 
 def check(results: dict[tuple[str, ...], list[str]]) -> None:
+    """Print the table, and fail where a mistake was not named as it should be."""
+    for names, outcomes in results.items():
+        summary = ", ".join(f"{outcomes.count(kind)} {kind}" for kind in dict.fromkeys(outcomes))
+        print(f"{' and '.join(names):60} {summary}")
     wrong = {names: outcome for names, outcome in results.items() if set(outcome) - {"first", "equal"}}
     assert not wrong
 
@@ -129,15 +130,28 @@ def test_a_right_port_is_never_explained(worlds: list[World]) -> None:
         assert not nothing.named and "nothing to explain" in nothing.known[0]
 
 
+FORKED: list[World] = []  # the worlds that the slow test's processes find in their memory
+
+
+def judge_singles(number: int) -> dict[tuple[str, ...], list[str]]:
+    return plant_all([FORKED[number]], [(name,) for name in PLANTS])
+
+
+def judge_pairs(number: int) -> dict[tuple[str, ...], list[str]]:
+    return plant_all([FORKED[number]], random_pairs(100 + number, 30, FORKED[number]))
+
+
 @pytest.mark.slow
 def test_over_twenty_seeds(tmp_path_factory: pytest.TempPathFactory) -> None:
     for shape in SHAPES:
-        worlds = [World(tmp_path_factory.mktemp("world"), seed, shape) for seed in range(20)]
+        FORKED[:] = [World(tmp_path_factory.mktemp("world"), seed, shape) for seed in range(20)]
         print(f"d_model, n_features = {shape}")
-        assert all(world.explain(())[1] is None for world in worlds)
-        check(plant_all(worlds, [(name,) for name in PLANTS]))
-        for number, world in enumerate(worlds):
-            check(plant_all([world], random_pairs(100 + number, 30, world)))
+        assert all(world.explain(())[1] is None for world in FORKED)
+        with ProcessPoolExecutor(mp_context=get_context("fork")) as pool:
+            of_each = list(pool.map(judge_singles, range(len(FORKED))))
+            check({(name,): [outcomes[name,][0] for outcomes in of_each] for name in PLANTS})
+            for pairs in pool.map(judge_pairs, range(len(FORKED))):
+                check(pairs)
 
 
 # --- honest limits ------------------------------------------------------------------------------------------------
