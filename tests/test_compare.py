@@ -250,6 +250,7 @@ def test_bad_candidates(demo_folder: Path, name: str) -> None:
     assert len(ran.stderr.splitlines()) == 1 and len(ran.stderr) < 600
 
 
+@pytest.mark.slow
 def test_a_million_cases(demo_folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "many.json"
     with path.open("w") as file:

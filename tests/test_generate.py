@@ -390,7 +390,8 @@ def test_an_error_does_not_wait_for_the_next_layer(old: Hub) -> None:
 
 
 def test_debug_shows_the_chain(old: Hub) -> None:
-    ran = oracle("--debug", "--mirror", "http://127.0.0.1:9")
+    old.inject(Fault(host="hub", method="HEAD", hang_up=True), Fault(host="hub", method="HEAD", status=404))
+    ran = oracle("--debug", "--mirror", old.url)
     assert ran.returncode == 3 and "Traceback" in ran.stderr and ran.stderr.splitlines()[-1].startswith("error: ")
 
 

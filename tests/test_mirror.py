@@ -261,14 +261,26 @@ def test_building_is_resumed_and_checked(served: Hub, tmp_path: Path) -> None:
     assert oracle("mirror", str(tmp_path / "tree"), "--check").returncode == 0
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format_version": 2, "files": []}', '{"format_version": 1, "files": [{}]}',
-                                  '{"format_version": 1, "files": [{"repo": "a/b", "revision": "main", "path": "../../x", '
-                                  '"commit": null, "size": 1, "sha256": "0"}]}', "[" * 100_000])
-def test_bad_manifests(tree: Path, text: str) -> None:
-    (tree / "manifest.json").write_text(text)
-    for arguments in (["--mirror", str(tree), "-o", "-"], ["mirror", str(tree), "--check"]):
-        ran = oracle(*arguments)
-        assert ran.returncode == 4 and "manifest.json" in ran.stderr and "Traceback" not in ran.stderr
+def test_bad_manifests(tree: Path) -> None:
+    outside = {"repo": "a/b", "revision": "main", "path": "x", "commit": None, "size": 1, "sha256": "0" * 64}
+    entries = [{**outside, **wrong} for wrong in (
+        {"path": "../../x"}, {"commit": "../../../../evil"}, {"sha256": "../../../../evil"}, {"size": "1"}, {"repo": "../a"}
+    )]
+    listings = [json.dumps({"format_version": 1, "files": [entry]}) for entry in entries]
+    for text in ["", "[]", '{"format_version": 2, "files": []}', '{"format_version": 1, "files": [{}]}', "[" * 100_000, *listings]:
+        (tree / "manifest.json").write_text(text)
+        ran = oracle("--mirror", str(tree), "-o", "-")
+        assert ran.returncode == 4 and "manifest.json" in ran.stderr and "Traceback" not in ran.stderr, text[:200]
+    assert oracle("mirror", str(tree), "--check").returncode == 4
+
+
+def test_a_hostile_manifest_over_http_writes_nothing_outside_the_cache(nginx: str, tree: Path, tmp_path: Path) -> None:
+    listed = json.loads((tree / "manifest.json").read_text())
+    for file in listed["files"]:
+        file["commit"], file["sha256"] = "../" * 30 + str(tmp_path / "evil"), "../" * 30 + str(tmp_path / "evil2")
+    (tree / "manifest.json").write_text(json.dumps(listed))
+    ran = oracle("--mirror", nginx, *LAYERS)
+    assert ran.returncode == 4 and not list(tmp_path.glob("evil*"))
 
 
 def test_mirrors_that_are_not_there(served: Hub, tmp_path: Path) -> None:
