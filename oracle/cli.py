@@ -80,7 +80,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, list[str]]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"oracle {__version__}")
-    subparsers = parser.add_subparsers(metavar="COMMAND", help=argparse.SUPPRESS)
+    subparsers = parser.add_subparsers(metavar="COMMAND", help=argparse.SUPPRESS, prog="python -m oracle")
 
     def command(name: str, run: Any, description: str) -> argparse.ArgumentParser:
         subparser = subparsers.add_parser(name, description=description, epilog=EXIT_CODES)
