@@ -153,7 +153,7 @@ def try_to_load_from_cache(repo_id: str, filename: str, cache_dir: Any = None, r
     _check_names(repo_id, filename, revision or "main")
     folder = Path(cache_dir or hf_hub_cache()) / repo_folder_name(repo_id)
     commit = revision or "main"
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, UnicodeDecodeError):
         commit = (folder / "refs" / commit).read_text(encoding="utf-8").strip()
     path = folder / "snapshots" / commit / filename
     return str(path) if (commit == revision or "/" not in commit) and path.is_file() else None
@@ -211,7 +211,7 @@ def _beside(path: Path) -> Path:
 
 def _write_text(path: Path, text: str) -> None:
     """Write a small file so that a reader sees the old one or the new one."""
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+    if not path.is_file() or path.read_bytes() != text.encode():
         temporary = _beside(path)
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
@@ -360,7 +360,7 @@ def _retry_after(response: requests.Response, otherwise: float) -> float:
 def _http_error(response: requests.Response, url: str) -> HfHubHTTPError:
     """The exception for an error status, by the Hub's X-Error-Code where it sends one."""
     code, status = response.headers.get("X-Error-Code"), response.status_code
-    said = " ".join(response.headers.get("X-Error-Message", "").split())[:200]
+    said = "".join(filter(str.isprintable, response.headers.get("X-Error-Message", "")))[:200]
     bad_token = status == 401 and said.startswith("Invalid credentials")
     kind, text = {
         "GatedRepo": (GatedRepoError, "the repo is gated: accept its terms on its page, then set HF_TOKEN"),
@@ -484,7 +484,7 @@ def hf_hub_file(
             if not metadata.etag:
                 blob = blob.with_name(digest)
                 os.replace(blob.with_name(name), blob)
-        if not pointer.is_file() or not metadata.commit_hash:
+        if not metadata.commit_hash or not pointer.is_file() or not os.path.samefile(pointer, blob):
             _link(blob, pointer)
     return _cached(str(pointer), filename)
 
@@ -636,7 +636,6 @@ class _Pieces:
     def _fetch(self, source: Source, start: int, stop: int, answer: requests.Response | None, alone: bool) -> None:
         """One connection after the other, until the span is there."""
         import requests
-
         position, furthest, failures = start, start, 0
         while position < stop:
             broken: Exception = EOFError("the answer ended early")
@@ -650,7 +649,8 @@ class _Pieces:
                     for chunk in response.iter_content(CHUNK):
                         if position + len(chunk) > stop:
                             raise ConsistencyError(f"{source.shown}: more came than was asked for")
-                        position = self._write(position, chunk)
+                        had = min(max(furthest - position, 0), len(chunk))  # hashed already: what starts over is not written again
+                        position = self._write(position + had, chunk[had:])
                 except requests.RequestException as error:
                     broken = error
             if position < stop:
