@@ -162,6 +162,8 @@ def read_reference(path: str) -> Document:
         raise DataError(f"{path}: format_version is {_shown(document['format_version'])}; {FORMAT_VERSION} is read")
     check = _Checker(path)
     ours = "format_version" in document
+    if not ours and document.keys() & {"residual_generator", "layers", "top_k"}:
+        raise DataError(f"{path}: format_version is missing from a reference of ours: it was edited")
     for key in ("weights_repo", "curation_repo", "schema") if ours else ():
         check.text(document, key, "")
     d_model = check.integer(document, "d_model", "", low=1)
@@ -252,6 +254,8 @@ def _check_generator(check: _Checker, document: Document) -> None:
     if not isinstance(recorded, dict):
         raise check.error("residual_generator", f"{_shown(recorded)}, not an object")
     named = recorded.get("name"), recorded.get("version")
+    if named == (residual.NAME, residual.VERSION) and recorded != generator_record():
+        raise check.error("residual_generator", "not the record of its name and version: it was edited")
     if named != (residual.NAME, residual.VERSION):
         raise check.error(
             "residual_generator", f"{_shown(named[0])} version {_shown(named[1])}; {residual.NAME} version {residual.VERSION} is known"

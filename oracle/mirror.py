@@ -134,9 +134,14 @@ class Mirror:
 
         url = f"{self.endpoint}/{MANIFEST}"
         try:
-            answer = vendored_hf.Hub(self.endpoint).request("GET", url, timeout=10.0, attempts=1)
-        except (vendored_hf.HfHubHTTPError, vendored_hf.HubConnectionError):
-            return []  # most servers have none; one that is out of reach is reported by the request that needs it
+            answer = vendored_hf.Hub(self.endpoint).request("GET", url, timeout=10.0)
+        except vendored_hf.HfHubHTTPError as error:
+            if error.status_code in (429, 500, 502, 503, 504):
+                raise  # there may be one, and without it nothing would be verified
+            return []  # most servers have none
+        except vendored_hf.HubConnectionError:
+            return []  # out of reach: the request that needs the server reports it
+        url = url.rpartition("@")[2]  # as messages may show it
         text = b""
         with answer:
             if "json" not in answer.headers.get("Content-Type", ""):
