@@ -264,7 +264,6 @@ class Hub:
     ) -> requests.Response:
         """The answer, its body unread, after redirects and retries. Raises HfHubHTTPError or HubConnectionError."""
         import requests
-
         attempt = 1
         while True:
             wait = _backoff(attempt)
@@ -344,7 +343,7 @@ def _reason(error: BaseException) -> str:
 
 def _backoff(attempt: int) -> float:
     """0.3, 0.6, 1.2 s and so on, up to a fifth more, so that many clients do not return at once."""
-    return FIRST_WAIT * 2 ** (attempt - 1) * (1 + 0.2 * random.random())
+    return float(FIRST_WAIT * 2 ** (attempt - 1) * (1 + 0.2 * random.random()))
 
 
 def _retry_after(response: requests.Response, otherwise: float) -> float:
@@ -495,6 +494,8 @@ def download(
     """Fetch a file to `target`, by way of a partial file beside it that the next call resumes. Returns its sha256."""
     partial = target.with_name(target.name + ".parts.incomplete")
     source = Source(hub, metadata)
+    of_git = metadata.commit_hash and _COMMIT.fullmatch(metadata.etag or "")  # the Hub's name of a small file
+    told = metadata.etag if metadata.sha256 or of_git else None
     if metadata.size is None:
         raise FileMetadataError(f"{source.shown}: the server does not say how long it is")
     try:
@@ -502,9 +503,9 @@ def download(
             with contextlib.closing(_Pieces(partial, metadata.size, fresh)) as pieces:
                 resumed = any(pieces.done)
                 digest, git_hash = pieces.fill(source, connections if metadata.size >= SEVERAL_FROM else 1, on_progress)
-                if metadata.sha256 in (None, digest):
-                    if digest != metadata.sha256 and git_hash != metadata.etag:
-                        logger.warning("could not verify %s: the server sends no hash of it", _shown(metadata.location))
+                if told in (None, digest, git_hash):
+                    if not told:
+                        logger.warning("could not verify %s: the server sends no hash of it", source.shown)
                     pieces.finish(target)
                     return digest
             partial.unlink()
@@ -514,7 +515,7 @@ def download(
         if error.errno and not error.filename:  # a full disk says so without saying where
             error.filename = str(partial)
         raise
-    raise ConsistencyError(f"{_shown(metadata.location)}: the bytes have sha256 {digest}, the server said {metadata.sha256}")
+    raise ConsistencyError(f"{source.shown}: sha256 {digest}, git's sha1 {git_hash}; the server had said {told}")
 
 
 class Source:
@@ -564,19 +565,17 @@ class _Pieces:
 
     def __init__(self, path: Path, size: int, fresh: bool):
         self._path, self._size = path, size
-        count = -(-size // PIECE)
         path.touch()
         self._file = open(path, "r+b", buffering=0)  # noqa: SIM115
         length = self._file.seek(0, 2)
-        self.done = bytearray(count)
-        if length == size + count and not fresh:
+        self.done = bytearray(-(-size // PIECE))
+        if length == size + len(self.done) and not fresh:
             self._file.seek(size)
             self._file.readinto(self.done)
         elif length == size and not fresh:  # killed between the map's end and the rename
-            self.done[:] = b"\1" * count
+            self.done[:] = b"\1" * len(self.done)
         else:
             self._file.truncate(0)
-            self._file.truncate(size + count)
         self._changed = threading.Condition()
         self._error: BaseException | None = None
         self._arrived = min(sum(self.done) * PIECE, size)
@@ -590,7 +589,8 @@ class _Pieces:
         """Fetch what is missing. Returns the sha256 of the whole, and the hash by which git, and the Hub, names it."""
         spans = self._missing(connections)
         if spans:
-            answer = source.open(*spans[0])  # shows whether the server knows Ranges at all
+            answer = source.open(*spans[0])  # shows whether the server knows Ranges at all, and has that many bytes
+            self._file.truncate(self._size + len(self.done))
             if answer.status_code != 206:
                 spans, self.done[:], self._arrived = [(0, self._size)], bytes(len(self.done)), 0
             todo = iter([(*span, answer if span == spans[0] else None) for span in spans])  # the threads share it

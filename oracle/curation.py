@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import yaml
+
+from oracle.errors import BadData
 
 SIZE_LIMIT = 1024 * 1024
 ENTRY_LIMIT = 1024
@@ -14,10 +17,10 @@ ENTRY_LIMIT = 1024
 _SCHEME = "hf://"
 _REPO_PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?")
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]*")
-_LAYER = re.compile(r"(?:^|/)layer_(\d{1,6})(?=[/.]|$)")
+_LAYER = re.compile(r"(?:^|/)layer_(\d{1,6})(?=[/._]|$)")
 
 
-class CurationError(ValueError):
+class CurationError(BadData, ValueError):
     """A config.yaml that does not say which file holds which layer."""
 
 
@@ -30,8 +33,20 @@ class HubFile:
     path: str
 
 
-def parse_config(text: bytes) -> dict[int, HubFile]:
-    """The `transcoders` list of a config.yaml as {layer: file}, in the list's order.
+@dataclass(frozen=True)
+class Config:
+    """What a config.yaml says: `files` by layer in the list's order, or None where it has no list.
+
+    `model_name` is the model that was transcoded, None where it is not said.
+    """
+
+    model_name: str | None
+    model_kind: str | None
+    files: dict[int, HubFile] | None
+
+
+def parse_config(text: bytes) -> Config:
+    """A config.yaml's model, its kind, and its `transcoders` list.
 
     An entry's layer is its place in the list; a `layer_N` in its path must say the same. Raises CurationError.
     """
@@ -44,9 +59,18 @@ def parse_config(text: bytes) -> dict[int, HubFile]:
         raise CurationError(f"config.yaml is not readable YAML: {problem}") from error
     if not isinstance(config, dict):
         raise CurationError(f"config.yaml holds {_kind(config)}, not a mapping")
-    if "transcoders" not in config:
-        raise CurationError("config.yaml has no `transcoders` list")
-    entries = config["transcoders"]
+    name, kind = config.get("model_name"), config.get("model_kind")
+    for key, value in (("model_name", name), ("model_kind", kind)):
+        if not isinstance(value, (str, type(None))):
+            raise CurationError(f"config.yaml: `{key}` is {_kind(value)}, not a string")
+    if "transcoders" in config:
+        return Config(name, kind, _files(config["transcoders"]))
+    if kind is None:
+        raise CurationError("config.yaml has neither a `transcoders` list nor a `model_kind`")
+    return Config(name, kind, None)
+
+
+def _files(entries: object) -> dict[int, HubFile]:
     if not isinstance(entries, list):
         raise CurationError(f"config.yaml: `transcoders` is {_kind(entries)}, not a list")
     if not 1 <= len(entries) <= ENTRY_LIMIT:
@@ -59,7 +83,8 @@ def parse_config(text: bytes) -> dict[int, HubFile]:
         if file in seen:
             raise CurationError(f"config.yaml names {file.path} twice, for layers {seen[file]} and {place}")
         seen[file] = place
-        layer = _layer_in(file.path, place)
+        layer = layer_in(file.path)
+        layer = place if layer is None else layer
         if layer in layers:
             raise CurationError(f"config.yaml names two files for layer {layer}: {layers[layer].path} and {file.path}")
         layers[layer] = file
@@ -93,12 +118,12 @@ def parse_uri(uri: object) -> HubFile:
     return HubFile("/".join(parts[:2]), revision, "/".join(path))
 
 
-def _layer_in(path: str, place: int) -> int:
-    """The layer that the path names, or `place` where it names none."""
+def layer_in(path: str) -> int | None:
+    """The layer that a path names as `layer_N`, or None. Raises CurationError where it names several."""
     named = {int(number) for number in _LAYER.findall(path)}
     if len(named) > 1:
-        raise CurationError(f"config.yaml: {path} names the layers {' and '.join(map(str, sorted(named)))}")
-    return named.pop() if named else place
+        raise CurationError(f"{path} names the layers {' and '.join(map(str, sorted(named)))}")
+    return named.pop() if named else None
 
 
 def _kind(value: object) -> str:
@@ -113,7 +138,7 @@ class _Loader(yaml.BaseLoader):
     PyYAML keeps the last of two equal keys in silence; here they are an error.
     """
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value in seen:

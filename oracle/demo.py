@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 import vendored_hf
-from oracle import document, reference
+from oracle import document
+from oracle.job import Job
 from oracle.residual import residual
 
 # Not the names of the real repos: a reference from these weights must not pass for one of Gemma Scope's.
@@ -28,7 +29,7 @@ class Demo:
     """What was made: the folder, the job that encodes it, and where its reference goes."""
 
     folder: Path
-    job: reference.Job
+    job: Job
     output: str
     n_layers: int = N_LAYERS
     d_model: int = D_MODEL
@@ -47,7 +48,7 @@ def make(folder: str | None = None) -> Demo:
             _add(cache, WEIGHTS_REPO, path, layer_npz(layer))
     except OSError as error:
         raise document.OutputError(f"the demo cannot be made in {folder or 'a temporary folder'}: {error.strerror}") from error
-    job = reference.Job(curation_repo=CURATION_REPO, cache_dir=str(cache), offline=True)
+    job = Job(repo=CURATION_REPO, cache_dir=str(cache), offline=True)
     return Demo(place, job, str(place / "plt_gemma_reference.json"))
 
 

@@ -19,7 +19,6 @@ import numpy as np
 if TYPE_CHECKING:
     from fractions import Fraction
 
-Blocks = Callable[[], Iterator[np.ndarray]]
 Vectors = Callable[[], tuple[np.ndarray, np.ndarray]]
 
 MARGIN_DECIMALS = 6
@@ -27,8 +26,43 @@ _COLUMNS_AT_ONCE = 256
 _UNIT_ROUNDOFF = 2.0**-53
 
 
+@dataclass(frozen=True)
+class Matrix:
+    """W_enc as it lies in its file: each call of `blocks` is a pass over it, a block of rows, float32, at a time.
+
+    A row is that of an input, so that the matrix is [d_model, n_features], or of a feature: [n_features, d_model].
+    """
+
+    blocks: Callable[[], Iterator[np.ndarray]]
+    by_feature: bool
+
+    def columns(self, features: np.ndarray) -> np.ndarray:
+        """The encoder vectors of some features in ascending order, float32 [d_model, n], by a pass over it."""
+        if not self.by_feature:
+            return np.concatenate([block[:, features] for block in self.blocks()])
+        taken, start = [], 0
+        for block in self.blocks():
+            first, last = np.searchsorted(features, (start, start + len(block)))
+            taken.append(block[features[first:last] - start])
+            start += len(block)
+        return np.ascontiguousarray(np.concatenate(taken).T)
+
+
 class NotFiniteError(ValueError):
     """W_enc, or a pre-activation, holds NaN or infinities."""
+
+
+@dataclass(frozen=True, eq=False)
+class Firing:
+    """All features that fire, in ascending order: int [n], and their float32 activations [n].
+
+    `slack` [n], float64, is how far a correct port's activation may be from this one: the tolerance, and where a
+    feature is at its gate, so that it may fire or not, all of it. Such a feature is here too if it does not fire, with 0.
+    """
+
+    features: np.ndarray
+    activations: np.ndarray
+    slack: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -37,6 +71,9 @@ class Encoding:
 
     `top` holds (feature index, activation): activations are float32 values, descending, then by index.
     `rank_margin` is None where fewer than two features are ranked. Margins are in the units of the activations.
+    `gate_ties` are the features, ascending, that may fire or not within the tolerance, as many as the bounds are apart.
+    The flags are decided by the exact margins, not by the rounded ones.
+    `firing` is there if it was asked for.
     """
 
     n_active: int
@@ -44,7 +81,9 @@ class Encoding:
     top: list[tuple[int, float]]
     rank_margin: float | None
     gate_margin: float
+    gate_ties: list[int]
     flags: list[str]
+    firing: Firing | None = None
 
 
 @dataclass(frozen=True)
@@ -56,14 +95,17 @@ class LayerEncoding:
     n_settled: int
 
 
-def encode(w_enc_blocks: Blocks, vectors: Vectors, residuals: np.ndarray, *, k: int, tolerance: float) -> LayerEncoding:
-    """Encode float32 residuals [n_seeds, d_model] with the rows of W_enc [d_model, n_features].
+def encode(
+    w_enc: Matrix, vectors: Vectors, residuals: np.ndarray, *, k: int, tolerance: float, with_firing: bool = False
+) -> LayerEncoding:
+    """Encode float32 residuals [n_seeds, d_model].
 
     A feature is active iff pre = residual . W_enc[:, j] + b_enc_j is greater than gate_j; its activation is then pre.
-    Each call of `w_enc_blocks` starts a pass over W_enc. `vectors` gives b_enc and gate, float32 [n_features], and is
-    called behind the first pass: a file that can be read forwards alone has them there. Raises NotFiniteError.
+    `vectors` gives b_enc and gate, float32 [n_features], and is
+    called behind the first pass: a file that can be read forwards alone has them there. `with_firing` asks for the
+    activations of all features that fire, not of the top k alone. Raises NotFiniteError.
     """
-    pre32, pre64, largest_weight, depth = _products(w_enc_blocks, residuals)
+    pre32, pre64, largest_weight, depth = _products(w_enc, residuals)
     b_enc, gate = vectors()
     with np.errstate(all="ignore"):  # what overflows is found here, and refused
         pre32 += b_enc
@@ -77,50 +119,79 @@ def encode(w_enc_blocks: Blocks, vectors: Vectors, residuals: np.ndarray, *, k: 
     # "Accuracy and Stability of Numerical Algorithms", section 4.2); float64 products of float32 are exact. Four
     # more are for b_enc and the roundings of the comparisons with gate and tolerance, whose sizes are in the sum.
     others = np.abs(b_enc).astype(np.float64) + gate + tolerance  # [n_features]
-    products = largest_weight * np.sum(np.abs(residuals), axis=1, dtype=np.float64)  # [n_seeds]
+    products: np.ndarray = largest_weight * np.abs(residuals).sum(axis=1, dtype=np.float64)  # [n_seeds]
     unit = (depth + 4) * _UNIT_ROUNDOFF
 
     drafts = [
-        _Draft.of(pre32[seed], pre64[seed], gate, unit * (products[seed] + others), error32, k, tolerance)
+        _Draft.of(pre32[seed], pre64[seed], gate, unit * (products[seed] + others), error32, k, tolerance, with_firing)
         for seed in range(len(residuals))
     ]
-    settled = _settle(w_enc_blocks, b_enc, residuals, [draft.open_features for draft in drafts])
+    settled = _settle(w_enc, b_enc, residuals, [draft.open_features for draft in drafts])
     return LayerEncoding(
         [draft.close(exact) for draft, exact in zip(drafts, settled)], error32, sum(map(len, settled))
     )
 
 
-def _products(w_enc_blocks: Blocks, residuals: np.ndarray) -> tuple[np.ndarray, np.ndarray, float, int]:
-    """float32 and float64 [n_seeds, n_features], the largest |W_enc|, and the depth of the float64 sums.
+def _products(w_enc: Matrix, residuals: np.ndarray) -> tuple[np.ndarray, np.ndarray, float, int]:
+    """float32 and float64 [n_seeds, n_features], the largest |W_enc|, and the depth of the float64 sums."""
+    largest, n_bad = 0.0, 0
+
+    def seen() -> Iterator[np.ndarray]:
+        nonlocal largest, n_bad
+        for block in w_enc.blocks():
+            peak = max(float(block.max()), -float(block.min()))  # max and min both return NaN where there is one
+            if not math.isfinite(peak):
+                n_bad += int(np.count_nonzero(~np.isfinite(block)))
+            largest = max(largest, peak)
+            yield block
+
+    multiply = _multiply_features if w_enc.by_feature else _multiply_inputs
+    with np.errstate(all="ignore"):  # what overflows is found by the caller
+        pre32, pre64, depth = multiply(seen(), residuals)
+    if n_bad:
+        raise NotFiniteError(f"W_enc has {n_bad} values that are NaN or infinite")
+    return pre32, pre64, largest, depth
+
+
+def _multiply_inputs(blocks: Iterator[np.ndarray], residuals: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """Residuals times W_enc [d_model, n_features], summed up block by block: float32, float64 and the sums' depth.
 
     A term is added to at most all others of its block, in whatever order BLAS likes, and then block to block.
     """
     residuals64 = residuals.astype(np.float64)
     pre32 = product32 = np.empty((0, 0), np.float32)
     pre64 = product64 = block64 = np.empty((0, 0), np.float64)
-    largest, n_bad, row, n_blocks, most_rows = 0.0, 0, 0, 0, 0
-    with np.errstate(all="ignore"):  # what overflows is found by the caller
-        for block in w_enc_blocks():
-            if not n_blocks:
-                shape = len(residuals), block.shape[1]
-                pre32, product32 = np.zeros(shape, np.float32), np.empty(shape, np.float32)
-                pre64, product64 = np.zeros(shape, np.float64), np.empty(shape, np.float64)
-            rows = slice(row, row + len(block))
-            row = rows.stop
-            n_blocks, most_rows = n_blocks + 1, max(most_rows, len(block))
-            peak = max(float(block.max()), -float(block.min()))  # max and min both return NaN where there is one
-            if not math.isfinite(peak):
-                n_bad += int(np.count_nonzero(~np.isfinite(block)))
-            largest = max(largest, peak)
-            # [n_seeds, rows] @ [rows, n_features] -> [n_seeds, n_features]
-            pre32 += np.matmul(residuals[:, rows], block, out=product32)
-            if len(block64) < len(block):
-                block64 = np.empty(block.shape)
-            np.copyto(block64[: len(block)], block)
-            pre64 += np.matmul(residuals64[:, rows], block64[: len(block)], out=product64)
-    if n_bad:
-        raise NotFiniteError(f"W_enc has {n_bad} values that are NaN or infinite")
-    return pre32, pre64, largest, n_blocks + most_rows
+    row, n_blocks, most_rows = 0, 0, 0
+    for block in blocks:
+        if not n_blocks:
+            shape = len(residuals), block.shape[1]
+            pre32, product32 = np.zeros(shape, np.float32), np.empty(shape, np.float32)
+            pre64, product64 = np.zeros(shape, np.float64), np.empty(shape, np.float64)
+            block64 = np.empty(block.shape)  # no later one has more rows
+        rows = slice(row, row + len(block))
+        row = rows.stop
+        n_blocks, most_rows = n_blocks + 1, max(most_rows, len(block))
+        # [n_seeds, rows] @ [rows, n_features] -> [n_seeds, n_features]
+        pre32 += np.matmul(residuals[:, rows], block, out=product32)
+        np.copyto(block64[: len(block)], block)
+        pre64 += np.matmul(residuals64[:, rows], block64[: len(block)], out=product64)
+    return pre32, pre64, n_blocks + most_rows
+
+
+def _multiply_features(blocks: Iterator[np.ndarray], residuals: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """The same of W_enc [n_features, d_model]: a block has whole sums, of d_model terms each."""
+    residuals64 = residuals.astype(np.float64)
+    parts32: list[np.ndarray] = []
+    parts64: list[np.ndarray] = []
+    block64 = np.empty((0, 0))
+    for block in blocks:
+        if not parts32:
+            block64 = np.empty(block.shape)
+        np.copyto(block64[: len(block)], block)
+        # [n_seeds, d_model] @ [d_model, f] -> [n_seeds, f]
+        parts32.append(residuals @ block.T)
+        parts64.append(residuals64 @ block64[: len(block)].T)
+    return np.concatenate(parts32, axis=1), np.concatenate(parts64, axis=1), residuals.shape[1]
 
 
 @dataclass(frozen=True)
@@ -133,6 +204,7 @@ class _Draft:
     open_features: np.ndarray  # int [n]
     k: int
     tolerance: float
+    with_firing: bool
 
     @classmethod
     def of(
@@ -144,6 +216,7 @@ class _Draft:
         error32: float,
         k: int,
         tolerance: float,
+        with_firing: bool,
     ) -> _Draft:
         """`bound` [n_features] is on |pre - exact|, `error32` on |pre32 - pre|."""
         distance = pre - gate
@@ -158,6 +231,10 @@ class _Draft:
         # The k + 1 first of the active features are among the k + 1 + n_open first of those that may be active, and
         # a feature that float32 puts more than twice its error below the last of these is not.
         possible = np.flatnonzero(distance > -bound)
+        if with_firing:
+            with np.errstate(over="ignore"):
+                ends = [(pre + off)[possible].astype(np.float32) for off in (-bound, bound)]
+            is_open[possible[ends[0] != ends[1]]] = True
         count = k + 1 + int(np.count_nonzero(gate_open))
         candidates = possible
         if count < len(possible):
@@ -177,10 +254,10 @@ class _Draft:
             np.any(values_open)
             or np.any(overlap)
             or np.any(gate_open[candidates])
-            or (len(gap_low) and _rounds_apart(float(gap_low[:k].min()), float(gap_high[:k].min())))
+            or (len(gap_low) and _leaves_open(float(gap_low[:k].min()), float(gap_high[:k].min()), 2 * tolerance))
         ):
             is_open[candidates] = True
-        return cls(pre, gate, candidates, np.flatnonzero(is_open), k, tolerance)
+        return cls(pre, gate, candidates, np.flatnonzero(is_open), k, tolerance, with_firing)
 
     def close(self, exact: dict[int, Fraction]) -> Encoding:
         """The encoding, with the exact pre-activations of the open features."""
@@ -203,13 +280,13 @@ class _Draft:
         values = {int(index): exact.get(int(index), float(self.pre[index])) for index in self.candidates}
         ranked = sorted((index for index in values if active[index]), key=lambda index: (-values[index], index))
         gaps = [values[a] - values[b] for a, b in zip(ranked[: self.k], ranked[1 : self.k + 1])]
-        rank_margin = _round_margin(min(gaps)) if gaps else None
-        rounded_gate_margin = _round_margin(gate_margin)
+        rank_margin = min(gaps, default=None)
 
+        # of() opened whatever float64 may put on the wrong side of these two.
         flags = []
         if rank_margin is not None and rank_margin <= 2 * self.tolerance:
             flags.append("rank-tie")
-        if rounded_gate_margin <= self.tolerance:
+        if gate_margin <= self.tolerance:
             flags.append("gate-tie")
         n_active = int(np.count_nonzero(active))
         if n_active == 0:
@@ -218,21 +295,31 @@ class _Draft:
             n_active=n_active,
             n_active_bounds=(int(np.count_nonzero(surely)), int(np.count_nonzero(maybe))),
             top=[(index, _round_to_float32(values[index])) for index in ranked[: self.k]],
-            rank_margin=rank_margin,
-            gate_margin=rounded_gate_margin,
+            rank_margin=None if rank_margin is None else _round_margin(rank_margin),
+            gate_margin=_round_margin(gate_margin),
+            gate_ties=np.flatnonzero(maybe & ~surely).tolist(),
             flags=flags,
+            firing=self._firing(exact, active, maybe & ~surely) if self.with_firing else None,
         )
+
+    def _firing(self, exact: dict[int, Fraction], active: np.ndarray, at_gate: np.ndarray) -> Firing:
+        activations = np.where(active, self.pre, 0.0).astype(np.float32)
+        for index, value in exact.items():
+            activations[index] = _round_to_float32(value) if active[index] else 0.0
+        features = np.flatnonzero(active | at_gate)
+        slack = np.where(at_gate, self.gate.astype(np.float64) + 2 * self.tolerance, self.tolerance)
+        return Firing(features, activations[features], slack[features])
 
 
 def _settle(
-    w_enc_blocks: Blocks, b_enc: np.ndarray, residuals: np.ndarray, open_features: list[np.ndarray]
+    w_enc: Matrix, b_enc: np.ndarray, residuals: np.ndarray, open_features: list[np.ndarray]
 ) -> list[dict[int, Fraction]]:
     """For each seed the exact pre-activations of its open features, by more passes over W_enc where there are any."""
     settled: list[dict[int, Fraction]] = [{} for _ in open_features]
     features = np.unique(np.concatenate(open_features))
     for start in range(0, len(features), _COLUMNS_AT_ONCE):
         wanted = features[start : start + _COLUMNS_AT_ONCE]
-        columns = np.concatenate([block[:, wanted] for block in w_enc_blocks()])  # [d_model, n_wanted]
+        columns = w_enc.columns(wanted)  # [d_model, n_wanted]
         for seed, residual in enumerate(residuals):
             for index in np.intersect1d(wanted, open_features[seed], assume_unique=True):
                 column = columns[:, np.searchsorted(wanted, index)]
@@ -264,9 +351,14 @@ def _round_to_float32(value: float | Fraction) -> float:
 
 
 def _round_margin(value: float | Fraction) -> float:
-    return float(round(value, MARGIN_DECIMALS))
+    return round(value, MARGIN_DECIMALS) if isinstance(value, float) else float(round(value, MARGIN_DECIMALS))
 
 
 def _rounds_apart(low: float, high: float) -> bool:
     """Whether two bounds of one margin, which is not negative, leave open how it is rounded."""
     return round(max(low, 0.0), MARGIN_DECIMALS) != round(high, MARGIN_DECIMALS)
+
+
+def _leaves_open(low: float, high: float, limit: float) -> bool:
+    """Whether two bounds of one margin leave open how it is rounded, or whether it is at most `limit`."""
+    return _rounds_apart(low, high) or low <= limit < high

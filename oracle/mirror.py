@@ -19,6 +19,9 @@ from urllib.parse import unquote, urlsplit
 
 import vendored_hf
 from oracle.curation import HubFile
+from oracle.errors import BadData
+
+Commits = dict[tuple[str, str], str]  # by repo and revision
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
@@ -27,7 +30,7 @@ MANIFEST_LIMIT = 16 * 1024 * 1024
 logger = logging.getLogger("vendored_hf")
 
 
-class MirrorError(ValueError):
+class MirrorError(BadData, ValueError):
     """A mirror whose manifest cannot be read, or whose files are not those of its manifest."""
 
 
@@ -101,7 +104,8 @@ class Mirror:
         """
         folder = self.folder or Path()
         if not folder.is_dir():
-            raise vendored_hf.LocalEntryNotFoundError(f"{folder}: there is no such folder, and it is no http(s):// address")
+            shown = re.sub("^.*:.*@", "", str(folder))  # user:password@host: somebody left the http:// out
+            raise vendored_hf.LocalEntryNotFoundError(f"{shown}: there is no such folder, nor is it an http:// address")
         entry = self._find(file)
         revision = file.revision or "main"
         vendored_hf.hf_hub_url(file.repo, file.path, revision=revision)
@@ -114,6 +118,18 @@ class Mirror:
         if sha256_of(path) != entry.sha256:
             raise MirrorError(f"{path} is damaged: its sha256 is not the manifest's {entry.sha256}")
         return vendored_hf.LocalFile(str(path), entry.commit, entry.sha256)
+
+    def listing(self, repo: str, revision: str | None) -> tuple[tuple[str, ...], str | None] | None:
+        """The paths that the mirror has of a repo, and their commit; None where it does not tell. Raises MirrorError."""
+        if self._entries is None:
+            self._entries = self._read()
+        listed = [e for e in self._entries if e.repo == repo and (revision or "main") in (e.revision, e.commit)]
+        if listed:
+            return tuple(entry.path for entry in listed), listed[0].commit
+        if self.folder is None:
+            return None
+        tree = self.folder / repo / "resolve" / (revision or "main")
+        return tuple(sorted(there.relative_to(tree).as_posix() for there in tree.rglob("*") if there.is_file())), None
 
     def _find(self, file: HubFile) -> Entry | None:
         if self._entries is None:
@@ -165,6 +181,21 @@ def sha256_of(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+def commits_of(destination: Path) -> Commits:
+    """The commits at which the mirror at `destination` has what it has: it grows at these. Raises MirrorError."""
+    place = destination / MANIFEST
+    commits: Commits = {}
+    for entry in parse_manifest(place.read_bytes(), str(place)) if place.is_file() else []:
+        if entry.commit and commits.setdefault((entry.repo, entry.revision), entry.commit) != entry.commit:
+            raise MirrorError(f"{entry.place} {_of_another_commit(entry, commits)}: build it anew, in another folder")
+    return commits
+
+
+def _of_another_commit(entry: Entry, commits: Commits) -> str:
+    first = commits[entry.repo, entry.revision]
+    return f"is of commit {entry.commit}, but other files of {entry.repo} at {entry.revision} are of {first}"
+
+
 def build(
     destination: Path,
     files: list[HubFile],
@@ -173,15 +204,19 @@ def build(
 ) -> list[Entry]:
     """Add files to the mirror at `destination`, and to its manifest after each; what is there already is kept.
 
-    `fetch` gives a verified local copy. `on_file(entry, kept)` is called for each. Raises MirrorError, OSError.
+    `fetch` gives a verified local copy, at the mirror's commits. `on_file(entry, kept)` is called for each. Raises
+    MirrorError, also where a repo's files at one revision would be of two commits, and OSError.
     """
     place = destination / MANIFEST
+    commits = commits_of(destination)
     entries = {entry.place: entry for entry in parse_manifest(place.read_bytes(), str(place))} if place.is_file() else {}
     for file in files:
         local = fetch(file)
         sha256 = local.sha256 or sha256_of(local.path)
         size = Path(local.path).stat().st_size
         entry = Entry(file.repo, file.revision or "main", file.path, local.commit_hash, size, sha256)
+        if entry.commit and commits.setdefault((entry.repo, entry.revision), entry.commit) != entry.commit:
+            raise MirrorError(f"{entry.path} {_of_another_commit(entry, commits)}: nothing of it was added")
         target = destination / entry.place
         kept = entries.get(entry.place) == entry and target.is_file() and target.stat().st_size == size
         if not kept:
@@ -205,7 +240,7 @@ def check(destination: Path, on_file: Callable[[Entry, str | None], None]) -> in
     place = destination / MANIFEST
     if not place.is_file():
         raise MirrorError(f"{place} does not exist: {destination} is no mirror of this program's")
-    n_bad = 0
+    n_bad, commits = 0, Commits()
     for entry in parse_manifest(place.read_bytes(), str(place)):
         path = destination / entry.place
         problem = None
@@ -215,6 +250,8 @@ def check(destination: Path, on_file: Callable[[Entry, str | None], None]) -> in
             problem = f"has {path.stat().st_size} bytes, not {entry.size}"
         elif sha256_of(path) != entry.sha256:
             problem = "has another sha256"
+        elif entry.commit and commits.setdefault((entry.repo, entry.revision), entry.commit) != entry.commit:
+            problem = _of_another_commit(entry, commits)
         n_bad += problem is not None
         on_file(entry, problem)
     return n_bad

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from oracle.document import MAX_U64, SEED_STRIDE
+from oracle.document import SEED_STRIDE
+from oracle.reading import MAX_U64
 
 # The steps in their order, and what `compute` takes and gives. Residuals and weights are float32 arrays.
 LAYER = "layer label"  # nothing: it changes which case an answer belongs to
@@ -32,15 +33,20 @@ INDEX = "index"  # printed index int [n], n_features -> the feature that it stan
 
 W_ENC, RESHAPED, W_DEC, LAYER_BELOW, LAYER_ABOVE = "W_enc", "reshaped", "W_dec", "layer below", "layer above"
 
+# What there must be for a port to make a mistake. Without a threshold a mistake about it gives the right numbers.
+GENERATOR, THRESHOLD, W_SKIP = "a residual generator", "a threshold", "W_skip"
+ONE_TARGET, SEVERAL_TARGETS = "a W_dec of one target layer", "a W_dec of several target layers"
+
 
 @dataclass(frozen=True)
 class Mistake:
-    """A row. `kind` is one of the steps above; `compute` is as that step says."""
+    """A row. `kind` is one of the steps above; `compute` is as that step says. It is for those that have `needs`."""
 
     name: str
     kind: str
     description: str
     compute: Any
+    needs: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -98,16 +104,17 @@ def float16(values: np.ndarray) -> np.ndarray:
 
 
 def _unit_norm(r: np.ndarray) -> np.ndarray:
-    return (r / max(float(np.sqrt(np.sum(r.astype(np.float64) ** 2))), 1e-30)).astype(np.float32)
+    norm = float(np.sqrt(np.sum(r.astype(np.float64) ** 2)))
+    return np.asarray(r / max(norm, 1e-30), np.float32)
 
 
 def _rms_norm(r: np.ndarray) -> np.ndarray:
-    return (r / np.sqrt(np.mean(r.astype(np.float64) ** 2) + 1e-6)).astype(np.float32)
+    return np.asarray(r / np.sqrt(np.mean(r.astype(np.float64) ** 2) + 1e-6), np.float32)
 
 
 def _layer_norm(r: np.ndarray) -> np.ndarray:
     centred = r - r.mean(dtype=np.float64)
-    return (centred / np.sqrt(np.mean(centred**2) + 1e-6)).astype(np.float32)
+    return np.asarray(centred / np.sqrt(np.mean(centred**2) + 1e-6), np.float32)
 
 
 def _shifted(by: int) -> Callable[[np.ndarray, int], np.ndarray]:
@@ -154,22 +161,17 @@ def _sources() -> list[Mistake]:
         ),
     ]
     return [
-        *(
-            Mistake(name, SOURCE, f"the residual is another: {text}", lambda *case, seed=seed: (seed(*case), case[1]))
-            for name, text, seed in seeds
-        ),
-        *(
-            Mistake(name, SOURCE, f"the residual is another: {text}", lambda *case, stream=stream: (case[0], stream(*case)))
-            for name, text, stream in streams
-        ),
-        Mistake(
-            "seed and stream swapped",
-            SOURCE,
-            "the residual is another: seed and stream are swapped",
-            lambda seed, stream, _: (stream, seed),
-        ),
+        *(_source(name, text, lambda *case, seed=seed: (seed(*case), case[1])) for name, text, seed in seeds),
+        *(_source(name, text, lambda *case, stream=stream: (case[0], stream(*case))) for name, text, stream in streams),
+        _source("seed and stream swapped", "seed and stream are swapped", lambda seed, stream, _: (stream, seed)),
     ]
 
+
+def _source(name: str, text: str, compute: Callable[..., tuple[int, int]]) -> Mistake:
+    return Mistake(name, SOURCE, f"the residual is another: {text}", compute, frozenset({GENERATOR}))
+
+
+_GATED = frozenset({THRESHOLD})
 
 MISTAKES: tuple[Mistake, ...] = (
     Mistake(
@@ -177,6 +179,7 @@ MISTAKES: tuple[Mistake, ...] = (
         GATE,
         "plain ReLU instead of JumpReLU: the threshold is ignored",
         lambda t: Gate(np.zeros_like(t), np.zeros_like(t)),
+        _GATED,
     ),
     Mistake(
         "no gate",
@@ -185,22 +188,32 @@ MISTAKES: tuple[Mistake, ...] = (
         lambda t: Gate(np.full_like(t, -np.inf), np.zeros_like(t)),
     ),
     Mistake(
-        "threshold halved", GATE, "the gate is half the threshold", lambda t: Gate(np.maximum(t, 0) / 2, np.zeros_like(t))
+        "threshold halved",
+        GATE,
+        "the gate is half the threshold",
+        lambda t: Gate(np.maximum(t, 0) / 2, np.zeros_like(t)),
+        _GATED,
     ),
     Mistake(
-        "threshold doubled", GATE, "the gate is twice the threshold", lambda t: Gate(np.maximum(t, 0) * 2, np.zeros_like(t))
+        "threshold doubled",
+        GATE,
+        "the gate is twice the threshold",
+        lambda t: Gate(np.maximum(t, 0) * 2, np.zeros_like(t)),
+        _GATED,
     ),
     Mistake(
         "exp(threshold)",
         GATE,
         "the gate is exp(threshold), as if the file held its logarithm",
         lambda t: Gate(np.exp(np.minimum(t, 700)), np.zeros_like(t)),
+        _GATED,
     ),
     Mistake(
         "threshold subtracted",
         GATE,
         "the threshold is subtracted from the activation: pre - threshold where JumpReLU gives pre",
         lambda t: Gate(np.maximum(t, 0), np.maximum(t, 0)),
+        _GATED,
     ),
     Mistake("b_enc left out", BIAS, "b_enc is not added", 0),
     Mistake("b_enc twice", BIAS, "b_enc is added twice", 2),
@@ -212,10 +225,10 @@ MISTAKES: tuple[Mistake, ...] = (
     Mistake(
         "W_enc reshaped",
         WEIGHTS,
-        "W_enc's buffer is read as [n_features, d_model]: reshaped instead of transposed",
+        "W_enc's buffer is read with its axes swapped: reshaped instead of transposed",
         RESHAPED,
     ),
-    Mistake("W_dec for W_enc", WEIGHTS, "W_dec is used for W_enc", W_DEC),
+    Mistake("W_dec for W_enc", WEIGHTS, "W_dec is used for W_enc", W_DEC, frozenset({ONE_TARGET})),
     Mistake("layer below", WEIGHTS, "the weights are those of layer L - 1, as where layers are counted from 1", LAYER_BELOW),
     Mistake("layer above", WEIGHTS, "the weights are those of layer L + 1", LAYER_ABOVE),
     Mistake("weights in bfloat16", WEIGHT_ROUNDING, "W_enc is rounded to bfloat16", bfloat16),

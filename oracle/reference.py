@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""One job from end to end: curation, files, encodings, and the document that holds them."""
+"""One job from end to end: the plan, its layers, and the document that holds them; and such a document's files again."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 import platform
 import re
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+import traceback
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -18,329 +17,315 @@ from typing import BinaryIO, cast
 import numpy as np
 
 import vendored_hf
-from oracle import __version__, curation, document, encoder, mirror, residual, schemas, stream, weights
+from oracle import __version__, curation, document, errors, mirror, plan, schemas, task
+from oracle.curation import HubFile
 from oracle.document import Document
+from oracle.errors import LayersFailed
+from oracle.job import ALL, Events, Job
+from oracle.layers import Decoder, LayerWeights, open_decoder, open_layer
+from oracle.plan import Plan
+from oracle.schemas import Schema
+from oracle.source import Source
+from oracle.task import LayerResult
+from oracle.weights import WeightsError
+from oracle.workers import LayerFailure, LayerTask, run
 
-CURATION_REPO = "mntss/gemma-scope-transcoders"
-CURATION_FILE = "config.yaml"
-SEEDS_AT_ONCE = 64  # a pass over W_enc for each group keeps the pre-activations small
 METHODOLOGY = "from-first-principles encoder oracle in NumPy (float32 products, float64 and exact referee; no torch)"
 
 
-class LayerError(ValueError):
-    """A layer was asked for that the curation does not list."""
-
-
 @dataclass(frozen=True)
-class Job:
-    """What to encode and where from. `layers` None is all; `endpoint` and `cache_dir` None are the environment's.
+class Begun:
+    """A job whose layers are on their way, in their order."""
 
-    `weights_revision` holds for entries of the curation that name no revision themselves. `stream` puts nothing on
-    disk, and fetches of each weight file only what the encoder reads.
-    """
-
-    curation_repo: str = CURATION_REPO
-    revision: str | None = None
-    weights_revision: str | None = None
-    layers: tuple[int, ...] | None = (0, 12, 25)
-    n_seeds: int = 3
-    top_k: int = 10
-    tolerance: float = 1e-4
-    endpoint: str | None = None
-    cache_dir: str | None = None
-    offline: bool = False
-    stream: bool = False
-    connections: int = vendored_hf.CONNECTIONS
+    job: Job
+    plan: Plan
+    events: Events
+    results: Iterator[LayerResult]
 
 
-@dataclass(frozen=True)
-class Events:
-    """What a caller may want to show while a job runs."""
+@contextlib.contextmanager
+def begin(job: Job, events: Events = Events(), executor: Executor | None = None) -> Iterator[Begun]:
+    """Find out what a job reads, and have `executor` begin with its layers; without one nothing is done yet.
 
-    fetching: Callable[[str], vendored_hf.Progress | None] = lambda path: None
-    fetched: Callable[[str], None] = lambda path: None
-    encoded: Callable[[Document, int], None] = lambda case, n_features: None
-
-
-def generate(job: Job, events: Events = Events()) -> Document:
-    """Run a job and return the reference, as the JSON holds it (see README.md), residuals included.
-
-    Raises LayerError, CurationError, WeightsError, MirrorError or an exception of vendored_hf.
+    Raises LayerError, CurationError, WeightsError, MirrorError, or an exception of vendored_hf.
     """
     source = Source(job, events)
-    files, curation_revision = _curated(job, source)
-    layers = list(files)
-    schema_of = {layer: _schema(files[layer]) for layer in layers}
+    made = plan.make(job, source)
+    events.planned(made.output)
+    events.layers(len(made.files))
+    if executor is None:
+        yield Begun(job, made, events, _in_turn(job, made, source))
+        return
+    futures = _submit(job, made, source, executor)
+    try:
+        yield Begun(job, made, events, _gather(futures))
+    finally:
+        for future in futures.values():
+            future.cancel()
 
-    layer_records = []
-    cases: list[Document] = []
-    error32, n_settled = 0.0, 0
-    extents: tuple[int, int] | None = None
-    for layer, opened in zip(layers, source.open_in_turn(list(files.values()))):
-        with opened:
-            layer_weights = schemas.open_layer(schema_of[layer], opened.reader, opened.where)
-            if extents is None:
-                extents = layer_weights.d_model, layer_weights.n_features
-            elif extents != (layer_weights.d_model, layer_weights.n_features):
-                raise weights.WeightsError(
-                    f"{opened.where}: W_enc is [d_model, n_features] = "
-                    f"{[layer_weights.d_model, layer_weights.n_features]}, but that of layer {layers[0]} is {list(extents)}"
-                )
-            encoding, layer_cases = _encode_layer(layer, layer_weights, job, opened.where)
-        for case in layer_cases:
-            events.encoded(case, layer_weights.n_features)
-        cases += layer_cases
-        error32 = max(error32, encoding.float32_max_abs_error)
-        n_settled += encoding.n_settled
-        layer_records.append(
-            {"layer": layer, "path": opened.path, "sha256": opened.sha256, "repo": opened.repo, "revision": opened.commit}
-        )
 
-    first = layer_records[0]
-    for record in layer_records:  # named per layer only where it differs from the document's own
-        for key in ("repo", "revision"):
-            if record is not first and record[key] == first[key]:
+def finish(begun: Begun) -> Document:
+    """The reference, its residuals as arrays. Raises as begin does, and LayersFailed where an executor's did."""
+    results = []
+    for result in begun.results:
+        for case in result.cases:
+            begun.events.encoded(case, result.n_features)
+        begun.events.layer_done(result.record["layer"])
+        results.append(result)
+    return _assemble(begun.job, begun.plan, results)
+
+
+def generate(job: Job, events: Events = Events(), executor: Executor | None = None) -> Document:
+    """Run a job and return the reference, as the JSON holds it but for its residuals, which are arrays.
+
+    `executor` encodes the layers; without one they are encoded here, one after the other. The bytes are the same.
+    Raises as begin and finish do.
+    """
+    with begin(job, events, executor) as begun:
+        return finish(begun)
+
+
+def _in_turn(job: Job, made: Plan, source: Source) -> Iterator[LayerResult]:
+    """Layers one after the other; the next one's file is fetched meanwhile."""
+    opened_in_turn = source.open_in_turn(files_read(job, made))
+    for layer in made.files:
+        with contextlib.ExitStack() as stack:
+            opened = stack.enter_context(next(opened_in_turn))
+            decoder = stack.enter_context(next(opened_in_turn)) if job.decode and made.schema.decoder_file else None
+            yield task.encode_layer(job, made.schema, layer, opened, decoder)
+
+
+def _submit(
+    job: Job, made: Plan, source: Source, executor: Executor
+) -> dict[int, Future[LayerResult | LayerFailure]]:
+    """A task for each layer. All of a branch is to be of one commit, whoever fetches it."""
+    futures = {}
+    for layer, file in made.files.items():
+        decoder = plan.decoder_file(made.schema, layer, file) if job.decode else None
+        settled = source.settled(decoder) if decoder else None
+        futures[layer] = executor.submit(run, LayerTask(job, made.schema, layer, source.settled(file), settled))
+    return futures
+
+
+def _gather(futures: dict[int, Future[LayerResult | LayerFailure]]) -> Iterator[LayerResult]:
+    """Layers in their order, as they get done. Where some fail the others are still finished."""
+    failures: list[LayerFailure] = []
+    for layer, future in futures.items():
+        result = _result_of(layer, future)
+        if isinstance(result, LayerFailure):
+            failures.append(result)
+        elif not failures:
+            yield result
+    if failures:
+        chains = RuntimeError("\n".join(failure.chain for failure in failures))
+        lines = "; ".join(f"layer {failure.layer}: {failure.line}" for failure in failures)
+        raise LayersFailed(lines, failures[0].code) from chains
+
+
+def _result_of(layer: int, future: Future[LayerResult | LayerFailure]) -> LayerResult | LayerFailure:
+    try:
+        return future.result()
+    except Exception as error:  # the executor's own: of the layer's errors none is raised
+        line = f"its worker is lost ({type(error).__name__}), for want of memory perhaps: try fewer, or again"
+        return LayerFailure(layer, line, errors.SOURCE, "".join(traceback.format_exception(error)))
+
+
+def _assemble(job: Job, made: Plan, results: list[LayerResult]) -> Document:
+    """The document of a job's layers. Raises WeightsError where they are not of one shape."""
+    first = results[0]
+    for result in results:
+        if (result.d_model, result.n_features) != (first.d_model, first.n_features):
+            raise WeightsError(
+                f"{result.record['path']}: W_enc has [d_model, n_features] = {[result.d_model, result.n_features]}, "
+                f"but that of layer {first.record['layer']} has {[first.d_model, first.n_features]}"
+            )
+        if result.has_threshold != first.has_threshold:
+            raise WeightsError(
+                f"{result.record['path']}: it has {'a' if result.has_threshold else 'no'} threshold, unlike layer "
+                f"{first.record['layer']}: one reference has one formula"
+            )
+    _check_targets(results)
+    records = [dict(result.record) for result in results]
+    weights_repo, weights_revision = records[0]["repo"], records[0]["revision"]
+    for record in records:  # named per layer only where it differs from the document's own
+        for key, own in (("repo", weights_repo), ("revision", weights_revision)):
+            if record[key] == own:
                 del record[key]
-    weights_repo, weights_revision = first.pop("repo"), first.pop("revision")
-    d_model, n_features = extents or (0, 0)
+    curated = {"curation_repo": job.repo, "curation_revision": made.commit}
     return {
         "format_version": document.FORMAT_VERSION,
-        "weights_repo": weights_repo,
+        made.schema.repo_key: weights_repo,
         "weights_revision": weights_revision,
-        "curation_repo": job.curation_repo,
-        "curation_revision": curation_revision,
+        **(curated if made.curated else {}),
         "methodology": METHODOLOGY,
-        "schema": schemas.GEMMA_SCOPE_NPZ.name,
-        "encoder_formula": schemas.GEMMA_SCOPE_NPZ.encoder_formula,
-        "d_model": d_model,
-        "n_features_per_layer": n_features,
+        "schema": made.schema.name,
+        "encoder_formula": made.schema.encoder_formula(first.has_threshold),
+        "d_model": first.d_model,
+        "n_features_per_layer": first.n_features,
         "top_k": job.top_k,
         "tolerance": job.tolerance,
-        "layers": layer_records,
+        "layers": records,
+        **({"skipped_seeds": [seed for result in results for seed in result.skipped]} if job.robust else {}),
         "residual_generator": document.generator_record(),
-        "test_cases": cases,
-        "environment": _environment(error32, n_settled),
+        "test_cases": [case for result in results for case in result.cases],
+        "environment": _environment(
+            max(result.float32_max_abs_error for result in results), sum(result.n_settled for result in results)
+        ),
     }
 
 
-def files_of(job: Job, source: Source) -> list[curation.HubFile]:
+def _check_targets(results: list[LayerResult]) -> None:
+    """All layers of a cross-layer transcoder write to the same last layer. Raises WeightsError."""
+    last = {}
+    for result in results:
+        for case in result.cases:
+            if len(case.get("reconstructions", ())) > 1:
+                last[result.record["layer"]] = case["reconstructions"][-1]["target_layer"]
+    if len(set(last.values())) > 1:
+        said = ", ".join(f"layer {layer} to layer {target}" for layer, target in last.items())
+        raise WeightsError(f"the decoders do not end at one layer: {said}")
+
+
+def files_read(job: Job, made: Plan) -> list[HubFile]:
+    """The weight files that a job reads, in that order: W_dec's behind its encoder's, where it has one and is read."""
+    files = []
+    for layer, file in made.files.items():
+        decoder = plan.decoder_file(made.schema, layer, file) if job.decode else None
+        files += [file, decoder] if decoder else [file]
+    return files
+
+
+def files_of(job: Job, source: Source) -> list[HubFile]:
     """Every file that a job reads. Errors as in generate()."""
-    return [_curation_file(job), *_curated(job, source)[0].values()]
-
-
-def _curation_file(job: Job) -> curation.HubFile:
-    return curation.HubFile(job.curation_repo, job.revision, CURATION_FILE)
-
-
-def _curated(job: Job, source: Source) -> tuple[dict[int, curation.HubFile], str | None]:
-    """The job's layers in order, each with its file, and the commit of the config.yaml that says so."""
-    with source.open(_curation_file(job)) as opened:
-        files = curation.parse_config(opened.reader.read(curation.SIZE_LIMIT + 1))
-    layers = sorted(files) if job.layers is None else sorted(set(job.layers))
-    missing = [layer for layer in layers if layer not in files]
-    if missing:
-        raise LayerError(f"{job.curation_repo} lists the layers 0 to {max(files)}; it has no layer {missing[0]}")
-    wanted = {layer: replace(files[layer], revision=files[layer].revision or job.weights_revision) for layer in layers}
-    return wanted, opened.commit
+    made = plan.make(job, source)
+    return [*([made.config] if made.config else []), *files_read(job, made)]
 
 
 @dataclass(frozen=True)
-class Opened:
-    """A file that is open, and what is known of it. `where` names it in messages; sha256 is None for a stream."""
+class RecordedFile:
+    """A weight file of a reference: where it lies, the sha256 of its bytes, and the one on record, if any."""
 
-    reader: BinaryIO
-    repo: str
+    file: HubFile
     path: str
-    where: str
-    commit: str | None
-    sha256: str | None
+    sha256: str
+    recorded_sha256: str | None
 
-    def __enter__(self) -> Opened:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.reader.close()
-
-
-class Source:
-    """Where a job's files come from: the Hub by way of the cache, the Hub as a stream, or a mirror."""
-
-    def __init__(self, job: Job, events: Events):
-        self._job, self._events = job, events
-        # huggingface.co itself has no manifest to ask for.
-        named = job.endpoint or os.environ.get("HF_ENDPOINT")
-        self._mirror = mirror.Mirror(None if job.offline or vendored_hf.is_offline_mode() else named)
-
-    def open(self, file: curation.HubFile) -> Opened:
-        """Open a file, once it is there. Raises MirrorError, or an exception of vendored_hf."""
-        if self._job.stream and not self._mirror.folder:
-            remote = stream.open_remote(
-                file.repo, file.path, revision=file.revision, endpoint=self._job.endpoint, known=self._mirror.known(file)
-            )
-            reader = cast(BinaryIO, remote)
-            return Opened(reader, file.repo, file.path, file.path, remote.metadata.commit_hash, None)
-        local = self.fetch(file)
-        sha256 = local.sha256 or mirror.sha256_of(local.path)
-        reader = open(local.path, "rb", buffering=0)
-        return Opened(reader, file.repo, file.path, local.path, local.commit_hash, sha256)
-
-    def open_in_turn(self, files: list[curation.HubFile]) -> Iterator[Opened]:
-        """Open one file after the other; the next one is fetched while the caller works on this one.
-
-        A branch is resolved once: all files come from one commit, even where somebody pushes in the meantime.
-        """
-        commits: dict[tuple[str, str | None], str] = {}
-        following: Future[Opened] | None = None
-        for file, after in zip(files, [*files[1:], None]):
-            opened = following.result() if following else self.open(file)
-            if opened.commit:
-                commits.setdefault((file.repo, file.revision), opened.commit)
-            if after:
-                revision = commits.get((after.repo, after.revision), after.revision)
-                following = self._open_meanwhile(replace(after, revision=revision))
-            yield opened
-
-    def _open_meanwhile(self, file: curation.HubFile) -> Future[Opened]:
-        """Open a file on a thread that nobody waits for where the run ends before it: an error, Ctrl-C."""
-        future: Future[Opened] = Future()
-
-        def run() -> None:
-            try:
-                future.set_result(self.open(file))
-            except BaseException as error:
-                future.set_exception(error)
-
-        threading.Thread(target=run, daemon=True).start()
-        return future
-
-    def fetch(self, file: curation.HubFile) -> vendored_hf.LocalFile:
-        """A file on disk. What arrives over the network is announced, what is there is not."""
-        if self._mirror.folder:
-            return self._mirror.local_file(file)
-        began: list[vendored_hf.Progress | None] = []
-
-        def on_progress(done: int, size: int) -> None:
-            if not began:
-                began.append(self._events.fetching(file.path))
-            if began[0]:
-                began[0](done, size)
-
-        local = vendored_hf.hf_hub_file(
-            file.repo,
-            file.path,
-            revision=file.revision,
-            cache_dir=self._job.cache_dir,
-            endpoint=self._job.endpoint,
-            local_files_only=self._job.offline,
-            connections=self._job.connections,
-            known=self._mirror.known(file),
-            on_progress=on_progress,
+    @property
+    def problem(self) -> str | None:
+        """What is wrong with the file, if anything."""
+        if self.recorded_sha256 in (None, self.sha256):
+            return None
+        return (
+            f"wrong sha256: {self.file.path} has {self.sha256[:16]}..., "
+            f"the reference was made from {str(self.recorded_sha256)[:16]}..."
         )
-        if began:
-            self._events.fetched(local.path)
-        return local
-
-
-def _schema(file: curation.HubFile) -> schemas.Schema:
-    if not file.path.endswith(schemas.GEMMA_SCOPE_NPZ.suffix):
-        raise curation.CurationError(
-            f"{file.path} is no {schemas.GEMMA_SCOPE_NPZ.suffix} file; {schemas.GEMMA_SCOPE_NPZ.name} is the schema that is read"
-        )
-    return schemas.GEMMA_SCOPE_NPZ
-
-
-def _encode_layer(
-    layer: int, layer_weights: schemas.LayerWeights, job: Job, label: str
-) -> tuple[encoder.LayerEncoding, list[Document]]:
-    seeds = [document.SEED_STRIDE * index + layer for index in range(job.n_seeds)]
-    residuals = np.stack([residual.residual(seed, layer, layer_weights.d_model) for seed in seeds])  # [n_seeds, d_model]
-    try:
-        groups = [
-            encoder.encode(
-                layer_weights.w_enc_blocks,
-                lambda: (layer_weights.b_enc, layer_weights.gate),
-                residuals[start : start + SEEDS_AT_ONCE],
-                k=job.top_k,
-                tolerance=job.tolerance,
-            )
-            for start in range(0, len(residuals), SEEDS_AT_ONCE)
-        ]
-    except encoder.NotFiniteError as error:
-        raise weights.WeightsError(f"{label}: {error}") from error
-    layer_encoding = encoder.LayerEncoding(
-        [encoding for group in groups for encoding in group.encodings],
-        max(group.float32_max_abs_error for group in groups),
-        sum(group.n_settled for group in groups),
-    )
-    cases = []
-    for seed, values, encoding in zip(seeds, residuals, layer_encoding.encodings):
-        cases.append(
-            {
-                "layer": layer,
-                "seed": seed,
-                "stream": layer,
-                "residual_fingerprint": residual.fingerprint(values),
-                "n_active": encoding.n_active,
-                "n_active_bounds": list(encoding.n_active_bounds),
-                "rank_margin": encoding.rank_margin,
-                "gate_margin": encoding.gate_margin,
-                "flags": encoding.flags,
-                f"top_{job.top_k}": [{"index": index, "activation": value} for index, value in encoding.top],
-                "residual": values.tolist(),
-            }
-        )
-    return layer_encoding, cases
 
 
 @dataclass(frozen=True)
 class RecordedLayer:
-    """A layer of a reference that stands in a file: its weights' local path, their sha256, and the one on record."""
+    """A layer of a reference. `decoder` is the file of W_dec, where that is another and the reference decodes."""
 
     layer: int
-    file: curation.HubFile
-    path: str
-    sha256: str
-    recorded_sha256: str | None
+    schema: Schema
+    weights: RecordedFile
+    decoder: RecordedFile | None
     cases: list[Document]
+
+    @property
+    def decodes(self) -> bool:
+        """Whether the reference has what the decoder makes of its cases."""
+        return any("reconstructions" in case for case in self.cases)
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[tuple[LayerWeights, Decoder | None]]:
+        """The layer's weights, and W_dec where the reference decodes. Raises WeightsError."""
+        with contextlib.ExitStack() as stack:
+            reader = cast(BinaryIO, stack.enter_context(open(self.weights.path, "rb", buffering=0)))
+            path = self.weights.file.path
+            layer_weights = open_layer(self.schema, self.layer, reader, path, path)
+            w_dec = layer_weights.decoder if self.decodes else None
+            if self.decoder:
+                reader = cast(BinaryIO, stack.enter_context(open(self.decoder.path, "rb", buffering=0)))
+                w_dec = open_decoder(layer_weights, reader, self.decoder.file.path, self.decoder.file.path)
+            yield layer_weights, w_dec
 
 
 def recorded_layers(recorded: Document, job: Job, events: Events, *, by_curation: bool) -> Iterator[RecordedLayer]:
     """The layers of a reference, fetched as they are asked for: the files that it names, at its commits.
 
-    What torch wrote names no files: there, and with `by_curation`, the job's curation says which they are. Of the job
+    What torch wrote names no files: there, and with `by_curation`, the job's repo says which they are. Of the job
     only the source counts. Raises as generate does, and DataError for a schema that is not known.
     """
-    if recorded.get("schema") != schemas.GEMMA_SCOPE_NPZ.name:
-        raise document.DataError(f"the reference's schema is {recorded.get('schema')}; {schemas.GEMMA_SCOPE_NPZ.name} is read")
+    schema = schema_of(recorded)
     source = Source(job, events)
     wanted = tuple(sorted({case["layer"] for case in recorded["test_cases"]}))
     records = {record["layer"]: record for record in recorded.get("layers", [])}
     if by_curation or not records:
-        files, _ = _curated(replace(job, layers=wanted), source)
+        files = plan.make(replace(job, layers=wanted, schema=schema.name), source).files
     else:
-        files = {layer: _recorded_file(recorded, records[layer]) for layer in wanted}
+        files = {layer: _recorded_file(recorded, records[layer], records[layer]["path"]) for layer in wanted}
+    events.layers(len(files))
     for layer, file in files.items():
-        _schema(file)
-        local = source.fetch(file)
+        if not file.path.endswith(schema.suffix):
+            raise document.DataError(f"the reference's schema is {schema.name}, but {file.path} is no {schema.suffix} file")
+        record = records.get(layer, {})
         cases = [case for case in recorded["test_cases"] if case["layer"] == layer]
-        sha256 = mirror.sha256_of(local.path)  # of the bytes themselves, whatever name the cache has for them
-        yield RecordedLayer(layer, file, str(local.path), sha256, records.get(layer, {}).get("sha256"), cases)
+        decoder_file = plan.decoder_file(schema, layer, file)
+        if "decoder_path" in record and not by_curation:
+            decoder_file = _recorded_file(recorded, record, record["decoder_path"])
+        decoder = None
+        if decoder_file and any("reconstructions" in case for case in cases):
+            decoder = _fetched(source, decoder_file, record.get("decoder_sha256"))
+        yield RecordedLayer(layer, schema, _fetched(source, file, record.get("sha256")), decoder, cases)
+        events.layer_done(layer)
 
 
-def curated_files(job: Job, events: Events = Events()) -> dict[int, curation.HubFile]:
-    """The files that the job's curation names, by layer. Errors as in generate()."""
-    return _curated(replace(job, layers=None), Source(job, events))[0]
+def _fetched(source: Source, file: HubFile, recorded_sha256: str | None) -> RecordedFile:
+    local = source.fetch(file)
+    sha256 = mirror.sha256_of(local.path)  # of the bytes themselves, whatever name the cache has for them
+    return RecordedFile(file, str(local.path), sha256, recorded_sha256)
 
 
-def fetch_weights(job: Job, events: Events, file: curation.HubFile) -> str:
+def schema_of(recorded: Document) -> Schema:
+    """The schema of a reference. Raises DataError where it is not known."""
+    try:
+        return schemas.by_name(recorded["schema"])
+    except KeyError:
+        known = ", ".join(schema.name for schema in schemas.SCHEMAS)
+        raise document.DataError(f"the reference's schema is {recorded.get('schema')}; known are {known}") from None
+
+
+def known_files(
+    recorded: Document, job: Job, events: Events = Events(), *, by_curation: bool
+) -> tuple[dict[int, HubFile], bool]:
+    """The files of all layers that the job's repo, or the reference, tells of; and whether these are sure to be all.
+
+    Whatever cannot be found out is left out.
+    """
+    schema, source = schema_of(recorded), Source(job, events)
+    records = [] if by_curation else recorded.get("layers", [])
+    own = {record["layer"]: _recorded_file(recorded, record, record["path"]) for record in records}
+    known: dict[int, HubFile] = {}
+    curated = False
+    with contextlib.suppress(OSError, ValueError, vendored_hf.EntryNotFoundError):
+        made = plan.make(replace(job, layers=ALL, schema=schema.name), source)
+        known, curated = made.known, made.curated
+    if not curated:
+        for file in list((own or known).values())[:1]:
+            with contextlib.suppress(OSError, ValueError, vendored_hf.EntryNotFoundError):
+                known = plan.like(schema, file, source.listing(file.repo, file.revision)) | known
+    return dict(sorted((known | own).items())), curated
+
+
+def fetch_weights(job: Job, events: Events, file: HubFile) -> str:
     """The local path of a weight file that no reference names. Raises as Source.fetch does."""
     return str(Source(job, events).fetch(file).path)
 
 
-def _recorded_file(recorded: Document, record: Document) -> curation.HubFile:
-    repo = record.get("repo", recorded["weights_repo"])
+def _recorded_file(recorded: Document, record: Document, path: str) -> HubFile:
+    repo = record.get("repo") or document.weights_repo(recorded)
     try:
-        file = curation.parse_uri(f"hf://{repo}/{record['path']}")
+        file = curation.parse_uri(f"hf://{repo}/{path}")
     except curation.CurationError as error:
         raise document.DataError(f"the reference names a weight file that cannot be: {error}") from error
     return replace(file, revision=record.get("revision", recorded.get("weights_revision")))
@@ -369,5 +354,5 @@ def _blas_kernel() -> str | None:
                     with contextlib.suppress(AttributeError):
                         ask = getattr(openblas, f"{prefix}openblas_get_corename{suffix}")
                         ask.restype = ctypes.c_char_p
-                        return ask().decode("ascii", "replace")
+                        return str(ask().decode("ascii", "replace"))
     return None

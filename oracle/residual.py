@@ -84,7 +84,7 @@ def _jumps(count: int) -> tuple[np.ndarray, np.ndarray]:
 def _pcg32(state: int, increment: int, count: int) -> tuple[np.ndarray, int]:
     """The next `count` outputs of PCG32, uint32 [count], and the state behind them."""
     power, total = _jumps(count)
-    states = power * np.uint64(state) + total * np.uint64(increment)  # [count], before each output's own step
+    states: np.ndarray = power * np.uint64(state) + total * np.uint64(increment)  # [count], before each output's own step
     xorshifted = ((states >> np.uint64(18) ^ states) >> np.uint64(27)).astype(np.uint32)
     rotation = (states >> np.uint64(59)).astype(np.uint32)
     outputs = xorshifted >> rotation | xorshifted << (-rotation & np.uint32(31))
@@ -116,4 +116,5 @@ def _ln(s: np.ndarray) -> np.ndarray:
     p = 1.0 / LN_LAST_TERM
     for k in range(LN_LAST_TERM - 2, 0, -2):
         p = p * q + 1.0 / k
-    return e * LN_2 + (2.0 * t) * p
+    logarithms: np.ndarray = e * LN_2 + (2.0 * t) * p
+    return logarithms

@@ -1,123 +1,174 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""One row per transcoder schema: how a repo names and lays out its tensors. A new schema is a new row."""
+"""One row per transcoder schema: how a repo names its files and lays out its tensors. A new schema is a new row."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import BinaryIO
 
-import numpy as np
+SUFFIXES = (".npz", ".safetensors")
 
-from oracle.weights import Npz, Tensor, WeightsError
+# How a repo may tell which file holds which layer: an hf:// list in its config.yaml, its files' names alone, or
+# nothing: somebody names the path.
+LIST, NAMES, PATH = "a transcoders: list", "its files' names", "a path"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor stands: its name, with {layer} where it has the layer in it, and its axes in their order.
+
+    One that is not `required` may be missing.
+    """
+
+    name: str
+    axes: tuple[str, ...]
+    required: bool = True
 
 
 @dataclass(frozen=True)
 class Schema:
-    """`tensors` maps each tensor's name to its axes; a file with a tensor of `absent` is refused.
+    """A row. Places of None: the schema has no such tensor. Axes are d_model, n_features and n_targets.
 
-    `threshold` names the JumpReLU threshold's tensor.
+    `file` is how the files are called in a repo that has them itself, `decoder_file` where W_dec stands in one of its
+    own; `found_by` is how a repo says which they are, and `model_kind` what its config.yaml calls it. A file with a
+    tensor of `absent` is none of this schema. W_skip's axes say how it is applied: it maps its d_model to d_model_out.
+    `repo_key` names the weights' repo in the JSON, `output` begins the default file name.
     """
 
     name: str
-    suffix: str
-    encoder_formula: str
-    tensors: dict[str, tuple[str, ...]]
-    absent: tuple[str, ...]
-    w_enc: str
-    b_enc: str
-    threshold: str
+    file: str
+    found_by: tuple[str, ...]
+    model_kind: str
+    repo_key: str
+    output: str
+    w_enc: Place
+    b_enc: Place
+    w_dec: Place
+    b_dec: Place
+    threshold: Place | None = None
+    w_skip: Place | None = None
+    decoder_file: str | None = None
+    absent: tuple[str, ...] = ()
+
+    @property
+    def suffix(self) -> str:
+        return next(suffix for suffix in SUFFIXES if self.file.endswith(suffix))
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """Those of the encoder's file; W_dec stands there too, unless it has a file of its own."""
+        there = (self.w_enc, self.b_enc, None if self.decoder_file else self.w_dec, self.b_dec, self.threshold, self.w_skip)
+        return tuple(place for place in there if place)
+
+    def encoder_formula(self, has_threshold: bool) -> str:
+        """What is computed, as the field's references write it."""
+        w_enc = _base(self.w_enc.name) + (".T" if self.w_enc.axes[0] == "d_model" else "")
+        if not has_threshold:
+            return f"ReLU({w_enc} @ residual + b_enc)"
+        return f"pre = {w_enc} @ residual + b_enc; acts = pre * (pre > threshold)"
+
+    def layer_of(self, path: str) -> int | None:
+        """The layer of a file of a repo whose files' names say it; None where the name is not of this schema."""
+        return _layer_by(self.file, path)
+
+    def holds(self, tensors: Collection[str], layer: int) -> bool:
+        """Whether a file with these tensors can be one of this schema."""
+        required = (place.name.format(layer=layer) for place in self.places if place.required)
+        return set(required) <= set(tensors) and not set(self.absent) & set(tensors)
 
 
-GEMMA_SCOPE_NPZ = Schema(
-    name="GemmaScopeNpz",
-    suffix=".npz",
-    encoder_formula="pre = W_enc.T @ residual + b_enc; acts = pre * (pre > threshold)",
-    tensors={
-        "W_enc": ("d_model", "n_features"),
-        "b_enc": ("n_features",),
-        "W_dec": ("n_features", "d_model"),
-        "b_dec": ("d_model",),
-        "threshold": ("n_features",),
-    },
-    absent=("W_skip",),
-    w_enc="W_enc",
-    b_enc="b_enc",
-    threshold="threshold",
+_D_MODEL, _N_FEATURES = ("d_model",), ("n_features",)
+_BY_INPUT, _BY_FEATURE = ("d_model", "n_features"), ("n_features", "d_model")
+
+SCHEMAS = (
+    Schema(
+        name="GemmaScopeNpz",
+        file="params.npz",
+        found_by=(LIST,),
+        model_kind="transcoder_set",
+        repo_key="weights_repo",
+        output="plt",
+        w_enc=Place("W_enc", _BY_INPUT),
+        b_enc=Place("b_enc", _N_FEATURES),
+        w_dec=Place("W_dec", _BY_FEATURE),
+        b_dec=Place("b_dec", _D_MODEL),
+        threshold=Place("threshold", _N_FEATURES),
+        absent=("W_skip",),
+    ),
+    Schema(
+        name="PltBundle",
+        file="layer_{layer}.safetensors",
+        found_by=(LIST, NAMES, PATH),
+        model_kind="transcoder_set",
+        repo_key="plt_repo",
+        output="plt",
+        w_enc=Place("W_enc", _BY_FEATURE),
+        b_enc=Place("b_enc", _N_FEATURES),
+        w_dec=Place("W_dec", _BY_FEATURE),
+        b_dec=Place("b_dec", _D_MODEL),
+        threshold=Place("activation_function.threshold", _N_FEATURES, required=False),
+        w_skip=Place("W_skip", ("d_model_out", "d_model"), required=False),
+        absent=("log_thresholds",),
+    ),
+    Schema(
+        name="CltSplit",
+        file="W_enc_{layer}.safetensors",
+        found_by=(NAMES, PATH),
+        model_kind="cross_layer_transcoder",
+        repo_key="clt_repo",
+        output="clt",
+        w_enc=Place("W_enc_{layer}", _BY_FEATURE),
+        b_enc=Place("b_enc_{layer}", _N_FEATURES),
+        w_dec=Place("W_dec_{layer}", ("n_features", "n_targets", "d_model")),
+        b_dec=Place("b_dec_{layer}", _D_MODEL),
+        threshold=Place("threshold_{layer}", _N_FEATURES, required=False),
+        w_skip=Place("W_skip_{layer}", ("d_model", "d_model_out"), required=False),
+        decoder_file="W_dec_{layer}.safetensors",
+    ),
+    Schema(
+        name="GemmaScope2",
+        file="params.safetensors",
+        found_by=(LIST, PATH),
+        model_kind="transcoder_set",
+        repo_key="weights_repo",
+        output="plt",
+        w_enc=Place("w_enc", _BY_INPUT),
+        b_enc=Place("b_enc", _N_FEATURES),
+        w_dec=Place("w_dec", _BY_FEATURE),
+        b_dec=Place("b_dec", _D_MODEL),
+        threshold=Place("threshold", _N_FEATURES),
+        w_skip=Place("affine_skip_connection", ("d_model", "d_model_out"), required=False),
+    ),
+    Schema(
+        name="Sae",
+        file="params.npz",
+        found_by=(PATH,),
+        model_kind="",
+        repo_key="sae_repo",
+        output="sae",
+        w_enc=Place("W_enc", _BY_INPUT),
+        b_enc=Place("b_enc", _N_FEATURES),
+        w_dec=Place("W_dec", _BY_FEATURE),
+        b_dec=Place("b_dec", _D_MODEL),
+        threshold=Place("threshold", _N_FEATURES, required=False),
+        absent=("W_skip",),
+    ),
 )
 
 
-class LayerWeights:
-    """One layer's encoder: `d_model`, `n_features`, and W_enc and the vectors as they are asked for.
-
-    The file is gone through once, in its own order, since some can be read forwards alone: those have to be asked for
-    a pass over W_enc before `b_enc` and `gate`. Raises WeightsError where the file is not one of the schema.
-    """
-
-    def __init__(self, schema: Schema, reader: BinaryIO, label: str):
-        self._schema, self._label = schema, label
-        self._file = Npz(reader, label)
-        self._names = self._file.in_order()
-        self._tensors: dict[str, Tensor] = {}
-        self._vectors: dict[str, np.ndarray] = {}
-        self._go_through(schema.w_enc)
-        w_enc = self._tensors[schema.w_enc]
-        if len(w_enc.shape) != 2:
-            raise WeightsError(f"{label}: {schema.w_enc} has shape {list(w_enc.shape)}, not [d_model, n_features]")
-        self._extents = dict(zip(schema.tensors[schema.w_enc], w_enc.shape))
-        self.d_model, self.n_features = self._extents["d_model"], self._extents["n_features"]
-        if not self._file.forwards_alone:
-            self._go_through(None)  # what is wrong shows before the work
-
-    def w_enc_blocks(self) -> Iterator[np.ndarray]:
-        """A pass over W_enc: float32 blocks [rows, n_features], d_model rows in all."""
-        return self._file.blocks(self._tensors[self._schema.w_enc])
-
-    @property
-    def b_enc(self) -> np.ndarray:
-        """float32 [n_features]."""
-        self._go_through(None)
-        return self._vectors[self._schema.b_enc]
-
-    @property
-    def gate(self) -> np.ndarray:
-        """float32 [n_features]: the threshold; a negative one lets nothing negative through."""
-        self._go_through(None)
-        return np.maximum(self._vectors[self._schema.threshold], 0)
-
-    def _go_through(self, last: str | None) -> None:
-        """Look at the tensors of the file up to `last`, or all, in which case they are checked against each other.
-
-        Of those that the encoder does not use only the headers are read.
-        """
-        for name in self._names:
-            if name in self._schema.absent:
-                raise WeightsError(f"{self._label}: it has a tensor {name}, which a {self._schema.name} file never has")
-            if name in self._schema.tensors:
-                self._tensors[name] = self._file.tensor(name)
-            if name in (self._schema.b_enc, self._schema.threshold):
-                self._vectors[name] = _read_finite(self._file, self._tensors[name], self._label)
-            if name == last:
-                return
-        for name, axes in self._schema.tensors.items():
-            if name not in self._tensors:
-                raise WeightsError(f"{self._label}: it has no tensor {name}; it has {', '.join(self._tensors) or 'none'}")
-            shape, expected = list(self._tensors[name].shape), [self._extents[axis] for axis in axes]
-            if shape != expected:
-                raise WeightsError(
-                    f"{self._label}: {name} has shape {shape}, but with {self._schema.w_enc} of shape "
-                    f"{[self.d_model, self.n_features]} it must be {expected}"
-                )
+def by_name(name: str) -> Schema:
+    """The row of that name. Raises KeyError."""
+    return {schema.name: schema for schema in SCHEMAS}[name]
 
 
-def open_layer(schema: Schema, reader: BinaryIO, label: str) -> LayerWeights:
-    """Open a weight file of a schema; `label` names it in messages. Raises WeightsError."""
-    return LayerWeights(schema, reader, label)
+def _base(name: str) -> str:
+    return name.partition("_{")[0]
 
 
-def _read_finite(file: Npz, tensor: Tensor, label: str) -> np.ndarray:
-    values = file.read(tensor)
-    n_bad = int(np.count_nonzero(~np.isfinite(values)))
-    if n_bad:
-        raise WeightsError(f"{label}: {tensor.name} has {n_bad} values that are NaN or infinite")
-    return values
+def _layer_by(pattern: str, path: str) -> int | None:
+    if "{layer}" not in pattern:
+        return None
+    before, after = map(re.escape, pattern.split("{layer}"))
+    found = re.fullmatch(f"(?:.*/)?{before}(0|[1-9][0-9]{{0,5}}){after}", path)
+    return int(found[1]) if found else None

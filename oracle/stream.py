@@ -31,12 +31,12 @@ class RemoteFile(io.RawIOBase):
 
     def __init__(self, hub: vendored_hf.Hub, metadata: vendored_hf.HfFileMetadata):
         super().__init__()
-        if metadata.size is None:
-            raise vendored_hf.FileMetadataError(f"{metadata.location}: the server does not say how long it is")
-        self.metadata, self.received = metadata, 0
-        self._size, self._position = metadata.size, 0
         # Without the sha256, which nobody computes of a part, the source watches the ETag.
         self._source = vendored_hf.Source(hub, replace(metadata, etag=None))
+        if metadata.size is None:
+            raise vendored_hf.FileMetadataError(f"{self._source.shown}: the server does not say how long it is")
+        self.metadata, self.received = metadata, 0
+        self._size, self._position = metadata.size, 0
         self._response: requests.Response | None = None
         self._chunks: Iterator[bytes] = iter(())
         self._unread = b""  # of the last chunk

@@ -9,7 +9,7 @@ from xml.sax.saxutils import quoteattr
 
 if TYPE_CHECKING:
     from oracle.compare import CaseVerdict, Comparison
-    from oracle.explain import Explanation
+    from oracle.explanation import Explanation
     from oracle.verify import Verification
 
 MOST_LINES = 40  # of cases that agree, or differ, in a table for people; the other formats have them all
@@ -17,21 +17,35 @@ MOST_LINES = 40  # of cases that agree, or differ, in a table for people; the ot
 
 def verification(made: Verification) -> str:
     """`verify`'s table: a line per case, then what is wrong with whole layers, then the verdict."""
-    lines = _case_lines(made.cases) + list(made.problems)
+    return "\n".join([*_case_lines(made.cases), *verification_closing(made)])
+
+
+def verification_closing(made: Verification) -> list[str]:
+    """The lines below the cases; the verdict is the last one."""
     right = sum(case.agrees for case in made.cases)
     how = "number for number" if made.exact else "within the tolerance (torch wrote it)"
     verdict = f"agrees {how}" if made.agrees else "DISAGREES"
-    return "\n".join([*lines, f"{right} of {len(made.cases)} cases are what the weights give: the reference {verdict}"])
+    return [*made.problems, f"{right} of {len(made.cases)} cases are what the weights give: the reference {verdict}"]
 
 
 def comparison(made: Comparison, explanation: Explanation | None = None) -> str:
     """`compare`'s table, with the cause where one was looked for."""
-    lines = _case_lines(made.cases)
+    lines = [*_case_lines(made.cases), *comparison_closing(made)]
+    if explanation is not None:
+        lines += explanation_lines(explanation)
+    return "\n".join(lines)
+
+
+def comparison_closing(made: Comparison) -> list[str]:
+    """The lines below the cases; the verdict is the last one."""
+    lines = []
     if made.extra:
         lines.append(
             f"{len(made.extra)} cases that the reference does not have were not compared, first layer "
             f"{made.extra[0][0]} seed {made.extra[0][1]}"
         )
+    if made.not_compared:
+        lines.append(f"the candidate has no {made.not_compared}: the reference's were not compared")
     counts = ", ".join(f"{n} {status}" for status in ("same", "rounding", "differs", "missing") if (n := made.count(status)))
     worst = made.largest
     where = (
@@ -39,9 +53,7 @@ def comparison(made: Comparison, explanation: Explanation | None = None) -> str:
     )
     lines.append(f"{len(made.cases)} cases: {counts}{where}")
     lines.append(f"the candidate {'agrees' if made.agrees else 'DISAGREES'} (tolerance {made.tolerance:g})")
-    if explanation is not None:
-        lines += explanation_lines(explanation)
-    return "\n".join(lines)
+    return lines
 
 
 def explanation_lines(made: Explanation) -> list[str]:

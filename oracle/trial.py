@@ -5,13 +5,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
 
 import numpy as np
 
-from oracle import mistakes, weights
-from oracle.mistakes import RESHAPED, RESIDUAL_KINDS, W_DEC, W_ENC, WEIGHT_KINDS, WEIGHTS, Gate, Mistake, Recipe, Selection
+from oracle import mistakes
+from oracle.document import Document
+from oracle.encoder import Matrix
+from oracle.layers import LayerWeights
+from oracle.mistakes import (
+    RESHAPED,
+    RESIDUAL_KINDS,
+    W_DEC,
+    W_ENC,
+    WEIGHT_KINDS,
+    WEIGHTS,
+    Gate,
+    Mistake,
+    Recipe,
+    Selection,
+)
+from oracle.reference import RecordedLayer
 from oracle.residual import residual
+from oracle.weights import Tensor, WeightsError
 
 LINEAR_KINDS = tuple(dict.fromkeys(RESIDUAL_KINDS + WEIGHT_KINDS))
 
@@ -35,53 +50,36 @@ class WeightFile:
     """A weight file, and what an encoder reads of it. `mistake` is None for the right one."""
 
     mistake: Mistake | None
-    file: weights.Npz
+    weights: LayerWeights
     b_enc: np.ndarray  # float64 [n_features]
     threshold: np.ndarray  # float64 [n_features]
     b_dec: np.ndarray  # float32 [d_model]
 
     @classmethod
-    def open(cls, reader: BinaryIO, label: str, mistake: Mistake | None, shape: tuple[int, int]) -> WeightFile:
-        file = weights.Npz(reader, label)
-        d_model, n_features = shape
-        wanted = {
-            "W_enc": (d_model, n_features),
-            "W_dec": (n_features, d_model),
-            "b_enc": (n_features,),
-            "threshold": (n_features,),
-            "b_dec": (d_model,),
-        }
-        for name, extents in wanted.items():
-            if file.tensor(name).shape != extents:
-                raise weights.WeightsError(
-                    f"{label}: {name} has shape {list(file.tensor(name).shape)}, by the reference it must be {list(extents)}"
-                )
-        b_enc, threshold, b_dec = (file.read(file.tensor(name)) for name in ("b_enc", "threshold", "b_dec"))
-        return cls(mistake, file, b_enc.astype(np.float64), threshold.astype(np.float64), b_dec)
+    def open(cls, weights: LayerWeights, mistake: Mistake | None, shape: tuple[int, int]) -> WeightFile:
+        """Raises WeightsError where the weights are not of the reference's shape, [d_model, n_features]."""
+        if (weights.d_model, weights.n_features) != shape:
+            raise WeightsError(
+                f"{weights.label}: [d_model, n_features] is {[weights.d_model, weights.n_features]}, by the reference it "
+                f"must be {list(shape)}"
+            )
+        return cls(mistake, weights, weights.b_enc.astype(np.float64), weights.threshold.astype(np.float64), weights.b_dec)
 
-    def rows(self, array: str) -> Iterator[np.ndarray]:
-        """The encoder's matrix by features, as this source's `array` gives it: float32 [some features, d_model] in order."""
-        if array == W_DEC:
-            yield from self.file.blocks(self.file.tensor("W_dec"))
-            return
-        d_model = len(self.b_dec)
-        rest = np.empty(0, np.float32)
-        for block in self.file.blocks(self.file.tensor("W_enc")):
-            flat = np.concatenate([rest, block.reshape(-1)])
-            whole = len(flat) - len(flat) % d_model
-            yield flat[:whole].reshape(-1, d_model)
-            rest = flat[whole:]
-
-    def columns(self, array: str, features: np.ndarray) -> np.ndarray:
-        """Of that matrix the columns of some features in ascending order, float32 [d_model, n]."""
+    def matrix(self, array: str) -> Matrix:
+        """What is taken for W_enc, as it lies in the file."""
+        w_enc = self.weights.w_enc
         if array == W_ENC:
-            return np.concatenate([block[:, features] for block in self.file.blocks(self.file.tensor("W_enc"))])
-        taken, start = [], 0
-        for rows in self.rows(array):
-            here = features[(features >= start) & (features < start + len(rows))]
-            taken.append(rows[here - start])
-            start += len(rows)
-        return np.ascontiguousarray(np.concatenate(taken).T)
+            return w_enc
+        if array == W_DEC:
+            return Matrix(lambda: self.weights.file.blocks(self._w_dec()), by_feature=True)
+        columns = len(self.b_enc) if w_enc.by_feature else len(self.b_dec)
+        return Matrix(lambda: regrouped(w_enc.blocks(), columns), by_feature=not w_enc.by_feature)
+
+    def _w_dec(self) -> Tensor:
+        tensor = self.weights.tensor(self.weights.schema.w_dec)
+        if tensor is None:
+            raise WeightsError(f"{self.weights.label}: it has no {self.weights.name_of(self.weights.schema.w_dec)}")
+        return tensor
 
     def products(self, recipes: list[Recipe], factors: list[np.ndarray]) -> list[np.ndarray]:
         """Each recipe's residuals [n, d_model] times its matrix, float64 [n, n_features], the bias not added."""
@@ -93,16 +91,16 @@ class WeightFile:
             of_array.setdefault(recipe.only(*WEIGHT_KINDS[1:]), []).append(number)
         for array, of_array in by_array.items():
             stacked = {rounding: np.concatenate([wide[n] for n in numbers]) for rounding, numbers in of_array.items()}
-            start = 0
-            for block in self.file.blocks(self.file.tensor("W_enc")) if array == W_ENC else self.rows(array):
+            matrix, start = self.matrix(array), 0
+            for block in matrix.blocks():
                 span = slice(start, start + len(block))
                 start = span.stop
                 for rounding, numbers in of_array.items():
                     block64 = mistakes.wrong_weights(rounding, block).astype(np.float64)
-                    if array == W_ENC:
-                        product, where = stacked[rounding][:, span] @ block64, slice(None)
-                    else:
+                    if matrix.by_feature:
                         product, where = stacked[rounding] @ block64.T, span
+                    else:
+                        product, where = stacked[rounding][:, span] @ block64, slice(None)
                     for number, rows in zip(numbers, np.split(product, np.cumsum([len(wide[n]) for n in numbers])[:-1])):
                         made[number][:, where] += rows
         return made
@@ -114,6 +112,29 @@ class WeightFile:
         """Whether this is the file that a recipe reads."""
         other = next((m for m in recipe.mistakes if m.kind == WEIGHTS and m.compute not in (RESHAPED, W_DEC)), None)
         return other is self.mistake
+
+
+def regrouped(blocks: Iterator[np.ndarray], n_columns: int) -> Iterator[np.ndarray]:
+    """The same numbers in the same order, in rows of another length."""
+    rest = np.empty(0, np.float32)
+    for block in blocks:
+        flat = np.concatenate([rest, block.reshape(-1)])
+        whole = len(flat) - len(flat) % n_columns
+        if whole:
+            yield flat[:whole].reshape(-1, n_columns)
+        rest = flat[whole:]
+
+
+def there_for(recorded: Document, layers: list[RecordedLayer]) -> set[str]:
+    """What there is of what mistakes need."""
+    there = {mistakes.GENERATOR} if "residual_generator" in recorded else set()
+    with_threshold, with_skip = [], []
+    for layer in layers:
+        there.add(mistakes.ONE_TARGET if "n_targets" not in layer.schema.w_dec.axes else mistakes.SEVERAL_TARGETS)
+        with layer.opened() as (weights, _):
+            with_threshold.append(weights.has_threshold)
+            with_skip.append(weights.tensor(weights.schema.w_skip) is not None)
+    return there | ({mistakes.THRESHOLD} if all(with_threshold) else set()) | ({mistakes.W_SKIP} if any(with_skip) else set())
 
 
 class Factors:
@@ -130,7 +151,7 @@ class Factors:
         by_weights: dict[tuple[str, Recipe], list[Recipe]] = {}
         for recipe in linear:
             by_weights.setdefault((file.array(recipe), recipe.only(*WEIGHT_KINDS[1:])), []).append(recipe)
-        columns = {array: file.columns(array, features) for array in {array for array, _ in by_weights}}
+        columns = {array: file.matrix(array).columns(features) for array in {array for array, _ in by_weights}}
         residuals: dict[tuple[Recipe, int], np.ndarray] = {}
         made = {}
         for (array, rounding), of_weights in by_weights.items():
@@ -208,14 +229,14 @@ def difference_left(
     return left if np.all(steps > (0 if selection.order == "by index" else -2 * tolerance)) else None
 
 
-def related(pairs: list[tuple[float, float]]) -> tuple[str, ...]:
-    """What relates the right values of the candidate's features to those it printed."""
+def related(pairs: list[tuple[float, float]], what: str = "features") -> tuple[str, ...]:
+    """What relates the right values of `what` the candidate has to those it printed."""
     if len(pairs) < 3:
-        return ("the candidate printed too few features to say more",)
+        return (f"the candidate printed too few {what} to say more",)
     right, printed = (np.array(column) for column in zip(*pairs))
     ranks = [np.argsort(np.argsort(column)).astype(np.float64) for column in (right, printed)]
     lines = [
-        f"of {len(pairs)} printed features the right values have rank correlation {np.corrcoef(ranks[0], ranks[1])[0, 1]:.3f} with the printed"
+        f"of {len(pairs)} printed {what} the right values have rank correlation {np.corrcoef(ranks[0], ranks[1])[0, 1]:.3f} with the printed"
     ]
     if np.ptp(right) > 0:
         ratio, offset = np.polyfit(right, printed, 1)

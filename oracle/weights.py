@@ -1,283 +1,124 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""Weight files: named tensors out of an .npz archive, a block of rows at a time.
+"""What the readers of weight files share: tensors, limits, and rows widened to float32.
 
-A weight file is a seekable binary reader (`read`, `readinto`, `seek`); this module never asks whether a disk or
-a network stands behind it. It tells a reader that has `advise` what it will read in order, which changes nothing
-but the number of requests. np.load is not used: it reads a stored member through the zip module's 256 KiB reader
-and holds the whole of it, and the data of a stored member is not aligned, so that it cannot be mapped either.
+A weight file is a seekable binary reader (`read`, `readinto`, `seek`); npz.py and safetensors.py never ask whether a
+disk or a network stands behind it. They tell a reader that has `advise` what they will read in order, which changes
+nothing but the number of requests.
 """
 
 from __future__ import annotations
 
-import ast
-import struct
-import zipfile
-import zlib
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from itertools import islice
+from typing import BinaryIO, Protocol
 
 import numpy as np
 
-HEADER_LIMIT = 64 * 1024
+from oracle.errors import BadData
+
 EXTENT_LIMIT = 1 << 24  # of one dimension: a vector takes at most 128 MiB
-DIRECTORY_LIMIT = 1024 * 1024
 BLOCK_BYTES = 1024 * 1024  # of float32: blocks of this size, and the products' operands, stay in the L2 cache
 MIN_BLOCK_ROWS = 8
-# One block is being filled or multiplied while the two before it may still be on their way through the checksum.
-BUFFERS = 3
-# Deflate codes at most 258 bytes in 2 bits.
-MAX_INFLATION = 1032
-
-_DTYPES = {order + code: np.dtype(order + code) for code in ("f2", "f4", "f8") for order in "<>"}
+ROW_BYTES_LIMIT = 16 * 1024 * 1024  # of float32: a block is at least MIN_BLOCK_ROWS of them
 
 
-class WeightsError(ValueError):
+class WeightsError(BadData, ValueError):
     """A weight file is damaged, or is not what its schema says."""
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor's header. `offset` is where the data begins in its member, in bytes."""
+    """A tensor's header. `raw` is how its numbers lie in the file; bfloat16 lies as 16-bit integers.
+
+    `offset` is where the data begins, in bytes: in its member of an .npz, in the file of a .safetensors.
+    """
 
     name: str
-    dtype: np.dtype
+    raw: np.dtype
+    bfloat16: bool
     shape: tuple[int, ...]
     offset: int
 
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        return self.shape[1:]
 
-class Npz:
-    """The tensors of an .npz archive over a seekable binary reader.
+    @property
+    def row_bytes(self) -> int:
+        """How many bytes a row takes in the file."""
+        return int(np.prod(self.row_shape, dtype=np.int64)) * self.raw.itemsize
 
-    `label` names the file in messages. Every method raises WeightsError, which says what is wrong with the file.
-    """
 
-    def __init__(self, reader: BinaryIO, label: str):
-        self._reader = reader
-        self._label = label
-        self.forwards_alone = not reader.seekable()
-        self._size = reader.seek(0, 2)
-        self._archive: zipfile.ZipFile | None = None
-        self._members: dict[str, zipfile.ZipInfo] = {}
-        if self.forwards_alone:
-            return
-        try:
-            self._check_directory_size()
-            self._archive = zipfile.ZipFile(reader)  # type: ignore[arg-type]
-        except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError) as error:
-            raise self._error(f"not a readable .npz archive: {error}") from error
-        for info in self._archive.infolist():
-            self._add(info)
+class WeightFile(Protocol):
+    """The tensors of one weight file. Every method raises WeightsError, which says what is wrong with the file."""
+
+    forwards_alone: bool
 
     def in_order(self) -> Iterator[str]:
         """The names of the tensors as they follow each other in the file.
 
         Where it can be read forwards alone, a tensor is to be read before the next name is asked for.
         """
-        if self._archive is not None:
-            yield from sorted(self._members, key=lambda name: self._members[name].header_offset)
-            return
-        offset = 0
-        while info := self._local_header(offset):
-            offset = self._data_offset(info) + info.compress_size
-            yield self._add(info)
 
     def tensor(self, name: str) -> Tensor:
         """The header of one tensor; its data is not read."""
-        stream = self._open(name)
-        preamble = self._read_exactly(stream, 8, name)
-        if preamble[:6] != b"\x93NUMPY":
-            raise self._error(f"{name} is not a .npy array")
-        if preamble[6] not in (1, 2, 3):
-            raise self._error(f"{name} has .npy version {preamble[6]}.{preamble[7]}; 1 to 3 are known")
-        length_bytes = self._read_exactly(stream, 2 if preamble[6] == 1 else 4, name)
-        length = int.from_bytes(length_bytes, "little")
-        if length > HEADER_LIMIT:
-            raise self._error(f"{name} has a header of {length} bytes; at most {HEADER_LIMIT} are read")
-        dtype, shape = self._parse_header(self._read_exactly(stream, length, name), name)
-        offset = 8 + len(length_bytes) + length
-        n_bytes = dtype.itemsize
-        for extent in shape:
-            n_bytes *= extent
-        member_bytes = self._members[name].file_size
-        if offset + n_bytes != member_bytes:
-            raise self._error(
-                f"{name} has {member_bytes - offset} bytes of data, but its shape {list(shape)} "
-                f"of {dtype.name} takes {n_bytes}"
-            )
-        return Tensor(name, dtype, shape, offset)
 
     def read(self, tensor: Tensor) -> np.ndarray:
-        """The whole of a small one-dimensional tensor, float32 [n], checked against its CRC-32."""
-        stream = self._open(tensor.name)
-        header = self._read_exactly(stream, tensor.offset, tensor.name)
-        raw = np.empty(tensor.shape, tensor.dtype)
-        self._fill(stream, raw, tensor.name)
-        self._check_crc(tensor.name, zlib.crc32(raw.view(np.uint8), zlib.crc32(header)))
-        with np.errstate(over="ignore"):  # what is too large for float32 becomes inf, and is refused as inf
-            return raw.astype(np.float32)
+        """The whole of a small one-dimensional tensor, float32 [n]."""
 
     def blocks(self, tensor: Tensor) -> Iterator[np.ndarray]:
-        """The rows of a two-dimensional tensor in order, float32 [rows, n_columns] at a time.
+        """The rows of a tensor in order, float32 [rows, ...] at a time; a block is valid until the next is asked for."""
 
-        A block is valid until the next one is asked for. The member's CRC-32 is computed on a second thread
-        (zlib releases the GIL) and checked after the last block: only an iteration that ends without an error
-        has read intact data.
-        """
-        n_rows, n_columns = tensor.shape
-        rows_at_once = max(MIN_BLOCK_ROWS, BLOCK_BYTES // (4 * n_columns))
-        buffers = [np.empty((min(rows_at_once, n_rows), n_columns), tensor.dtype) for _ in range(BUFFERS)]
-        is_float32 = tensor.dtype == np.float32
-        widened = None if is_float32 else np.empty(buffers[0].shape, np.float32)
-        stream = self._open(tensor.name)
-        info = self._members[tensor.name]
-        advise = getattr(self._reader, "advise", None)
-        if advise:
-            advise(self._data_offset(info), self._data_offset(info) + info.compress_size)
-        crc = zlib.crc32(self._read_exactly(stream, tensor.offset, tensor.name))
-
-        def add_to_crc(raw: np.ndarray) -> None:
-            nonlocal crc
-            crc = zlib.crc32(raw.reshape(-1).view(np.uint8), crc)
-
-        with ThreadPoolExecutor(max_workers=1) as checker:
-            checks = [checker.submit(add_to_crc, buffers[0][:0])] * BUFFERS
-            for number, start in enumerate(range(0, n_rows, rows_at_once)):
-                raw = buffers[number % BUFFERS][: min(rows_at_once, n_rows - start)]
-                checks[number % BUFFERS].result()
-                self._fill(stream, raw, tensor.name)
-                checks[number % BUFFERS] = checker.submit(add_to_crc, raw)
-                if widened is None:
-                    yield raw
-                else:
-                    with np.errstate(over="ignore"):
-                        np.copyto(widened[: len(raw)], raw, casting="same_kind")
-                    yield widened[: len(raw)]
-        self._check_crc(tensor.name, crc)
-
-    def _add(self, info: zipfile.ZipInfo) -> str:
-        name = info.filename.removesuffix(".npy")
-        if name in self._members:
-            raise self._error(f"two members are named {info.filename}")
-        self._members[name] = info
-        return name
-
-    def _local_header(self, offset: int) -> zipfile.ZipInfo | None:
-        """The member that begins at `offset`; None where the directory begins. For files without random access."""
-        self._reader.seek(offset)
-        header = self._reader.read(30)
-        if header[:4] in (b"PK\x01\x02", b"PK\x05\x06"):
-            return None
-        if len(header) < 30 or header[:4] != b"PK\x03\x04":
-            raise self._error(f"not a readable .npz archive: no member begins at byte {offset}; truncated, or something else")
-        _, flags, method, _, _, crc, packed, size, name_length, extra_length = struct.unpack("<5H3I2H", header[4:])
-        name, extra = self._reader.read(name_length), self._reader.read(extra_length)
-        while len(extra) >= 4:
-            kind, length = struct.unpack("<2H", extra[:4])
-            if kind == 1 and length >= 16 and packed == size == 0xFFFFFFFF:  # zip64, which np.savez always writes
-                size, packed = struct.unpack("<2Q", extra[4:20])
-            extra = extra[4 + length :]
-        info = zipfile.ZipInfo(name.decode("utf-8", "replace"))
-        info.header_offset, info.flag_bits, info.compress_type = offset, flags, method
-        info.CRC, info.compress_size, info.file_size = crc, packed, size
-        if flags & 8 or method != zipfile.ZIP_STORED:
-            raise self._error(
-                f"{info.filename} cannot be read from a server without Range, as it is compressed, or its size stands "
-                "behind it: leave out --stream"
-            )
-        return info
-
-    def _error(self, problem: str) -> WeightsError:
-        return WeightsError(f"{self._label}: {problem}")
-
-    def _check_directory_size(self) -> None:
-        """zipfile reads a central directory of any size into memory: look at its size first."""
-        self._reader.seek(max(0, self._size - 65557))  # the end record, 22 bytes, and the longest comment behind it
-        tail = self._reader.read(65557)
-        end = tail.rfind(b"PK\x05\x06")
-        if end < 0:
-            raise zipfile.BadZipFile("it has no zip directory at its end; it is truncated, or something else")
-        directory_bytes = int.from_bytes(tail[end + 12 : end + 16], "little")
-        # 0xffffffff: the true size stands in a zip64 record, which an archive of five tensors does not need.
-        if directory_bytes > DIRECTORY_LIMIT:
-            raise zipfile.BadZipFile(f"its directory claims {directory_bytes} bytes; at most {DIRECTORY_LIMIT} are read")
-
-    def _open(self, name: str) -> BinaryIO:
-        """The data of a member, from its first byte."""
-        if name not in self._members:
-            raise self._error(f"it has no tensor {name}; it has {', '.join(self._members) or 'none'}")
-        info = self._members[name]
-        if info.flag_bits & 1:
-            raise self._error(f"{info.filename} is encrypted")
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise self._error(f"{info.filename} is compressed by zip method {info.compress_type}; 0 and 8 are known")
-        if info.file_size > info.compress_size * MAX_INFLATION:
-            raise self._error(f"{info.filename} claims {info.file_size} bytes out of {info.compress_size}")
-        if info.compress_type == zipfile.ZIP_STORED and info.file_size != info.compress_size:
-            raise self._error(f"{info.filename} is stored, but claims {info.file_size} bytes out of {info.compress_size}")
-        if info.header_offset + 30 + info.compress_size > self._size:
-            raise self._error(f"the file ends inside {name}; it is truncated")
-        if self._archive is not None:
-            try:
-                member = self._archive.open(info)  # checks the local header
-            except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, ValueError) as error:
-                raise self._error(f"{info.filename} cannot be read: {error}") from error
-            if info.compress_type == zipfile.ZIP_DEFLATED:
-                return member  # type: ignore[return-value]
-        return _Section(self._reader, self._data_offset(info), info.file_size)  # type: ignore[return-value]
-
-    def _data_offset(self, info: zipfile.ZipInfo) -> int:
-        """Past the local header, whose two last fields are the lengths of the name and the extra field behind it."""
-        self._reader.seek(info.header_offset + 26)
-        lengths = self._reader.read(4)
-        return info.header_offset + 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
-
-    def _fill(self, stream: BinaryIO, array: np.ndarray, name: str) -> None:
-        """Read exactly `array`'s bytes into it."""
-        view = memoryview(array.reshape(-1).view(np.uint8))
-        while view:
-            try:
-                count = stream.readinto(view)  # type: ignore[attr-defined]
-            except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-                raise self._error(f"{name} is damaged: {error}") from error
-            if not count:
-                raise self._error(f"the file ends inside {name}; it is truncated")
-            view = view[count:]
-
-    def _read_exactly(self, stream: BinaryIO, count: int, name: str) -> bytes:
-        data = np.empty(count, np.uint8)
-        self._fill(stream, data, name)
-        return data.tobytes()
-
-    def _check_crc(self, name: str, crc: int) -> None:
-        recorded = self._members[name].CRC
-        if crc != recorded:
-            raise self._error(
-                f"{name} has CRC-32 {crc:08x}, but the archive says {recorded:08x}: the file is damaged; "
-                "delete it and fetch it again"
-            )
-
-    def _parse_header(self, header: bytes, name: str) -> tuple[np.dtype, tuple[int, ...]]:
-        try:
-            fields = ast.literal_eval(header.decode("utf-8").strip())
-            descr, fortran_order, shape = fields["descr"], fields["fortran_order"], fields["shape"]
-        except (ValueError, SyntaxError, KeyError, TypeError, MemoryError, RecursionError) as error:
-            raise self._error(f"{name} has an unreadable .npy header") from error
-        if isinstance(descr, str) and descr.lstrip("|<>=").startswith("O"):
-            raise self._error(f"{name} is a pickled Python object; nothing is unpickled")
-        if not isinstance(descr, str) or descr not in _DTYPES:
-            raise self._error(f"{name} is of dtype {descr!r}; float16, float32 and float64 are read")
-        if fortran_order is not False:
-            raise self._error(f"{name} is in Fortran order; C order is read")
-        if not isinstance(shape, tuple) or len(shape) not in (1, 2):
-            raise self._error(f"{name} has shape {shape!r}; 1 or 2 dimensions are read")
-        if not all(type(extent) is int and 0 < extent <= EXTENT_LIMIT for extent in shape):
-            raise self._error(f"{name} has shape {shape!r}; each extent must be 1 to {EXTENT_LIMIT}")
-        return _DTYPES[descr], shape
+    def rows(self, tensor: Tensor, wanted: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Some rows of a tensor: parts of `wanted`, which ascends, and float32 [len(part), ...] for each."""
 
 
-class _Section:
+def rows_at_once(tensor: Tensor) -> int:
+    """How many rows make a block."""
+    float32_bytes = tensor.row_bytes // tensor.raw.itemsize * 4
+    return max(MIN_BLOCK_ROWS, BLOCK_BYTES // float32_bytes)
+
+
+def check_rows(tensor: Tensor, label: str) -> None:
+    """Refuse rows so long that a block of them would not fit: nothing is sized by a header alone. Raises WeightsError."""
+    if tensor.row_bytes // tensor.raw.itemsize * 4 > ROW_BYTES_LIMIT:
+        raise WeightsError(f"{label}: {tensor.name} has shape {list(tensor.shape)}, with rows too long to be read")
+
+
+class Widener:
+    """Turns rows as they lie in the file into float32 [rows, ...], in one buffer that it uses again."""
+
+    def __init__(self, tensor: Tensor, n_rows: int):
+        self._tensor = tensor
+        self._is_float32 = tensor.raw == np.float32 and not tensor.bfloat16
+        # bfloat16 is the upper half of float32: the lower half of the buffer stays zero.
+        self._buffer = None if self._is_float32 else np.zeros((n_rows, *tensor.row_shape), np.float32)
+
+    def __call__(self, raw: np.ndarray) -> np.ndarray:
+        if self._buffer is None:
+            return raw
+        wide = self._buffer[: len(raw)]
+        if self._tensor.bfloat16:
+            wide.view("<u2").reshape(-1, 2)[:, 1] = raw.reshape(-1)
+        else:
+            with np.errstate(over="ignore"):  # what is too large for float32 becomes inf, and is refused as inf
+                np.copyto(wide, raw, casting="same_kind")
+        return wide
+
+
+def fill(reader: BinaryIO, array: np.ndarray) -> bool:
+    """Read exactly `array`'s bytes into it; False where the reader ends before."""
+    view = memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type,unused-ignore]
+    while view:
+        count = reader.readinto(view)  # type: ignore[attr-defined]
+        if not count:
+            return False
+        view = view[count:]
+    return True
+
+
+class Section:
     """Bytes [start, start + size) of a reader that others read too, so that each read seeks first."""
 
     def __init__(self, reader: BinaryIO, start: int, size: int):
@@ -288,6 +129,19 @@ class _Section:
     def readinto(self, view: memoryview) -> int:
         view = view[: self._end - self._position]
         self._reader.seek(self._position)
-        count = self._reader.readinto(view)  # type: ignore[attr-defined]
+        count: int = self._reader.readinto(view)  # type: ignore[attr-defined]
         self._position += count
         return count
+
+
+def named(names: Iterable[str]) -> str:
+    """The first of these names, as a message may show them."""
+    first = [name[:80] for name in islice(names, 11)]
+    return ", ".join(first[:10]) + (", ..." if len(first) > 10 else "") or "none"
+
+
+def advise(reader: BinaryIO, start: int, stop: int) -> None:
+    """Tell a reader that wants to know it that these bytes will be read in order."""
+    told = getattr(reader, "advise", None)
+    if told:
+        told(start, stop)

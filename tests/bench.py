@@ -11,6 +11,8 @@ of the runs that stood side by side.
 With --hub it serves the same files from a Hub on loopback that gives each connection 25 MB/s after 50 ms, and
 measures cold: one connection against four, the whole job against huggingface_hub's downloads, and --stream's bytes.
 
+With --scaling it runs our job with more layers, more seeds and more workers (tests/scaling.py).
+
 With --settling it runs the main job in turn with itself where float64 has the last word, and nothing is settled.
 """
 
@@ -26,6 +28,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+import scaling
 
 ROOT = Path(__file__).resolve().parent.parent
 CURATION_REPO, WEIGHTS_REPO = "mntss/gemma-scope-transcoders", "google/gemma-scope-2b-pt-transcoders"
@@ -193,7 +197,7 @@ def unsettled(arguments: list[str]) -> int:
 
     draft = encoder._Draft.of
     encoder._Draft.of = lambda pre32, pre, gate, bound, *rest: draft(pre32, pre, gate, bound * 0, *rest)
-    encoder._settle = lambda w_enc_blocks, b_enc, residuals, open_features: [{} for _ in open_features]
+    encoder._settle = lambda w_enc, b_enc, residuals, open_features: [{} for _ in open_features]
     return cli.main(arguments)
 
 
@@ -224,6 +228,7 @@ def main() -> None:
     parser.add_argument("--hub", action="store_true", help="measure downloads from a Hub on loopback too")
     parser.add_argument("--hub-runs", type=int, default=3)
     parser.add_argument("--settling", action="store_true", help="measure what exact settling costs, and nothing else")
+    parser.add_argument("--scaling", action="store_true", help="measure more layers, seeds and workers, and nothing else")
     options = parser.parse_args()
     cache = Path(options.folder) / "hub"
     weights = cache / f"models--{WEIGHTS_REPO.replace('/', '--')}" / "snapshots" / COMMIT
@@ -233,6 +238,10 @@ def main() -> None:
     environment = {
         **os.environ, "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "HF_ENDPOINT": ""
     }
+    if options.scaling:
+        scaling.link_layers(weights, path_of, LAYERS)
+        scaling.show(measure, environment, options.runs)
+        return
     if options.settling:
         with tempfile.TemporaryDirectory() as scratch:
             measure_settling(options.runs, environment, scratch)

@@ -30,6 +30,8 @@ CURATION_REPO = "mntss/gemma-scope-transcoders"
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Where CI_NO_SKIPS is set a skipped test is a failure, but for those that need files beside the checkout."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None:
+        return  # one of several processes: what it skipped is told to the one that has the reporter
     skipped = [report for report in reporter.stats.get("skipped", []) if BESIDE not in str(report.longrepr)]
     if os.environ.get("CI_NO_SKIPS") and skipped:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
@@ -38,9 +40,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No test sees, or fills, the cache, the token or the proxies of whoever runs it."""
+    """No test sees, or fills, the cache, the token, the proxies or the workflow of whoever runs it."""
     for name in list(os.environ):
-        if name.startswith(("HF_", "HUGGING", "TRANSFORMERS_", "ORACLE_")) or name.lower().endswith("_proxy"):
+        if name.startswith(("HF_", "HUGGING", "TRANSFORMERS_", "ORACLE_", "GITHUB_")) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
     # rustup's rustc looks for its toolchain in the real home.
     monkeypatch.setenv("RUSTUP_HOME", os.environ.get("RUSTUP_HOME") or os.path.expanduser("~/.rustup"))

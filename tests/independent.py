@@ -39,12 +39,19 @@ def exact_encode(
     order = sorted((j for j in range(n_features) if distance[j] > 0), key=lambda j: (-pre[j], j))
     gaps = [pre[a] - pre[b] for a, b in zip(order[:k], order[1 : k + 1])]
     margin = Fraction(tolerance)
+    flags = [
+        *(["rank-tie"] if gaps and min(gaps) <= 2 * margin else []),
+        *(["gate-tie"] if min(map(abs, distance)) <= margin else []),
+        *([] if order else ["no-active-features"]),
+    ]
     return {
         "n_active": len(order),
         "n_active_bounds": (sum(d > margin for d in distance), sum(d > -margin for d in distance)),
         "top": [(j, nearest_float32(pre[j])) for j in order[:k]],
         "rank_margin": float(round(min(gaps), 6)) if gaps else None,
         "gate_margin": float(round(min(map(abs, distance)), 6)),
+        "gate_ties": [j for j, d in enumerate(distance) if -margin < d <= margin],
+        "flags": flags,
     }
 
 

@@ -6,12 +6,18 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import worlds
 from conftest import CURATION_REPO, WEIGHTS_REPO, npz
 
+from oracle import explain, reference
+from oracle.compare import compare
+from oracle.explanation import Explanation
+from oracle.job import Job
 from oracle.residual import residual
 
 Arrays = dict[str, np.ndarray]
@@ -58,7 +64,10 @@ PLANTS: dict[str, tuple[str, Any]] = {
     "b_enc subtracted": ("bias", -1),
     "b_dec subtracted": ("input", lambda r, a: r - a["b_dec"]),
     "b_dec added": ("input", lambda r, a: r + a["b_dec"]),
-    "W_enc reshaped": ("weights", lambda a: np.ascontiguousarray(a["W_enc"].reshape(a["W_enc"].shape[::-1]).T)),
+    "W_enc reshaped": (
+        "weights",
+        lambda a: np.ascontiguousarray(a.get("W_enc reshaped", a["W_enc"].reshape(a["W_enc"].shape[::-1]).T)),
+    ),
     "W_dec for W_enc": ("weights", lambda a: np.ascontiguousarray(a["W_dec"].T)),
     "layer below": ("weights", -1),
     "layer above": ("weights", 1),
@@ -141,6 +150,11 @@ def make_cache(folder: Path, weights: dict[Any, Arrays]) -> str:
     for name, arrays in weights.items():
         layer, l0 = (name, name + 5) if isinstance(name, int) else (name[1], name[1] + 105)
         files.append((WEIGHTS_REPO, f"layer_{layer}/width_16k/average_l0_{l0}/params.npz", npz(arrays)))
+    return write_cache(folder, files)
+
+
+def write_cache(folder: Path, files: list[tuple[str, str, bytes]]) -> str:
+    """A Hub cache of (repo, path, content)."""
     for repo, path, content in files:
         place = folder / f"models--{repo.replace('/', '--')}"
         blob, pointer = place / "blobs" / hashlib.sha256(content).hexdigest(), place / "snapshots" / COMMIT / path
@@ -199,3 +213,90 @@ def candidate(
     weights: dict[Any, Arrays], names: Sequence[str], layers: Sequence[int] = (0, 1, 2), seeds: int = 3
 ) -> dict[str, Any]:
     return {"test_cases": [encode_case(weights, layer, i, names) for layer in layers for i in range(seeds)]}
+
+
+class World:
+    """Synthetic weights in a cache, their reference, and ports of it."""
+
+    def __init__(self, weights: dict[Any, Arrays], job: Job):
+        self.weights, self.job = weights, replace(job, paths=())  # as compare has it, unless it is told more
+        self.reference = reference.generate(job)
+
+    @classmethod
+    def make(cls, folder: Path, seed: int, shape: tuple[int, int]) -> World:
+        weights = make_weights(seed, *shape)
+        return cls(weights, Job(CURATION_REPO, layers=(0, 1, 2), cache_dir=make_cache(folder, weights), offline=True))
+
+    @classmethod
+    def of(cls, folder: Path, repo: worlds.World, **options: Any) -> World:
+        """A repo of worlds.py, its first three layers."""
+        by_feature = repo.schema in ("PltBundle", "CltSplit")
+        weights: dict[Any, Arrays] = {}
+        for layer, there in repo.weights.items():
+            arrays = {"W_enc": there["w_enc"].T.copy(), "W_dec": there["w_dec"][:, 0], "b_enc": there["b_enc"]}
+            arrays |= {"b_dec": there["b_dec"], "threshold": there.get("threshold", np.zeros_like(there["b_enc"]))}
+            if by_feature:
+                arrays["W_enc reshaped"] = there["w_enc"].reshape(arrays["W_enc"].shape)
+            weights[layer] = arrays
+        cache = write_cache(folder, [(name, path, content) for name, of in repo.files.items() for path, content in of.items()])
+        paths = tuple(repo.files[repo.repo])[:3] if repo.schema == "Sae" else ()
+        return cls(weights, Job(repo.repo, paths=paths, layers=(0, 1, 2), cache_dir=cache, offline=True, **options))
+
+    def explain(self, names: Sequence[str]) -> tuple[dict[str, Any], Explanation | None]:
+        """What a port with these mistakes answers, and its explanation; None where it agrees."""
+        answers = candidate(self.weights, names)
+        return answers, self.explain_answers(answers)
+
+    def explain_answers(self, answers: dict[str, Any]) -> Explanation | None:
+        compared = compare(self.reference, answers)
+        if compared.agrees:
+            return None
+        return explain.explain(self.reference, answers, compared, self.job)
+
+    def gives(self, names: Sequence[str], answers: dict[str, Any]) -> bool:
+        """Whether a port with these mistakes would print the same, but for rounding."""
+        other = candidate(self.weights, names)["test_cases"]
+        return all(
+            (a["layer"], a["seed"], a["n_active"]) == (b["layer"], b["seed"], b["n_active"])
+            and [t["index"] for t in a["top_10"]] == [t["index"] for t in b["top_10"]]
+            and all(abs(s["activation"] - t["activation"]) < 1e-5 for s, t in zip(a["top_10"], b["top_10"]))
+            for a, b in zip(answers["test_cases"], other)
+        )
+
+    def judge(self, names: Sequence[str]) -> str:
+        """`first`: named first. `equal`: named, among others that give the same numbers. Else what went wrong."""
+        answers, found = self.explain(names)
+        if found is None:
+            return "agrees"
+        if not found.named:
+            return "not found"
+        sets = [set(fit.mistakes) for fit in found.named]
+        others = [named for named in sets if named != set(names)]
+        for other in others:
+            if not self.gives(sorted(other), answers):
+                return f"wrongly named: {other}"
+        if set(names) in sets:
+            return "equal" if others else "first"
+        return "equal" if others and all(len(other) < len(names) for other in others) else f"not named: {sets}"
+
+
+# Where more than k features fire in every case, or no more than k: the port is right then.
+MAY_CHANGE_NOTHING = {("before the gate",), ("top k decoded",)}
+
+
+def plant_all(worlds: list[World], groups: list[tuple[str, ...]]) -> dict[tuple[str, ...], list[str]]:
+    return {names: [world.judge(names) for world in worlds] for names in groups}
+
+
+def check(results: dict[tuple[str, ...], list[str]]) -> None:
+    """Print the table, and fail where a mistake was not named as it should be."""
+    for names, outcomes in results.items():
+        summary = ", ".join(f"{outcomes.count(kind)} {kind}" for kind in dict.fromkeys(outcomes))
+        print(f"{' and '.join(names):60} {summary}")
+    right = {"first", "equal"}
+    wrong = {
+        names: outcome
+        for names, outcome in results.items()
+        if set(outcome) - (right | {"agrees"} if names in MAY_CHANGE_NOTHING else right)
+    }
+    assert not wrong

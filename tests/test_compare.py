@@ -65,6 +65,7 @@ def a_case(top: list[tuple[int, float]], n_active: int = 50, **more: Any) -> dic
         "seed": 0,
         "n_active": n_active,
         "n_active_bounds": [n_active, n_active],
+        "gate_ties": [],
         "flags": [],
         "top_4": entries,
         **more,
@@ -109,13 +110,36 @@ def test_the_end_of_the_list_is_open_where_it_ties() -> None:
 
 
 def test_a_feature_at_its_gate_may_come_and_go_anywhere() -> None:
-    case = a_case(FOUR, n_active_bounds=[49, 51], flags=["gate-tie"])
-    assert status(case, a_case([(7, 4.0), (60, 3.5), (3, 3.0), (9, 2.0)], 51)) == ROUNDING
-    assert status(case, a_case([(7, 4.0), (9, 2.0), (1, 1.0), (60, 0.4)], 49)) == ROUNDING
-    assert status(case, a_case([(60, 4.5), (61, 4.4), (7, 4.0), (3, 3.0)], 51)) == DIFFERS
-    short = a_case(FOUR[:2], 2, n_active_bounds=[2, 3], flags=["gate-tie"])
+    case = a_case(FOUR, n_active_bounds=[49, 51], gate_ties=[3, 60], flags=["gate-tie"])
+    came, went = [(7, 4.0), (60, 3.5), (3, 3.0), (9, 2.0)], [(7, 4.0), (9, 2.0), (1, 1.0), (55, 0.4)]
+    assert status(case, a_case(came, 51)) == status(case, a_case(went, 49)) == ROUNDING
+    assert status(case, a_case([(7, 4.0), (60, 3.5), (9, 2.0), (1, 1.0)], 50)) == ROUNDING
+    short = a_case(FOUR[:2], 2, n_active_bounds=[2, 3], gate_ties=[60], flags=["gate-tie"])
     assert status(short, a_case([*FOUR[:2], (60, 0.1)], 3)) == ROUNDING
     assert status(short, a_case(FOUR[:1], 1)) == DIFFERS
+    # but no other does: not the first on the list, nor one that never fires, nor two where one may
+    for wrong, n_active in (
+        ([FOUR[1], FOUR[2], FOUR[3], (55, 0.4)], 49),
+        ([(61, 4.5), *FOUR[:3]], 51),
+        ([(60, 4.5), (61, 4.4), (7, 4.0), (3, 3.0)], 51),
+        ([(7, 4.0), (60, 3.5), (9, 2.0), (55, 0.4)], 50),
+    ):
+        assert status(case, a_case(wrong, n_active)) == DIFFERS, wrong
+    assert status(short, a_case([*FOUR[:2], (61, 0.1)], 3)) == DIFFERS
+    # and none where the reference does not say which they are
+    del case["gate_ties"]
+    assert status(case, a_case(came, 51)) == status(case, a_case(went, 49)) == DIFFERS
+    assert status(case, a_case(FOUR, 49)) == ROUNDING
+
+
+def test_what_float32_cannot_hold_is_no_difference() -> None:
+    first, second = np.float32(47.0), np.nextafter(np.float32(47.0), np.float32(99))  # 3.8e-6 apart
+    case = a_case([(7, float(second)), *FOUR[1:]])
+    verdicts = [
+        compare_case(case, a_case([(7, float(value)), *FOUR[1:]]), "top_4", 100, 1e-6).status
+        for value in (first, first - np.float32(1e-5))
+    ]
+    assert verdicts == [ROUNDING, DIFFERS]
 
 
 def test_short_lists_padding_and_wrong_lengths() -> None:
@@ -127,33 +151,42 @@ def test_short_lists_padding_and_wrong_lengths() -> None:
 
 
 @settings(deadline=None, max_examples=400)
-@given(st.integers(0, 2**32), st.sampled_from([1, 3, 4, 6]), st.sampled_from([1e-4, 3e-4, 1e-3]))
-def test_what_the_tolerance_allows_passes(seed: int, k: int, grain: float) -> None:
-    """Values, gates and gaps on a grid as fine as the tolerance: everything ties. Nudged within it, nothing may fail."""
+@given(
+    st.integers(0, 2**32),
+    st.sampled_from([1, 3, 4, 6]),
+    st.sampled_from([1, 3, 10]),
+    st.sampled_from([(1, 1e-4), (47, 1e-6)]),
+)
+def test_what_the_tolerance_allows_passes(seed: int, k: int, grain: int, scale: tuple[int, float]) -> None:
+    """Values, gates and gaps on a grid as fine as the tolerance: everything ties. Nudged within it, nothing may fail,
+    also where float32, in which the port ranks its values, is coarser than the grid."""
+    base, tolerance = scale
     rng = np.random.default_rng(seed)
     n = 8
-    pre = (rng.integers(-3, 8, n) * grain + 1).astype(np.float32)
-    gate = (rng.integers(-3, 8, n) * grain + 1).astype(np.float32)
-    exact = exact_encode(np.zeros((1, n), np.float32), pre, gate, np.zeros(1, np.float32), k, TOLERANCE)
+    steps = (rng.integers(-3, 8, n) * grain * tolerance).astype(np.float32)
+    gate = (rng.integers(-3, 8, n) * grain * tolerance + base).astype(np.float32)
+    bases = np.full(n, base, np.float32)
+    exact = exact_encode(steps[None], bases, gate, np.ones(1, np.float32), k, tolerance)
     case = {
         "layer": 0,
         "seed": 0,
         "n_active": exact["n_active"],
         "n_active_bounds": list(exact["n_active_bounds"]),
-        "flags": ["rank-tie"] if exact["rank_margin"] is not None and exact["rank_margin"] <= 2 * TOLERANCE else [],
+        **{key: exact[key] for key in ("rank_margin", "gate_ties", "flags")},
         f"top_{k}": [{"index": index, "activation": value} for index, value in exact["top"]],
     }
     for _ in range(8):
-        # a little under the tolerance, so that float32 does not carry it over
-        nudged = pre.astype(np.float64) + rng.choice([-0.99, 0.0, 0.99], n) * TOLERANCE
-        active = sorted((j for j in range(n) if nudged[j] > gate[j]), key=lambda j: (-nudged[j], j))
+        # a little under the tolerance, so that float64 does not carry it over
+        pre = steps.astype(np.float64) + base + rng.choice([-0.99, 0.0, 0.99], n) * tolerance
+        nudged = pre.astype(np.float32)
+        active = sorted((j for j in range(n) if pre[j] > gate[j]), key=lambda j: (-nudged[j], j))
         answer = {
             "layer": 0,
             "seed": 0,
             "n_active": len(active),
             f"top_{k}": [{"index": j, "activation": float(nudged[j])} for j in active[:k]],
         }
-        verdict = compare_case(case, answer, f"top_{k}", n, TOLERANCE)
+        verdict = compare_case(case, answer, f"top_{k}", n, tolerance)
         assert verdict.agrees, (verdict, case, answer)
 
 

@@ -21,7 +21,7 @@ def listing(*entries: str) -> bytes:
 
 
 def test_the_real_list() -> None:
-    files = parse_config(shared("data/curation_config.yaml").read_bytes())
+    files = parse_config(shared("data/curation_config.yaml").read_bytes()).files
     repo = "google/gemma-scope-2b-pt-transcoders"
     assert files == {
         layer: HubFile(repo, None, f"layer_{layer}/width_16k/average_l0_{l0}/params.npz")
@@ -31,7 +31,7 @@ def test_the_real_list() -> None:
 
 
 def test_revisions_and_paths_without_a_layer() -> None:
-    assert parse_config(listing("hf://a/b/x.npz?revision=v1.0", "hf://c/d/e/layer_1.safetensors")) == {
+    assert parse_config(listing("hf://a/b/x.npz?revision=v1.0", "hf://c/d/e/layer_1.safetensors")).files == {
         0: HubFile("a/b", "v1.0", "x.npz"),
         1: HubFile("c/d", None, "e/layer_1.safetensors"),
     }
@@ -47,10 +47,11 @@ BAD = {
     "an escape for the terminal": (b'transcoders: ["hf://a/b/\\x9b31m.npz"]', "lead out"),
     "merges that multiply": (
         b"a0: &a0 {k: v}\n" + b"".join(b"a%d: &a%d {<<: [%s]}\n" % (n, n, b",".join([b"*a%d" % (n - 1)] * 10)) for n in range(1, 9)),
-        "no `transcoders`"),
+        "neither a `transcoders`"),
     "a key twice among many": (b"".join(b"k%d: v\n" % n for n in range(20_000)) + b"k1: v\n", "stands twice"),
     "text": (b"<!DOCTYPE html><p>", "not a mapping"),
-    "no transcoders": (b"model_kind: transcoder_set", "no `transcoders`"),
+    "nothing of use": (b"model_name: gemma", "neither a `transcoders`"),
+    "a kind that is no text": (b"model_kind: [x]", "`model_kind` is a list"),
     "empty list": (b"transcoders: []", "0 entries"),
     "a mapping of them": (b"transcoders: {0: x}", "a mapping, not a list"),
     "one string": (b"transcoders: hf://a/b/c", "a string, not a list"),
@@ -99,7 +100,7 @@ def test_bad_lists_are_refused(text: bytes, message: str) -> None:
 @given(st.one_of(st.binary(max_size=200), st.text(max_size=200).map(str.encode), st.text(max_size=60).map(lambda t: listing(f"hf://{t}"))))
 def test_nothing_but_a_curation_error(text: bytes) -> None:
     try:
-        files = parse_config(text)
+        files = parse_config(text).files or {}
     except CurationError:
         return
     for file in files.values():
@@ -107,4 +108,4 @@ def test_nothing_but_a_curation_error(text: bytes) -> None:
 
 
 def test_generated_lists() -> None:
-    assert [file.path for file in parse_config(config(30)).values()] == [path_of(layer) for layer in range(30)]
+    assert [file.path for file in (parse_config(config(30)).files or {}).values()] == [path_of(layer) for layer in range(30)]

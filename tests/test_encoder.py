@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from independent import exact_encode, float64_encode, nearest_float32
 
 from oracle import encoder
-from oracle.encoder import Encoding, LayerEncoding, NotFiniteError
+from oracle.encoder import Encoding, LayerEncoding, Matrix, NotFiniteError
 
 TOLERANCE = 1e-4
 
@@ -26,12 +28,18 @@ def blocks(w_enc: np.ndarray, rows: int) -> Callable[[], Iterator[np.ndarray]]:
 def encode(
     w_enc: np.ndarray, b_enc: np.ndarray, gate: np.ndarray, residuals: np.ndarray, k: int = 10, rows: int = 5
 ) -> LayerEncoding:
+    """By both orientations of W_enc, which must agree."""
     f32 = [np.asarray(array, np.float32) for array in (w_enc, b_enc, gate, residuals)]
-    return encoder.encode(blocks(f32[0], rows), lambda: (f32[1], f32[2]), f32[3], k=k, tolerance=TOLERANCE)
+    made, other = (
+        encoder.encode(matrix, lambda: (f32[1], f32[2]), f32[3], k=k, tolerance=TOLERANCE)
+        for matrix in (Matrix(blocks(f32[0], rows), False), Matrix(blocks(np.ascontiguousarray(f32[0].T), rows), True))
+    )
+    assert made.encodings == other.encodings
+    return made
 
 
 def summary(encoding: Encoding) -> dict[str, Any]:
-    return {key: getattr(encoding, key) for key in ("n_active", "n_active_bounds", "top", "rank_margin", "gate_margin")}
+    return {key: value for key, value in asdict(encoding).items() if key != "firing"}
 
 
 @settings(deadline=None, max_examples=80)
@@ -125,6 +133,33 @@ def test_a_pre_activation_that_equals_its_gate_is_not_active() -> None:
     assert summary(encoding) == exact_encode(w_enc, b_enc, gate, np.ones(3, np.float32), 10, TOLERANCE)
 
 
+@pytest.mark.parametrize("off", [-1e-7, -(2.0**-75), 0.0, 2.0**-75, 1e-7])
+def test_flags_go_by_the_exact_margins(off: float) -> None:
+    """Both margins are recorded as the limits themselves: what is past the sixth decimal, or float64, decides."""
+    tolerance = Fraction(TOLERANCE)
+    pre = [1 + 2 * tolerance + Fraction(off), Fraction(1), tolerance / 2, -tolerance - Fraction(off)]
+    w_enc = np.array([[float(part) for part in float32_parts(value)] for value in pre], np.float32).T.copy()
+    nothing = np.zeros(4, np.float32)
+    residual = np.ones(len(w_enc), np.float32)
+    rank = encode(w_enc[:, :2], nothing[:2], nothing[:2], residual[None]).encodings[0]
+    assert rank.rank_margin == 2 * TOLERANCE and rank.flags == (["rank-tie"] if off <= 0 else [])
+    gate = encode(w_enc[:, [1, 3]], nothing[:2], nothing[:2], residual[None]).encodings[0]
+    assert gate.gate_margin == TOLERANCE and gate.flags == (["gate-tie"] if off <= 0 else [])
+    whole = encode(w_enc, nothing, nothing, residual[None]).encodings[0]
+    assert whole.gate_ties == ([2, 3] if off < 0 else [2])  # by the whole tolerance up to its gate, and not past it
+    assert summary(whole) == exact_encode(w_enc, nothing, nothing, residual, 10, TOLERANCE)
+
+
+def float32_parts(value: Fraction) -> list[Fraction]:
+    """Eight float32 numbers whose sum is the value, exactly."""
+    parts = []
+    for _ in range(8):
+        parts.append(Fraction(float(np.float32(float(value)))))
+        value -= parts[-1]
+    assert value == 0
+    return parts
+
+
 def test_one_extreme_bias_or_threshold_opens_no_other_feature() -> None:
     arrays = layer_arrays(6, 64, 2000)
     residuals = np.random.default_rng(6).standard_normal((3, 64)).astype(np.float32)
@@ -193,8 +228,6 @@ def test_pre_activations_that_overflow_are_refused() -> None:
 @settings(deadline=None, max_examples=300)
 @given(st.floats(allow_nan=False, min_value=2**-20, max_value=2**40), st.integers(-3, 3))
 def test_rounding_to_float32_is_exact(value: float, nudge: int) -> None:
-    from fractions import Fraction
-
     exact = Fraction(value) + Fraction(nudge, 2**90)
     assert encoder._round_to_float32(exact) == nearest_float32(exact)
     half_way = (Fraction(float(np.float32(value))) + Fraction(float(np.nextafter(np.float32(value), np.float32(np.inf))))) / 2

@@ -5,69 +5,21 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import pytest
-from conftest import CURATION_REPO, fill, layer_arrays, oracle
+from conftest import fill, layer_arrays, oracle
 from hub import Hub
 from independent import float64_encode
-from planting import PLANTS, candidate, make_cache, make_weights
+from planting import PLANTS, World, candidate, check, plant_all
 
-from oracle import compare, explain, mistakes, reference
-from oracle.explain import Explanation
+from oracle import explain, mistakes
+from oracle.compare import compare
 from oracle.residual import residual
 
 SHAPES = ((24, 96), (64, 512), (130, 70))
-
-
-class World:
-    """Synthetic weights in a cache, their reference, and ports of it."""
-
-    def __init__(self, folder: Path, seed: int, shape: tuple[int, int]):
-        self.weights = make_weights(seed, *shape)
-        self.job = reference.Job(CURATION_REPO, layers=(0, 1, 2), cache_dir=make_cache(folder, self.weights), offline=True)
-        self.reference = reference.generate(self.job)
-
-    def explain(self, names: Sequence[str]) -> tuple[dict[str, Any], Explanation | None]:
-        """What a port with these mistakes answers, and its explanation; None where it agrees."""
-        answers = candidate(self.weights, names)
-        return answers, self.explain_answers(answers)
-
-    def explain_answers(self, answers: dict[str, Any]) -> Explanation | None:
-        compared = compare.compare(self.reference, answers)
-        if compared.agrees:
-            return None
-        return explain.explain(self.reference, answers, compared, self.job)
-
-    def gives(self, names: Sequence[str], answers: dict[str, Any]) -> bool:
-        """Whether a port with these mistakes would print the same, but for rounding."""
-        other = candidate(self.weights, names)["test_cases"]
-        return all(
-            (a["layer"], a["seed"], a["n_active"]) == (b["layer"], b["seed"], b["n_active"])
-            and [t["index"] for t in a["top_10"]] == [t["index"] for t in b["top_10"]]
-            and all(abs(s["activation"] - t["activation"]) < 1e-5 for s, t in zip(a["top_10"], b["top_10"]))
-            for a, b in zip(answers["test_cases"], other)
-        )
-
-    def judge(self, names: Sequence[str]) -> str:
-        """`first`: named first. `equal`: named, among others that give the same numbers. Else what went wrong."""
-        answers, found = self.explain(names)
-        if found is None:
-            return "agrees"
-        if not found.named:
-            return "not found"
-        sets = [set(fit.mistakes) for fit in found.named]
-        others = [named for named in sets if named != set(names)]
-        for other in others:
-            if not self.gives(sorted(other), answers):
-                return f"wrongly named: {other}"
-        if set(names) in sets:
-            return "equal" if others else "first"
-        return "equal" if others and all(len(other) < len(names) for other in others) else f"not named: {sets}"
 
 
 def table_names() -> list[str]:
@@ -79,22 +31,9 @@ def test_every_row_is_planted() -> None:
     assert len(table_names()) == len(set(table_names()))
 
 
-def plant_all(worlds: list[World], groups: list[tuple[str, ...]]) -> dict[tuple[str, ...], list[str]]:
-    return {names: [world.judge(names) for world in worlds] for names in groups}
-
-
-def check(results: dict[tuple[str, ...], list[str]]) -> None:
-    """Print the table, and fail where a mistake was not named as it should be."""
-    for names, outcomes in results.items():
-        summary = ", ".join(f"{outcomes.count(kind)} {kind}" for kind in dict.fromkeys(outcomes))
-        print(f"{' and '.join(names):60} {summary}")
-    wrong = {names: outcome for names, outcome in results.items() if set(outcome) - {"first", "equal"}}
-    assert not wrong
-
-
 @pytest.fixture(scope="module")
 def worlds(tmp_path_factory: pytest.TempPathFactory) -> list[World]:
-    return [World(tmp_path_factory.mktemp("world"), 1, shape) for shape in SHAPES]
+    return [World.make(tmp_path_factory.mktemp("world"), 1, shape) for shape in SHAPES]
 
 
 def test_every_mistake_is_named_first(worlds: list[World]) -> None:
@@ -125,7 +64,7 @@ def test_a_right_port_is_never_explained(worlds: list[World]) -> None:
     for world in worlds:
         answers, found = world.explain(())
         assert found is None
-        agreed = compare.compare(world.reference, answers)
+        agreed = compare(world.reference, answers)
         nothing = explain.explain(world.reference, answers, agreed, world.job)
         assert not nothing.named and "nothing to explain" in nothing.known[0]
 
@@ -144,7 +83,7 @@ def judge_pairs(number: int) -> dict[tuple[str, ...], list[str]]:
 @pytest.mark.slow
 def test_over_twenty_seeds(tmp_path_factory: pytest.TempPathFactory) -> None:
     for shape in SHAPES:
-        FORKED[:] = [World(tmp_path_factory.mktemp("world"), seed, shape) for seed in range(20)]
+        FORKED[:] = [World.make(tmp_path_factory.mktemp("world"), seed, shape) for seed in range(20)]
         print(f"d_model, n_features = {shape}")
         assert all(world.explain(())[1] is None for world in FORKED)
         with ProcessPoolExecutor(mp_context=get_context("fork")) as pool:

@@ -172,6 +172,15 @@ def test_several_connections_to_a_server_without_range(filled: Hub, several: Non
     assert len(filled.requests("cdn")) == 1
 
 
+@pytest.mark.parametrize("connections", [1, 4])
+def test_what_is_hashed_is_not_written_again(filled: Hub, several: None, connections: int) -> None:
+    """A server without Range breaks, starts over, and sends other bytes for those that had come."""
+    other = bytes(1_000_000) + CONTENT[1_000_000:]
+    filled.inject(Fault(ignore_range=True, cut_after=1_500_000), Fault(ignore_range=True, body=other))
+    assert fetch(filled, connections=connections).read_bytes() == CONTENT
+    assert len(filled.requests("cdn")) == 2
+
+
 def test_several_connections_see_a_file_change(filled: Hub, several: None) -> None:
     def unnamed(headers: dict[str, str]) -> None:
         for name in ("X-Linked-Etag", "ETag"):
@@ -336,6 +345,23 @@ def test_a_file_system_without_symlinks(filled: Hub) -> None:
     path = Path(ran.stdout.strip())
     assert path.read_bytes() == CONTENT and not path.is_symlink()
     assert fetch(filled) == path
+
+
+@pytest.mark.parametrize("torn", [b"\xff\xfe\x00", b"", b"0" * 40])
+def test_a_torn_ref_is_mended(filled: Hub, torn: bytes) -> None:
+    path = fetch(filled)
+    ref = hf.hf_hub_cache() / "models--org--weights/refs/main"
+    ref.write_bytes(torn)
+    assert hf.try_to_load_from_cache(REPO, PATH) is None
+    assert fetch(filled) == path and ref.read_text() == filled.repos[REPO].refs["main"]
+
+
+def test_a_torn_file_in_a_snapshot_is_mended(filled: Hub) -> None:
+    """A pointer that is a file itself, and was cut off."""
+    path = fetch(filled)
+    path.unlink()
+    path.write_bytes(CONTENT[:1000])
+    assert fetch(filled) == path and path.read_bytes() == CONTENT
 
 
 # --- streams ------------------------------------------------------------------------------------------------------

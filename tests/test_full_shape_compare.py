@@ -20,7 +20,7 @@ import pytest
 from conftest import ROOT, oracle
 from planting import bf16
 
-from oracle import compare
+from oracle.compare import compare
 from oracle.residual import residual
 
 pytestmark = pytest.mark.slow
@@ -118,7 +118,7 @@ def test_float32_ports_raise_no_alarm_over_100_seeds(cache: Path, environment: d
     print(f"{len(reference['test_cases'])} cases, of which {len(flagged)} have a tie")
     assert len(flagged) > 10  # or the rules for ties have not been tried
     for name, cases in candidates.items():
-        verdict = compare.compare(reference, {"test_cases": cases})
+        verdict = compare(reference, {"test_cases": cases})
         assert verdict.largest is not None
         reordered = sum(any("tie stand" in note for note in case.notes) for case in verdict.cases)
         print(f"{name:12} largest difference {verdict.largest.largest:.3g}, {reordered} cases in another order")

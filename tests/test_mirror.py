@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, WEIGHTS_REPO, fill, layer_arrays, npz, oracle, path_of
-from hub import Hub
+from conftest import CURATION_REPO, ROOT, WEIGHTS_REPO, config, fill, layer_arrays, npz, oracle, path_of
+from hub import Fault, Hub
 
 import vendored_hf as hf
+from oracle import mirror, reference
+from oracle.job import Events, Job
+from oracle.source import Source
 
 LAYERS = ["--layers", "0-2", "-o", "-"]
 
@@ -143,6 +146,9 @@ def test_a_folder(tree: Path, expected: dict[str, Any]) -> None:
         assert document(oracle("--mirror", address, *LAYERS, "--stream")) == expected
     assert document(oracle(*LAYERS, environment={"ORACLE_MIRROR": str(tree)})) == expected
     assert document(oracle(*LAYERS, environment={"HF_ENDPOINT": tree.as_uri()})) == expected
+    # a folder needs no network
+    assert document(oracle("--mirror", str(tree), *LAYERS, "--offline", "--stream")) == expected
+    assert document(oracle("--mirror", str(tree), *LAYERS, environment={"HF_HUB_OFFLINE": "1"})) == expected
     assert not hf.hf_hub_cache().exists()  # its files are used where they lie
 
 
@@ -261,6 +267,52 @@ def test_building_is_resumed_and_checked(served: Hub, tmp_path: Path) -> None:
     assert oracle("mirror", str(tmp_path / "tree"), "--check").returncode == 0
 
 
+def push(hub: Hub) -> None:
+    """Somebody changes every file of both repos, the list of layers too."""
+    hub.add(CURATION_REPO, "config.yaml", config(2))
+    for layer in range(3):
+        hub.add(WEIGHTS_REPO, path_of(layer), npz(layer_arrays(90 + layer, 64, 1200)))
+
+
+def test_a_mirror_grows_at_its_own_commits(served: Hub, expected: dict[str, Any], tmp_path: Path) -> None:
+    destination = str(tmp_path / "tree")
+    assert oracle("mirror", destination, "--mirror", served.url, "--layers", "0").returncode == 0
+    push(served)
+    more = oracle("mirror", destination, "--mirror", served.url, "--layers", "all")
+    assert more.returncode == 0 and f"{WEIGHTS_REPO} at main stays at the mirror's commit" in more.stderr
+    assert oracle("mirror", destination, "--check").returncode == 0
+    assert document(oracle("--mirror", destination, *LAYERS)) == expected
+
+
+def test_a_mirror_that_is_built_while_somebody_pushes(served: Hub, expected: dict[str, Any], tmp_path: Path) -> None:
+    job = Job(endpoint=served.url, layers="all")
+    source = Source(job, Events())
+    files = reference.files_of(job, source)
+
+    def on_file(entry: mirror.Entry, kept: bool) -> None:
+        if entry.path == path_of(0):
+            push(served)
+
+    mirror.build(tmp_path / "tree", files, source.fetch, on_file)
+    assert document(oracle("--mirror", str(tmp_path / "tree"), *LAYERS)) == expected
+
+
+def test_a_mirror_of_two_commits_is_found(served: Hub, tree: Path) -> None:
+    listed = json.loads((tree / "manifest.json").read_text())
+    listed["files"][1]["commit"] = "0" * 40
+    (tree / "manifest.json").write_text(json.dumps(listed))
+    checked = oracle("mirror", str(tree), "--check")
+    assert checked.returncode == 4 and f"is of commit {'0' * 40}, but other files of {WEIGHTS_REPO}" in checked.stderr
+    grown = oracle("mirror", str(tree), "--mirror", served.url)
+    assert grown.returncode == 4 and "in another folder" in grown.stderr
+
+
+def test_a_manifest_that_is_out_of_reach_for_now_is_not_taken_for_none(served: Hub) -> None:
+    served.inject(*(Fault(host="hub", status=503, headers={"Retry-After": "0"}) for _ in range(hf.ATTEMPTS)))
+    ran = oracle("--mirror", served.url, "--layers", "0", "-o", "-")
+    assert ran.returncode == 3 and "HTTP 503" in ran.stderr and "manifest.json" in ran.stderr and ran.stdout == ""
+
+
 def test_bad_manifests(tree: Path) -> None:
     outside = {"repo": "a/b", "revision": "main", "path": "x", "commit": None, "size": 1, "sha256": "0" * 64}
     entries = [{**outside, **wrong} for wrong in (
@@ -289,7 +341,9 @@ def test_mirrors_that_are_not_there(served: Hub, tmp_path: Path) -> None:
         ran = oracle("--mirror", address)
         assert ran.returncode == 3 and len(ran.stderr.splitlines()) == 1 and "Traceback" not in ran.stderr
     assert oracle("mirror", str(tmp_path / "empty"), "--check").returncode == 4
-    assert oracle("--stream", "--offline").returncode == 2
+    for server in ([], ["--mirror", served.url]):
+        assert oracle("--stream", "--offline", *server).returncode == 2
+    assert "there is no such folder" in oracle("--offline", "--mirror", "nowhere").stderr
     no_stream = oracle("--stream", environment={"HF_HUB_OFFLINE": "1"})
     assert no_stream.returncode in (2, 3) and "Traceback" not in no_stream.stderr
     unwritable = oracle("mirror", "/proc/nowhere", "--mirror", served.url, "--layers", "0")

@@ -70,9 +70,26 @@ def test_a_redirect_to_another_port_gets_no_token(hub: Hub) -> None:
 
 def test_a_password_in_the_endpoint_is_not_shown(hub: Hub) -> None:
     address = hub.url.replace("http://", "http://user:secretword@")
-    assert "secretword" not in everything(oracle("--mirror", address), oracle("--mirror", address.replace("http:", "ftp:")))
+    bare = oracle("--mirror", address.replace("http://", ""))
+    assert "127.0.0.1" in bare.stderr and bare.returncode == 3
+    others = [oracle("--mirror", other) for other in (address, address.replace("http:", "ftp:"))]
+    assert "secretword" not in everything(bare, *others)
+    # a server that does not say how long its files are
+    fill(hub)
+    hub.alter = lambda headers: headers.pop("X-Linked-Size", None) and None
+    unknown = oracle("--mirror", address, "--layers", "0", "--stream")
+    assert "does not say how long" in unknown.stderr and "secretword" not in unknown.stderr, unknown.stderr
+    hub.alter = None
     refused = oracle("--mirror", "http://user:secretword@127.0.0.1:9")
     assert refused.returncode == 3 and "secretword" not in refused.stderr and "127.0.0.1:9" in refused.stderr
+
+
+def test_a_server_s_words_do_not_reach_the_terminal_as_control_characters(hub: Hub) -> None:
+    said = {"X-Error-Message": "\x1b]0;owned\x07\x9b2J no"}
+    hub.inject(Fault(host="hub", method="HEAD", status=400, headers=said))
+    with pytest.raises(hf.HfHubHTTPError, match="owned.* no") as raised:
+        hf.hf_hub_download("org/weights", "a.npz", endpoint=hub.url)
+    assert str(raised.value).isprintable()
 
 
 def test_plain_http_to_elsewhere_with_a_token_warns(caplog: pytest.LogCaptureFixture) -> None:

@@ -220,6 +220,29 @@ def test_wrong_bytes_are_refused(filled: Hub) -> None:
     assert Path(fetch(filled)).read_bytes() == BIG
 
 
+def test_a_small_file_is_held_to_git_s_hash(filled: Hub) -> None:
+    filled.inject(Fault(host="hub", body=SMALL[::-1]))
+    with pytest.raises(hf.ConsistencyError, match="git's sha1"):
+        fetch(filled, "config.yaml")
+    blobs = hf.hf_hub_cache() / "models--org--weights/blobs"
+    assert not list(blobs.iterdir()) and hf.try_to_load_from_cache(REPO, "config.yaml") is None
+    # what another process left is no better, and is fetched again
+    etag = filled.repos[REPO].commits[filled.repos[REPO].refs["main"]]["config.yaml"].etag
+    (blobs / f"{etag}.parts.incomplete").write_bytes(SMALL[::-1] + b"\1")
+    assert Path(fetch(filled, "config.yaml")).read_bytes() == SMALL
+
+
+def test_a_size_that_is_told_takes_no_room_before_bytes_come(filled: Hub) -> None:
+    def boast(headers: dict[str, str]) -> None:
+        headers["X-Linked-Size"] = "900000000000"
+
+    filled.inject(Fault(host="hub", method="HEAD", alter=boast), Fault(host="hub", status=404))
+    with pytest.raises(hf.HfHubHTTPError):
+        fetch(filled)
+    assert sum(path.stat().st_size for path in hf.hf_hub_cache().rglob("*.incomplete")) < 1 << 20
+    assert Path(fetch(filled)).read_bytes() == BIG
+
+
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
 def test_passing_errors_are_waited_out(filled: Hub, status: int) -> None:
     for _ in range(2):

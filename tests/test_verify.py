@@ -76,11 +76,18 @@ def edit_residual(reference: dict[str, Any]) -> None:
     reference["test_cases"][4]["residual"][63] += 1e-7
 
 
+def edit_ties(reference: dict[str, Any]) -> None:
+    case = reference["test_cases"][4]
+    case["n_active_bounds"][1] += 1
+    case["gate_ties"] = sorted([*case["gate_ties"], *({0, 1} - set(case["gate_ties"]))][: len(case["gate_ties"]) + 1])
+
+
 EDITS = {
     "n_active": (edit_number("n_active", lambda n: n + 1), "wrong numbers (n_active)"),
     "a margin": (edit_number("gate_margin", lambda m: m + 1e-6), "wrong numbers (gate_margin)"),
     "flags": (edit_number("flags", lambda f: [*f, "rank-tie"]), "wrong numbers (flags)"),
-    "bounds": (edit_number("n_active_bounds", lambda b: [b[0] - 1, b[1]]), "wrong numbers (n_active_bounds)"),
+    "bounds": (edit_number("n_active_bounds", lambda b: [b[0] - 1, b[1] - 1]), "wrong numbers (n_active_bounds)"),
+    "gate ties": (edit_ties, "wrong numbers (n_active_bounds, gate_ties)"),
     "the last bit of an activation": (edit_activation, "wrong numbers (top_10)"),
     "an index": (edit_index, "wrong numbers (top_10)"),
     "a residual": (edit_residual, "wrong residual"),
@@ -101,11 +108,26 @@ def test_edited_references_are_told_apart(demo_folder: Path, name: str) -> None:
     assert "8 of 9 cases" in ran.stderr and "DISAGREES" in ran.stderr
 
 
+def test_a_reference_without_gate_ties_is_an_older_one(demo_folder: Path) -> None:
+    reference = reference_of(demo_folder)
+    for case in reference["test_cases"]:
+        del case["gate_ties"]
+    ran = run(demo_folder, reference)
+    assert ran.returncode == 0 and ran.stderr.count(": same") == 9
+
+
 def test_a_wrong_sha256(demo_folder: Path) -> None:
     reference = reference_of(demo_folder)
     reference["layers"][1]["sha256"] = "0" * 64
     ran = run(demo_folder, reference)
     assert ran.returncode == 1 and "layer 12: wrong sha256" in ran.stderr and "9 of 9 cases" in ran.stderr
+
+
+def test_an_edited_formula(demo_folder: Path) -> None:
+    reference = reference_of(demo_folder)
+    reference["encoder_formula"] = "ReLU(W_enc.T @ residual + b_enc)"
+    ran = run(demo_folder, reference)
+    assert ran.returncode == 1 and "wrong encoder_formula: 'ReLU(W_enc.T" in ran.stderr and "9 of 9 cases" in ran.stderr
 
 
 def other_weights(demo_folder: Path, tmp_path: Path, content: bytes) -> Path:
@@ -150,13 +172,23 @@ def put(value: Any, *path: Any) -> Callable[[dict[str, Any]], None]:
     return edit
 
 
+def repeat_layer(reference: dict[str, Any]) -> None:
+    reference["layers"].append({**reference["layers"][0], "sha256": "0" * 64})
+
+
 BROKEN = {
     "no d_model": (drop("d_model"), "d_model is missing"),
     "d_model a text": (put("64", "d_model"), "d_model is '64'"),
+    "a huge d_model": (put(10**12, "d_model"), "d_model is 1000000000000, not a whole number from 1 to 16777216"),
+    "huge n_features": (put(2**40, "n_features_per_layer"), "n_features_per_layer is 1099511627776, not"),
     "no layers": (drop("layers"), "layers is missing"),
+    "a layer twice": (repeat_layer, "layers[3] is layer 0, which is there already"),
     "a layer that is not listed": (drop("layers", 1), "which `layers` does not list"),
     "a path out of the repo": (put("../../../etc/passwd.npz", "layers", 0, "path"), "cannot be"),
     "format version": (put(2, "format_version"), "format_version is 2"),
+    "an edited generator": (put(0.7, "residual_generator", "sqrt_half"), "not the record of its name"),
+    "no format version": (drop("format_version"), "format_version is missing from a reference of ours"),
+    "no stream": (drop("test_cases", 2, "stream"), "test_cases[2].stream is missing"),
     "another generator": (
         put("mt19937", "residual_generator", "name"),
         "'mt19937' version 1; pcg32-polar-f32 version 1 is known",
@@ -168,6 +200,9 @@ BROKEN = {
     "an index past the features": (put(512, "test_cases", 2, "top_10", 0, "index"), "past the 512 features"),
     "no fingerprint": (drop("test_cases", 2, "residual_fingerprint"), "residual_fingerprint is missing"),
     "bounds": (put([1], "test_cases", 2, "n_active_bounds"), "n_active_bounds is not two numbers"),
+    "gate ties of another number": (put([3, 7], "test_cases", 2, "gate_ties"), "gate_ties is 2 long"),
+    "gate ties past the features": (put([512], "test_cases", 2, "gate_ties"), "indices of the 512 features"),
+    "a gate tie twice": (put([7, 7], "test_cases", 2, "gate_ties"), "not ascending indices"),
     "flags": (put([1], "test_cases", 2, "flags"), "flags is not a list of texts"),
     "another schema": (put("PltBundle", "schema"), "schema is PltBundle"),
 }
@@ -252,6 +287,25 @@ def as_torch_writes(shift: float = 0.0) -> dict[str, Any]:
         "n_features_per_layer": 96,
         "test_cases": cases,
     }
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("stream", "0", "stream is '0'"),
+        ("flags", 5, "flags is 5, not a list"),
+        ("n_active_bounds", [7], "n_active_bounds is not two numbers"),
+        ("gate_ties", [7], "n_active_bounds is missing"),
+        ("rank_margin", "small", "rank_margin is 'small'"),
+        ("schema", ["GemmaScopeNpz"], "schema is a list, not a text"),
+    ],
+)
+def test_what_torch_did_not_write_is_checked_where_it_is(tmp_path: Path, key: str, value: Any, message: str) -> None:
+    reference = as_torch_writes()
+    (reference if key in reference else reference["test_cases"][1])[key] = value
+    (tmp_path / "torch.json").write_text(json.dumps(reference))
+    ran = oracle("compare", str(tmp_path / "torch.json"), str(tmp_path / "torch.json"))
+    assert ran.returncode == 4 and message in ran.stderr and len(ran.stderr.splitlines()) == 1, ran.stderr
 
 
 @pytest.mark.parametrize("shift, code, status", [(0.0, 0, "same"), (3e-5, 0, "rounding"), (3e-4, 1, "differs")])

@@ -13,8 +13,12 @@ from conftest import layer_arrays, npz, shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oracle.schemas import GEMMA_SCOPE_NPZ, open_layer
-from oracle.weights import Npz, WeightsError
+from oracle.layers import open_layer
+from oracle.npz import Npz
+from oracle.schemas import by_name
+from oracle.weights import WeightsError
+
+GEMMA_SCOPE_NPZ = by_name("GemmaScopeNpz")
 
 
 def open_npz(content: bytes) -> Npz:
@@ -43,8 +47,8 @@ class Forwards(io.BytesIO):
 
 def encoder_of(content: bytes, reader: type[io.BytesIO] = io.BytesIO) -> np.ndarray:
     """Everything that a run reads of a file, in the order of a run."""
-    layer = open_layer(GEMMA_SCOPE_NPZ, reader(content), "params.npz")
-    w_enc = [block.flatten() for block in layer.w_enc_blocks()]
+    layer = open_layer(GEMMA_SCOPE_NPZ, 0, reader(content), "params.npz", "params.npz")
+    w_enc = [block.flatten() for block in layer.w_enc.blocks()]
     return np.concatenate([layer.b_enc, layer.gate, *w_enc])
 
 
@@ -113,7 +117,7 @@ def test_any_seekable_reader_will_do() -> None:
 def test_negative_thresholds_gate_at_zero() -> None:
     arrays = layer_arrays(0)
     arrays["threshold"][:5] = [-1, -0.5, -0.0, 0.0, 2]
-    layer = open_layer(GEMMA_SCOPE_NPZ, io.BytesIO(npz(arrays)), "params.npz")
+    layer = open_layer(GEMMA_SCOPE_NPZ, 0, io.BytesIO(npz(arrays)), "params.npz", "params.npz")
     assert layer.gate[:5].tolist() == [0, 0, 0, 0, 2]
 
 
@@ -126,8 +130,8 @@ def test_the_decoder_s_data_is_not_read() -> None:
             return super().readinto(view)
 
     arrays = layer_arrays(0, 64, 4096)
-    layer = open_layer(GEMMA_SCOPE_NPZ, Counting(npz(arrays)), "params.npz")
-    for _ in layer.w_enc_blocks():
+    layer = open_layer(GEMMA_SCOPE_NPZ, 0, Counting(npz(arrays)), "params.npz", "params.npz")
+    for _ in layer.w_enc.blocks():
         pass
     assert Counting.count < arrays["W_enc"].nbytes + 100_000
 

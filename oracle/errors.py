@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""Whose affair an error is, and the exit code that says so."""
+
+from __future__ import annotations
+
+import vendored_hf
+
+DONE, DISAGREE, USAGE, SOURCE, DATA, OURS, INTERRUPTED = 0, 1, 2, 3, 4, 70, 130
+
+
+class BadData(Exception):
+    """A file is damaged, or is not what it should be."""
+
+
+class BadUse(Exception):
+    """What was asked for cannot be, on this machine or at all."""
+
+
+class LayersFailed(Exception):
+    """Layers that other processes were to encode: what each of them failed of. `code` is the exit code."""
+
+    def __init__(self, message: str, code: int):
+        super().__init__(message)
+        self.code = code
+
+
+def exit_code(error: BaseException) -> int:
+    """The exit code of an error: of one that a user can do something about, or a mistake of ours."""
+    if isinstance(error, LayersFailed):
+        return error.code
+    if isinstance(error, (BadData, vendored_hf.ConsistencyError)):
+        return DATA
+    if isinstance(error, (BadUse, vendored_hf.HFValidationError)):
+        return USAGE
+    if isinstance(error, (OSError, vendored_hf.EntryNotFoundError)):
+        return SOURCE
+    return OURS
+
+
+def one_line(error: BaseException) -> str:
+    """An error as a person reads it."""
+    text = " ".join(str(error).split())
+    if exit_code(error) == OURS:
+        text = f"a mistake in oracle, please report it with what --debug shows: {type(error).__name__}: {text}"
+    if isinstance(error, vendored_hf.LocalEntryNotFoundError):
+        text += "; ways on: a filled cache with --offline (HF_HUB_OFFLINE=1), a mirror with --mirror URL, or `python -m oracle demo`"
+    return text
