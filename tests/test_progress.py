@@ -252,9 +252,9 @@ def test_lines_where_there_is_no_terminal(tmp_path: Path) -> None:
         lines, streamed = (run.result() for run in running)
     meanwhile = [line for line in lines if line.startswith("fetching ")]
     assert 2 <= len(meanwhile) <= 5 and len(lines) == len(meanwhile) + 6
-    assert re.fullmatch(rf"fetching {path_of(0)}: \d\.\d/1\.1 MB, \d+\.\d kB/s, 0:0\d left", meanwhile[-1])
-    assert lines[0].startswith("fetched config.yaml (") and lines[-5].startswith(f"fetched {path_of(0)} (1.1 MB in 1.")
-    assert re.match(r"layers: 0/1 [\d.]+ [kM]B, [\d.]+ kB/s$", streamed[0])
+    assert re.fullmatch(rf"fetching {path_of(0)}: \d\.\d/1\.1 MB, \d+\.\d [kM]B/s, 0:0\d left", meanwhile[-1])
+    assert lines[0].startswith("fetched config.yaml (") and lines[-5].startswith(f"fetched {path_of(0)} (1.1 MB in ")
+    assert re.match(r"layers: 0/1 [\d.]+ [kM]B, [\d.]+ [kM]B/s$", streamed[0])
 
 
 def test_a_closed_standard_error(hub: Hub, tmp_path: Path) -> None:
