@@ -11,7 +11,9 @@ of the runs that stood side by side.
 With --hub it serves the same files from a Hub on loopback that gives each connection 25 MB/s after 50 ms, and
 measures cold: one connection against four, the whole job against huggingface_hub's downloads, and --stream's bytes.
 
-With --scaling it runs our job with more layers, more seeds and more workers (tests/scaling.py).
+With --scaling layers,seeds,workers,dask it runs our job with more of these (tests/scaling.py).
+
+With --llama it runs one layer of a Llama PLT, 1 GiB, in turn with a floor of its own (tests/llama.py).
 
 With --settling it runs the main job in turn with itself where float64 has the last word, and nothing is settled.
 """
@@ -19,6 +21,7 @@ With --settling it runs the main job in turn with itself where float64 has the l
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import os
 import shutil
@@ -29,6 +32,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import llama
 import scaling
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -131,19 +135,32 @@ def serve(folder: str) -> None:
             hub.seen.clear()
 
 
+class Served:
+    """The bench's files on a Hub in a process of its own: its `url`, and the bytes that it `sent` since it was asked."""
+
+    def __init__(self, folder: str):
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, "serve", folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.url = self._line()
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+    def sent(self) -> int:
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return int(self._line())
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
 def measure_hub(folder: str, runs: int) -> None:
-    server = subprocess.Popen(
-        [sys.executable, __file__, "serve", folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert server.stdin is not None and server.stdout is not None
-    url = server.stdout.readline().strip()
-
-    def sent() -> int:
-        assert server.stdin is not None and server.stdout is not None
-        server.stdin.write("\n")
-        server.stdin.flush()
-        return int(server.stdout.readline())
-
+    served = Served(folder)
     fetch = f"import sys, vendored_hf; vendored_hf.hf_hub_download({WEIGHTS_REPO!r}, {path_of(0)!r}, connections=int(sys.argv[1]))"
     theirs = (
         f"from huggingface_hub import hf_hub_download; hf_hub_download({CURATION_REPO!r}, 'config.yaml')\n"
@@ -161,12 +178,11 @@ def measure_hub(folder: str, runs: int) -> None:
         for name, command in jobs.items():
             with tempfile.TemporaryDirectory() as scratch:
                 environment = {
-                    **os.environ, "HF_HUB_CACHE": os.path.join(scratch, "cache"), "HF_ENDPOINT": url, "PYTHONPATH": str(ROOT),
+                    **os.environ, "HF_HUB_CACHE": os.path.join(scratch, "cache"), "HF_ENDPOINT": served.url, "PYTHONPATH": str(ROOT),
                     "HF_HUB_OFFLINE": "", "NO_PROXY": "127.0.0.1,127.0.0.2", "HF_HUB_DISABLE_TELEMETRY": "1",
                 }
-                figures[name].append((*measure(command, environment, scratch), sent()))
-    server.kill()
-    server.wait()
+                figures[name].append((*measure(command, environment, scratch), served.sent()))
+    served.close()
     print(f"\n{'median of ' + str(runs):24} {'wall s':>8} {'peak MiB':>9} {'MB sent':>9}")
     medians = {name: [statistics.median(column) for column in zip(*rows)] for name, rows in figures.items()}
     for name, (seconds, mebibytes, n_bytes) in medians.items():
@@ -188,6 +204,24 @@ def measure(command: list[str], environment: dict[str, str], folder: str) -> tup
     if status:
         raise SystemExit(f"{command} failed:\n{errors.decode()}")
     return seconds, usage.ru_maxrss / 1024
+
+
+def measure_llama(cache: Path, environment: dict[str, str], runs: int) -> None:
+    weights = cache / f"models--{llama.REPO.replace('/', '--')}" / "snapshots" / COMMIT / llama.FILE
+    if not weights.exists():
+        print(f"making 1 GiB of weights in {cache} ...", file=sys.stderr)
+        subprocess.run([sys.executable, __file__, "make-llama", str(cache)], check=True)
+    llama.show(measure, environment, str(weights), runs)
+
+
+def make_llama(cache: Path) -> None:
+    cache.mkdir(parents=True, exist_ok=True)
+    config = cache / "config.yaml.tmp"
+    config.write_text("model_name: meta-llama/Llama-3.2-1B\nmodel_kind: transcoder_set\n")
+    add(cache, llama.REPO, "config.yaml", config)
+    made = cache / llama.FILE
+    llama.make(made)
+    add(cache, llama.REPO, llama.FILE, made)
 
 
 def unsettled(arguments: list[str]) -> int:
@@ -228,19 +262,31 @@ def main() -> None:
     parser.add_argument("--hub", action="store_true", help="measure downloads from a Hub on loopback too")
     parser.add_argument("--hub-runs", type=int, default=3)
     parser.add_argument("--settling", action="store_true", help="measure what exact settling costs, and nothing else")
-    parser.add_argument("--scaling", action="store_true", help="measure more layers, seeds and workers, and nothing else")
+    parser.add_argument("--scaling", metavar="WHAT", help="measure more of `layers,seeds,workers,dask` or some of these, and nothing else")
+    parser.add_argument("--llama", action="store_true", help="measure a layer of 131,072 features, and nothing else")
     options = parser.parse_args()
     cache = Path(options.folder) / "hub"
+    environment = {
+        **os.environ, "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "HF_ENDPOINT": ""
+    }
+    if options.llama:
+        measure_llama(cache, environment, options.runs)
+        return
     weights = cache / f"models--{WEIGHTS_REPO.replace('/', '--')}" / "snapshots" / COMMIT
     if not all((weights / path_of(layer)).exists() for layer in LAYERS):
         print(f"making 900 MB of weights in {options.folder} ...", file=sys.stderr)
         subprocess.run([sys.executable, __file__, "make", options.folder], check=True)
-    environment = {
-        **os.environ, "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "HF_ENDPOINT": ""
-    }
     if options.scaling:
         scaling.link_layers(weights, path_of, LAYERS)
-        scaling.show(measure, environment, options.runs)
+        if "layers" in options.scaling:
+            scaling.show_layers(measure, environment, options.runs)
+        if "seeds" in options.scaling:
+            scaling.show_seeds(measure, environment, options.runs)
+        if "workers" in options.scaling:
+            scaling.show_workers(environment)
+        if "dask" in options.scaling:
+            with contextlib.closing(Served(options.folder)) as served:
+                scaling.show_dask(environment, max(1, options.runs // 3), served.url)
         return
     if options.settling:
         with tempfile.TemporaryDirectory() as scratch:
@@ -274,6 +320,8 @@ def main() -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["make"]:
         make(sys.argv[2])
+    elif sys.argv[1:2] == ["make-llama"]:
+        make_llama(Path(sys.argv[2]))
     elif sys.argv[1:2] == ["serve"]:
         serve(sys.argv[2])
     elif sys.argv[1:2] == ["unsettled"]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""What more work costs: more layers, more seeds, more processes. `tests/bench.py --scaling` prints it.
+"""What more work costs: more layers, more seeds, more processes, more machines. `tests/bench.py --scaling` prints it.
 
 The 26 layers are the bench's three weight files under 26 names, so that 906 MB do for 7.9 GB.
 """
@@ -18,6 +18,7 @@ from pathlib import Path
 
 LAYERS = (1, 3, 9, 26)
 SEEDS = (3, 30, 300)
+DASK_LAYERS = 6
 Measure = Callable[[list[str], dict[str, str], str], tuple[float, float]]
 
 
@@ -38,6 +39,13 @@ def command(layers: int, seeds: int = 3, *options: str) -> list[str]:
 def measure_layers(measure: Measure, environment: dict[str, str], runs: int) -> dict[int, tuple[float, float]]:
     """Wall seconds and peak MiB by the number of layers, medians of runs in turn."""
     return _medians(measure, environment, runs, {n: command(n) for n in LAYERS})
+
+
+def of_a_line(figures: dict[int, tuple[float, float]]) -> list[float]:
+    """The seconds of each over those on a straight line from the first to the last."""
+    (first, first_s), *_, (last, last_s) = ((n, seconds) for n, (seconds, _) in figures.items())
+    each = (last_s - first_s) / (last - first)
+    return [seconds / (first_s + each * (n - first)) for n, (seconds, _) in figures.items()]
 
 
 def measure_seeds(measure: Measure, environment: dict[str, str], runs: int) -> dict[int, tuple[float, float]]:
@@ -78,6 +86,27 @@ def measure_workers(environment: dict[str, str], counts: tuple[int, ...] = (1, 2
     return figures
 
 
+def measure_dask(url: str, environment: dict[str, str], runs: int) -> dict[int, float]:
+    """Wall seconds of a streamed run by the number of Dask workers, medians of runs in turn; `url` is that of a Hub."""
+    from cluster import Cluster
+
+    seconds: dict[int, list[float]] = {1: [], 2: []}
+    with tempfile.TemporaryDirectory() as scratch:
+        for run in range(runs):
+            for n_workers, took in seconds.items():
+                folder = Path(scratch) / f"{run}-{n_workers}"
+                folder.mkdir()
+                cluster = Cluster(folder, n_workers)
+                try:
+                    arguments = command(DASK_LAYERS, 3, "--quiet", "--stream", "--mirror", url, "--dask", cluster.address)
+                    began = time.perf_counter()
+                    subprocess.run(arguments, env={**environment, "HF_HUB_OFFLINE": ""}, cwd=scratch, check=True)
+                    took.append(time.perf_counter() - began)
+                finally:
+                    cluster.close()
+    return {n_workers: statistics.median(took) for n_workers, took in seconds.items()}
+
+
 def _watch(process: subprocess.Popen[bytes], peak: list[float]) -> None:
     """The largest sum of the memory that a session's processes have to themselves, and of what they share once."""
     while process.poll() is None:
@@ -109,16 +138,31 @@ def _proportional(pid: int) -> int:
     return 0
 
 
-def show(measure: Measure, environment: dict[str, str], runs: int) -> None:
-    by_layers = measure_layers(measure, environment, runs)
-    (first, first_s), *_, (last, last_s) = ((n, seconds) for n, (seconds, _) in by_layers.items())
-    each = (last_s - first_s) / (last - first)
+def show_layers(measure: Measure, environment: dict[str, str], runs: int) -> None:
+    figures = measure_layers(measure, environment, runs)
     print(f"{'layers':>8} {'wall s':>8} {'peak MiB':>9} {'of a line':>10}")
-    for n, (seconds, mebibytes) in by_layers.items():
-        print(f"{n:8} {seconds:8.2f} {mebibytes:9.1f} {seconds / (first_s + each * (n - first)):9.2f}x")
-    print(f"{'seeds':>8} {'wall s':>8} {'peak MiB':>9} {'ms a seed':>10}")
+    for (n, (seconds, mebibytes)), ratio in zip(figures.items(), of_a_line(figures)):
+        print(f"{n:8} {seconds:8.2f} {mebibytes:9.1f} {ratio:10.2f}")
+
+
+def show_seeds(measure: Measure, environment: dict[str, str], runs: int) -> None:
+    print(f"{'seeds':>8} {'wall s':>8} {'peak MiB':>9} {'ms a seed':>10} {'JSON MiB':>9}")
     for n, (seconds, mebibytes) in measure_seeds(measure, environment, runs).items():
-        print(f"{n:8} {seconds:8.2f} {mebibytes:9.1f} {1000 * seconds / n:10.1f}")
+        with tempfile.TemporaryDirectory() as scratch:
+            measure(command(1, n), environment, scratch)
+            size = os.path.getsize(os.path.join(scratch, "reference.json")) / 2**20
+        print(f"{n:8} {seconds:8.2f} {mebibytes:9.1f} {1000 * seconds / n:10.1f} {size:9.1f}")
+
+
+def show_workers(environment: dict[str, str]) -> None:
     print(f"{'workers':>8} {'wall s':>8} {'MiB in all':>10}")
     for n, (seconds, mebibytes) in measure_workers(environment).items():
         print(f"{n:8} {seconds:8.2f} {mebibytes:10.0f}")
+
+
+def show_dask(environment: dict[str, str], runs: int, url: str) -> None:
+    figures = measure_dask(url, environment, runs)
+    print(f"{DASK_LAYERS} layers streamed from a Hub that gives each connection 25 MB/s")
+    print(f"{'Dask':>8} {'wall s':>8} {'throughput':>11}")
+    for n, seconds in figures.items():
+        print(f"{n:8} {seconds:8.2f} {figures[1] / seconds:10.2f}x")
