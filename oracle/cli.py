@@ -283,16 +283,15 @@ def _demo(options: argparse.Namespace) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from oracle import demo
 
-    made = demo.make(options.folder)
+    made = demo.make(options.folder, options.schema, decode=options.decode)
     if not options.quiet:
         say(f"synthetic weights: {made.n_layers} layers of [{made.d_model}, {made.n_features}] in {made.folder}")
     _run_job(made.job, made.output, omit_residuals=False, quiet=options.quiet)
     if not options.quiet:
-        say("These weights are synthetic: the numbers test a port's arithmetic, they say nothing about Gemma.")
-        say(
-            f"Again, by hand: python -m oracle --offline --cache-dir {shlex.quote(str(made.job.cache_dir))} "
-            f"--repo {made.job.repo}"
-        )
+        say("These weights are synthetic: the numbers test a port's arithmetic, they say nothing about a real model.")
+        command = ["python", "-m", "oracle", "--offline", "--cache-dir", str(made.job.cache_dir), "--repo", made.job.repo]
+        command += [word for path in made.job.paths for word in ("--path", path)] + ["--decode"] * made.job.decode
+        say(f"Again, by hand: {shlex.join(command)}")
     return errors.DONE
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 from typing import Any, NoReturn
 
-from oracle import __version__, actions
+from oracle import __version__, actions, schemas
 from oracle.job import ALL, SAMPLE
 
 MIN_TOLERANCE = 1e-6  # margins are recorded to 6 decimals
@@ -188,6 +188,9 @@ def parsers() -> tuple[argparse.ArgumentParser, list[str]]:
 
     demo = command("demo", "The whole job on small synthetic weights, made on the spot; needs no network.")
     demo.add_argument("--folder", metavar="DIR", help="where to make it (default: a new temporary folder)")
+    names = [schema.name for schema in schemas.SCHEMAS]
+    demo.add_argument("--schema", choices=names, default=names[0], help=f"of which kind ({names[0]})")
+    demo.add_argument("--decode", action="store_true", help="add what the decoder makes of each case")
     demo.add_argument("--quiet", action="store_true", help="print errors alone")
 
     residual = command("residual", "Print one residual, a value a line, or the generator in Rust.")

@@ -21,6 +21,7 @@ from independent import exact_encode
 
 from oracle import demo
 from oracle.compare import DIFFERS, ROUNDING, SAME, compare_case
+from oracle.schemas import SCHEMAS
 
 TOLERANCE = 1e-4
 
@@ -357,7 +358,7 @@ def test_other_weights_explain_nothing(demo_folder: Path, reference: dict[str, A
     cache = tmp_path / "hub"
     shutil.copytree(demo_folder / "hub", cache, symlinks=True)
     target = next(cache.glob("models--*/snapshots/*/layer_12/*/*/params.npz"))
-    content = demo.layer_npz(99)
+    content = next(iter(demo.layer_files(SCHEMAS[0], 99).values()))
     target.unlink()
     target.write_bytes(content)
     candidate = stripped(reference)

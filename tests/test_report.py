@@ -19,11 +19,12 @@ from pages import Page, text_of
 
 from oracle import demo, document, reading, report
 from oracle.compare import compare
+from oracle.schemas import SCHEMAS
 
 HOSTILE = "\"><script>alert(1)</script></title></style><!--' &amp; &lt;b&gt; {0} \u20ac"
 UNPRINTABLE = "a\u0000b\u001b[31m\ud800\u202ec\n]]>"
 WHOLE_PAGE_LIMIT = 400_000
-OFFLINE = "--offline", "--curation-repo", demo.CURATION_REPO
+OFFLINE = "--offline", "--curation-repo", demo.job_repo(SCHEMAS[0])
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -240,6 +241,21 @@ def test_where_it_cannot_be_written_shows_before_the_work(hub: Hub, tmp_path: Pa
     assert ran.returncode == 2 and "cannot be written to" in ran.stderr and not hub.seen
 
 
+@pytest.mark.parametrize("schema", worlds.SCHEMAS)
+def test_demos(schema: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line that a demo says for doing it again does, and what it wrote is right."""
+    monkeypatch.chdir(tmp_path)
+    ran = oracle("demo", "--schema", schema, "--folder", "made", "--decode")
+    assert ran.returncode == 0, ran.stderr
+    output, = Path("made").glob("*.json")
+    made = json.loads(output.read_text())
+    assert made["schema"] == schema and len(made["test_cases"]) == 9
+    command = shlex.split(ran.stderr.splitlines()[-1].removeprefix("Again, by hand: python -m oracle "))
+    again = oracle(*command, "-o", "-")
+    assert again.stdout == output.read_text(), again.stderr
+    assert oracle("verify", str(output), "--offline", "--cache-dir", "made/hub").returncode == 0
+
+
 SIXTH = """
 import sys
 from oracle import cli, schemas
@@ -285,5 +301,7 @@ def test_a_sixth_schema_is_one_row(hub: Hub, tmp_path: Path, monkeypatch: pytest
     check(made, base, [0, 1, 2])
     assert sixth("verify", "stack_stack_reference.json", "--mirror", hub.url).returncode == 0
     assert sixth("mirror", "tree", "--mirror", hub.url, "--repo", "org/stack-of-some", "--decode").returncode == 0
+    assert sixth("demo", "--schema", "Stacked", "--folder", "demo", "--decode").returncode == 0
+    assert json.loads(Path("demo/stack_gemma_reference.json").read_text())["schema"] == "Stacked"
     again = sixth("--mirror", "tree", "--repo", "org/stack-of-some", "--decode", "-o", "-", "--workers", "2")
     assert comparable(parsed(again)) == comparable(made)

@@ -13,6 +13,7 @@ import screens
 from conftest import oracle
 
 from oracle import demo
+from oracle.schemas import SCHEMAS
 
 pytestmark = pytest.mark.skipif(not screens.chromium(), reason="chromium is missing (apt-get install chromium)")
 
@@ -29,7 +30,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
     assert oracle("demo", "--folder", str(folder), "--quiet").returncode == 0
     paths = [folder / "reference.json", folder / "candidate.json"]
-    source = "--offline", "--cache-dir", str(folder / "hub"), "--curation-repo", demo.CURATION_REPO
+    source = "--offline", "--cache-dir", str(folder / "hub"), "--curation-repo", demo.job_repo(SCHEMAS[0])
     assert oracle("--layers", "all", "-o", str(paths[0]), "--quiet", *source).returncode == 0
     reference = json.loads(paths[0].read_text())
     for number, case in enumerate(reference["test_cases"][::3]):

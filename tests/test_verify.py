@@ -17,6 +17,7 @@ from hub import Hub
 from independent import float64_encode
 
 from oracle import demo
+from oracle.schemas import SCHEMAS
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def test_what_generate_writes_verifies(demo_folder: Path) -> None:
 )
 def test_so_do_its_options(demo_folder: Path, options: list[str]) -> None:
     source = ["--offline", "--cache-dir", str(demo_folder / "hub")]
-    written = oracle("-o", "-", "--curation-repo", demo.CURATION_REPO, *source, *options)
+    written = oracle("-o", "-", "--curation-repo", demo.job_repo(SCHEMAS[0]), *source, *options)
     assert written.returncode == 0
     assert run(demo_folder, written.stdout).returncode == 0
 
@@ -140,7 +141,7 @@ def other_weights(demo_folder: Path, tmp_path: Path, content: bytes) -> Path:
 
 
 def test_other_weights(demo_folder: Path, tmp_path: Path) -> None:
-    cache = other_weights(demo_folder, tmp_path, demo.layer_npz(99))
+    cache = other_weights(demo_folder, tmp_path, next(iter(demo.layer_files(SCHEMAS[0], 99).values())))
     ran = run(demo_folder, reference_of(demo_folder), cache=cache)
     assert ran.returncode == 1 and "layer 12: wrong sha256" in ran.stderr and "6 of 9 cases" in ran.stderr
     assert ran.stderr.count("wrong numbers") == 3
