@@ -184,6 +184,11 @@ def weights_repo(reference: Document) -> str:
     return repo
 
 
+def seeds(layer: int, numbers: range) -> list[int]:
+    """The seeds of a layer's residuals by their numbers, as generator_record tells it."""
+    return [SEED_STRIDE * number + layer for number in numbers]
+
+
 def top_key(reference: Document) -> str:
     """The name of the list of the features that fire most."""
     return f"top_{reference.get('top_k', 10)}"

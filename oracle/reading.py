@@ -49,7 +49,7 @@ def read_reference(path: str) -> Document:
     if ours:
         _check_layers(check, document)
         _check_generator(check, document)
-    _check_skipped(check, document)
+        _check_skipped(check, document)
     top = f"top_{check.integer(document, 'top_k', '', low=1)}" if ours else "top_10"
     for case, where in _cases(check, document, top):
         if any(place["index"] >= n_features for place in case[top]):
@@ -132,12 +132,14 @@ def _check_reconstructions(check: _Checker, case: Document, where: str) -> None:
 
 
 def _check_skipped(check: _Checker, document: Document) -> None:
+    known = {record["layer"] for record in document["layers"]}
     for number, record in enumerate(check.items(document, "skipped_seeds", "") if "skipped_seeds" in document else []):
         where = f"skipped_seeds[{number}]"
         if not isinstance(record, dict):
             raise check.error(where, f"{_shown(record)}, not an object")
-        for key in ("layer", "seed"):
-            check.integer(record, key, where)
+        if check.integer(record, "layer", where) not in known:
+            raise check.error(f"{where}.layer", f"{record['layer']}, which `layers` does not list")
+        check.integer(record, "seed", where)
 
 
 def _check_generator(check: _Checker, document: Document) -> None:

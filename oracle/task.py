@@ -60,7 +60,7 @@ def encode_layer(job: Job, schema: Schema, layer: int, opened: Opened, decoder_o
     Raises WeightsError, RobustError, or what the reader raises.
     """
     layer_weights = open_layer(schema, layer, opened.reader, opened.path, opened.where)
-    found = _robust_seeds(job, layer_weights) if job.robust else (_seeds(layer, range(job.n_seeds)), [], Answers())
+    found = _robust_seeds(job, layer_weights) if job.robust else (document.seeds(layer, range(job.n_seeds)), [], Answers())
     seeds, skipped, searched = found
     residuals = _residuals(seeds, layer_weights)
     made = encode_residuals(
@@ -136,10 +136,6 @@ def answers(made: Answers, top: str) -> list[Document]:
     return cases
 
 
-def _seeds(layer: int, numbers: range) -> list[int]:
-    return [document.SEED_STRIDE * number + layer for number in numbers]
-
-
 def _residuals(seeds: list[int], layer_weights: LayerWeights) -> np.ndarray:
     """float32 [n_seeds, d_model]."""
     return np.stack([residual(seed, layer_weights.layer, layer_weights.d_model) for seed in seeds])
@@ -153,8 +149,9 @@ def _robust_seeds(job: Job, layer_weights: LayerWeights) -> tuple[list[int], lis
     searched, number = Answers(), 0
     while len(kept) < job.n_seeds:
         # Each pass over W_enc tries as many as are lacking, and as were passed over: a second pass is often the last.
-        seeds = _seeds(layer_weights.layer, range(number, number + min(job.n_seeds - len(kept) + len(skipped), SEEDS_AT_ONCE)))
-        number += len(seeds)
+        count = min(job.n_seeds - len(kept) + len(skipped), SEEDS_AT_ONCE)
+        seeds = document.seeds(layer_weights.layer, range(number, number + count))
+        number += count
         made = encode_residuals(layer_weights, _residuals(seeds, layer_weights), job.top_k, job.tolerance, None)
         searched.float32_max_abs_error = max(searched.float32_max_abs_error, made.float32_max_abs_error)
         searched.n_settled += made.n_settled
@@ -190,7 +187,7 @@ def _hopeless(
     """Why --robust gives up, with what to do."""
     shown = ", ".join(f"{count} have {flag}" for flag, count in reasons.most_common())
     at_gate = np.median([most - fewest for fewest, most in (record["n_active_bounds"] for record in skipped)])
-    why = f"; of {layer_weights.n_features} features, {at_gate:g} are within {job.tolerance:g} of their gate in half the cases"
+    why = f"; half of them have {at_gate:g} or more of {layer_weights.n_features} features within {job.tolerance:g} of their gate"
     return (
         f"layer {layer_weights.layer}: {n_kept} of {job.n_seeds} cases found, and {MOST_SKIPPED} seeds gave one with a flag: "
         f"{shown}{why if reasons['gate-tie'] else ''}. A smaller --tolerance or --top-k leaves fewer, or leave out --robust"

@@ -61,7 +61,7 @@ def verify(recorded: Document, job: Job, events: Events = Events(), *, by_curati
                 verdicts |= {id(case): _verdict(case, problem) for case in layer.cases}
             else:
                 verdicts |= _verify_layer(recorded, layer, layer_weights, w_dec)
-                problems += _skipped_problems(recorded, layer_weights)
+                problems += _skipped_problems(recorded, layer, layer_weights)
     cases = tuple(verdicts[id(case)] for case in recorded["test_cases"])
     return Verification(cases, tuple(problems), "format_version" in recorded)
 
@@ -95,20 +95,25 @@ def _verify_layer(
     return verdicts
 
 
-def _skipped_problems(recorded: Document, layer_weights: LayerWeights) -> list[str]:
+def _skipped_problems(recorded: Document, layer: RecordedLayer, layer_weights: LayerWeights) -> list[str]:
     """What is wrong with the seeds that the reference says it passed over in this layer."""
-    skipped = [record for record in recorded.get("skipped_seeds", []) if record["layer"] == layer_weights.layer]
-    if not skipped:
+    if "skipped_seeds" not in recorded:
         return []
-    made = task.skipped_records(
-        layer_weights, [record["seed"] for record in skipped], recorded["top_k"], tolerance_of(recorded)
-    )
-    return [
-        f"layer {layer_weights.layer}: skipped seed {ours['seed']}: the weights give flags {ours['flags']}, and its record "
-        "is another"
+    skipped = [record for record in recorded["skipped_seeds"] if record["layer"] == layer.layer]
+    seeds = [record["seed"] for record in skipped]
+    made = task.skipped_records(layer_weights, seeds, recorded["top_k"], tolerance_of(recorded)) if seeds else []
+    problems = [
+        f"skipped seed {ours['seed']}: the weights give flags {ours['flags']}, and its record is another"
         for ours, theirs in zip(made, skipped)
         if ours != theirs or not ours["flags"]
     ]
+    # --robust goes through the seeds one by one: none is passed over without a reason on record.
+    tried = sorted([*seeds, *(case["seed"] for case in layer.cases)])
+    expected = document.seeds(layer.layer, range(len(tried)))
+    untold = next((seed for seed, there in zip(expected, tried) if seed != there), None)
+    if untold is not None:
+        problems.append(f"seed {untold} is neither that of a case nor among skipped_seeds, and {tried[-1]} is")
+    return [f"layer {layer.layer}: {problem}" for problem in problems]
 
 
 def _exact_verdict(made: Document, case: Document, values: np.ndarray, verdict: CaseVerdict) -> CaseVerdict:

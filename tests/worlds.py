@@ -92,9 +92,10 @@ def make(
     threshold: bool = True,
     skip: bool = False,
 ) -> World:
-    """A world of random weights. GemmaScopeNpz and GemmaScope2 always have a threshold."""
+    """A world of random weights. GemmaScopeNpz and GemmaScope2 always have a threshold, GemmaScopeNpz and Sae no W_skip."""
     rng = np.random.default_rng(seed)
     threshold = threshold or schema in ("GemmaScopeNpz", "GemmaScope2")
+    skip = skip and schema not in ("GemmaScopeNpz", "Sae")
     world = World(schema, OWN_REPO, ["--repo", OWN_REPO], n_layers)
 
     def normal(*shape: int, scale: float = 1.0) -> np.ndarray:
