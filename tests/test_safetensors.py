@@ -97,7 +97,7 @@ def test_bad_headers(content: bytes, message: str) -> None:
 
 
 BOMBS = """
-import io, re, sys
+import io, re, sys, zipfile
 sys.path.insert(0, sys.argv[1])
 from oracle.npz import Npz
 from oracle.safetensors import Safetensors
@@ -112,6 +112,26 @@ for header in headers:
         print("read", list(file.in_order())[:2])
     except WeightsError as error:
         assert len(str(error)) < 600
+def npz(header, method, claimed):
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", method) as file:
+        file.writestr("W_enc.npy", b"\\x93NUMPY\\x02\\x00" + claimed.to_bytes(4, "little") + header)
+    return archive.getvalue()
+
+def filled(start, part, end):
+    return start + part * ((64_000 - len(start + end)) // len(part)) + end
+
+good = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1048576, 1048576)}"
+headers = [filled(b"", b"(", b""), filled(b"[", b"0,", b"]"), filled(b"", b"-", b"1"), filled(b"{", b"'a':{},", b"}"), filled(good, b" ", b""),
+           filled(b"{'descr': '", b"x", b"'}"), filled(b"", b"9", b""), filled(b"1", b"**9", b""), filled(b"{'shape': (", b"1,", b")}")]
+for header, claimed in [(header, len(header)) for header in headers] + [(good, 2**31), (good, 2**32 - 1)]:
+    for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        try:
+            file = Npz(io.BytesIO(npz(header, method, claimed)), "bomb")
+            next(iter(file.blocks(file.tensor("W_enc"))))
+            print("read")
+        except WeightsError as error:
+            assert len(str(error)) < 600
 # The process's own peak; getrusage's, after a fork, counts what the tests themselves hold.
 print(int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) // 1024)
 """
