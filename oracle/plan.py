@@ -203,7 +203,10 @@ def _schema(job: Job, source: Source, rows: list[Schema], files: dict[int, HubFi
     layer, first = next(iter(files.items()))
     left = [schema for schema in rows if all(file.path.endswith(schema.suffix) for file in files.values())]
     if not left:
-        odd = next((f.path for f in files.values() if not f.path.endswith(tuple(s.suffix for s in rows))), first.path)
+        known = {suffix: file.path for file in files.values() for suffix in {s.suffix for s in rows} if file.path.endswith(suffix)}
+        if len(known) > 1:
+            raise CurationError(f"{' and '.join(known.values())}: {where} names files of several formats, and a schema has one")
+        odd = next((f.path for f in files.values() if not f.path.endswith(tuple(known))), first.path)
         raise CurationError(
             f"{odd}: no schema that {where} can name has such files; "
             f"{', '.join(f'{s.name} has *{s.suffix}' for s in rows) or 'there is none of that kind'}"
