@@ -10,6 +10,7 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -109,7 +110,8 @@ def layer_files(schema: Schema, layer: int) -> dict[str, bytes]:
 
 def _npz(arrays: dict[str, np.ndarray]) -> bytes:
     archive = io.BytesIO()
-    np.savez(archive, **arrays)
+    members: dict[str, Any] = dict(arrays)  # beside them savez has an argument of another type
+    np.savez(archive, **members)
     return archive.getvalue()
 
 

@@ -7,7 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from oracle.errors import BadUse
+
 CURATION_REPO = "mntss/gemma-scope-transcoders"
+MIN_TOLERANCE = 1e-6  # margins are recorded to 6 decimals
+MAX_SEEDS, MAX_LAYER, MAX_TOP_K, MAX_CONNECTIONS = 10_000, 1_000_000, 1 << 20, 64
 SAMPLE, ALL = "sample", "all"
 Progress = Callable[[int, int], None]
 
@@ -20,7 +24,7 @@ class Job:
     that no config.yaml names. `schema` None is found out. `layers` are numbers, or "all", or "sample": the first, the
     middle one and the last. `weights_revision` holds for entries of a config.yaml that name no revision themselves.
     `robust` passes over seeds whose case has a flag; `decode` adds what the decoder makes of each case.
-    `stream` puts nothing on disk, and fetches of each weight file only what the encoder reads.
+    `stream` puts nothing on disk, and fetches of each weight file only what the encoder reads. Raises BadUse.
     """
 
     repo: str = CURATION_REPO
@@ -39,6 +43,23 @@ class Job:
     offline: bool = False
     stream: bool = False
     connections: int = 4
+
+    def __post_init__(self) -> None:
+        ranges = {
+            "n_seeds": (self.n_seeds, MAX_SEEDS), "top_k": (self.top_k, MAX_TOP_K), "connections": (self.connections, MAX_CONNECTIONS)
+        }  # fmt: skip
+        for name, (value, most) in ranges.items():
+            if type(value) is not int or not 1 <= value <= most:
+                raise BadUse(f"Job: {name} is {value!r}, not a whole number from 1 to {most}")
+        if not MIN_TOLERANCE <= self.tolerance < float("inf"):
+            raise BadUse(f"Job: tolerance is {self.tolerance!r}, not at least {MIN_TOLERANCE:g}: margins are recorded to 6 decimals")
+        if isinstance(self.paths, str):
+            raise BadUse("Job: paths is a text, not a tuple of them")
+        if self.layers in (ALL, SAMPLE):
+            return
+        numbers = self.layers if isinstance(self.layers, tuple) else ()
+        if not numbers or not all(type(layer) is int and 0 <= layer <= MAX_LAYER for layer in numbers):
+            raise BadUse(f"Job: layers is {self.layers!r}, not {ALL!r}, {SAMPLE!r} or a tuple of numbers from 0")
 
 
 @dataclass(frozen=True)

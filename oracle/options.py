@@ -7,14 +7,11 @@ import argparse
 from typing import Any, NoReturn
 
 from oracle import __version__, actions, schemas
-from oracle.job import ALL, SAMPLE
+from oracle.job import ALL, MAX_CONNECTIONS, MAX_LAYER, MAX_SEEDS, MAX_TOP_K, MIN_TOLERANCE, SAMPLE
 
-MIN_TOLERANCE = 1e-6  # margins are recorded to 6 decimals
-MAX_LAYER = 1_000_000
 LAYERS_HELP = '"0,12,25", "0-25", "all", or "sample": the first, the middle one and the last (sample)'
 DEFAULT_REPORT = "report.html"
 MAX_LENGTH = 1 << 24
-MAX_SEEDS = 10_000
 
 DESCRIPTION = """\
 Reference encodings of transcoders for people who port them.
@@ -60,7 +57,7 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         "--offline", action="store_true", help="no requests, as HF_HUB_OFFLINE=1 has it: the cache, or a folder"
     )
     group.add_argument(
-        "--connections", type=integer(1, 64), default=4, metavar="N", help="for each file of 64 MiB or more (4)"
+        "--connections", type=integer(1, MAX_CONNECTIONS), default=4, metavar="N", help="for each file of 64 MiB or more (4)"
     )
     group.add_argument("--quiet", action="store_true", help="print errors alone")
 
@@ -136,7 +133,7 @@ def parsers() -> tuple[argparse.ArgumentParser, list[str]]:
     generate = command("generate", "Write a reference: one JSON with residuals and their encodings.")
     generate.add_argument("--layers", type=layers, default="sample", help=LAYERS_HELP)
     generate.add_argument("--seeds", type=integer(1, MAX_SEEDS), default=3, metavar="N", help="residuals per layer (3)")
-    generate.add_argument("--top-k", type=integer(1, 1 << 20), default=10, metavar="K", help="features per case (10)")
+    generate.add_argument("--top-k", type=integer(1, MAX_TOP_K), default=10, metavar="K", help="features per case (10)")
     generate.add_argument(
         "--tolerance", type=tolerance, default=1e-4, help="what a port may be off by, absolute (1e-4)"
     )
