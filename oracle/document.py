@@ -175,9 +175,14 @@ def _renamed_over(target: str, *, keep: bool) -> Iterator[Path]:
             temporary.unlink()
 
 
+def repo_keys() -> tuple[str, ...]:
+    """What the schemas call the repo of their weights."""
+    return tuple(dict.fromkeys(schema.repo_key for schema in schemas.SCHEMAS))
+
+
 def weights_repo(reference: Document) -> str:
     """The repo of the weights, whatever its key is called. Raises DataError where there is none."""
-    keys = dict.fromkeys(schema.repo_key for schema in schemas.SCHEMAS)
+    keys = repo_keys()
     repo = next((reference[key] for key in keys if key in reference), None)
     if not isinstance(repo, str):
         raise DataError(f"the reference names no repo of its weights: none of {', '.join(keys)}")

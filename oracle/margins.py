@@ -56,7 +56,7 @@ def section(recorded: Document, layers: dict[int, list[Document]]) -> str:
         ),
     )
     return (
-        f'{intro}\n<div class="two">{"".join(drawn)}</div>\n<h3>The fragile cases</h3>\n{_fragile(recorded)}\n'
+        f'{intro}\n<div class="two">{"".join(drawn)}</div>\n<h3>The fragile cases</h3>\n{_fragile(recorded)}\n{_passed(recorded)}'
         f"<h3>All margins</h3>\n{_margin_table(recorded)}"
     )
 
@@ -89,6 +89,23 @@ def _margin_chart(layers: dict[int, list[Document]], name: str, title: str, what
         f"<figure><h3>{title}</h3><figcaption>{what} A diamond, in the shaded part, is a case that may flip: {flag}."
         f"{none}</figcaption>{drawn}</figure>"
     )
+
+
+def _passed(recorded: Document) -> str:
+    """The seeds that --robust passed over, and why."""
+    skipped = recorded.get("skipped_seeds") or []
+    if not skipped:
+        return ""
+    rows = []
+    for record in skipped:
+        margins = (margin_of(record, name) for name in ("rank_margin", "gate_margin"))
+        cells = "".join(f"<td>{markup.NONE if value is None else margin(value)}</td>" for value in margins)
+        flags = escape(", ".join(flags_of(record)))
+        rows.append(f'<tr><th scope="row">{record["layer"]}</th><td>{record["seed"]}</td><td>{flags}</td>{cells}</tr>')
+    head = ("layer", "seed", "passed over for", "rank margin", "gate margin")
+    table = markup.table("Seeds of which no case was made", head, rows)
+    summary = f"{count(len(skipped), 'seed')} passed over"
+    return "<h3>Seeds passed over</h3>\n" + markup.details(summary, table, is_open=len(rows) <= OPEN_AT_MOST) + "\n"
 
 
 def _unrecorded(recorded: Document, tolerance: float) -> str:

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from oracle import charts, differences, margins, markup
+from oracle import charts, differences, margins, markup, outputs
 from oracle.charts import Limit, Mark, Row
 from oracle.compare import Comparison, tolerance_of
-from oracle.document import Document, top_key
+from oracle.document import Document, repo_keys, top_key
 from oracle.margins import anchor, flags_of, margin_of
 from oracle.markup import count, escape, is_number, rough, share
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 OPEN_AT_MOST = 12  # cases whose layers stand open when the page is; of more, those that need a look, if so few
 # What the page says of a reference in places of their own; the table of facts shows the rest by name.
-TOLD = {"weights_repo", "plt_repo", "weights_revision", "curation_repo", "curation_revision"}
+TOLD = {*repo_keys(), "weights_revision", "curation_repo", "curation_revision"}
 
 
 def page(
@@ -45,6 +45,8 @@ def page(
         ("float32", "What float32 costs", _float32(recorded)),
         ("cases", "The features that fire most", _cases(recorded, layers)),
     ]
+    if any("reconstructions" in case for case in recorded["test_cases"]):
+        sections.append(("outputs", "What the decoder makes of them", outputs.section(layers)))
     links = "".join(f'<li><a href="#{key}">{name}</a></li>' for key, name, _ in sections)
     kind = "A candidate against a reference" if compared is not None else "Reference encodings"
     body = [
@@ -61,8 +63,8 @@ def page(
 
 
 def repo_of(record: Document) -> str:
-    """The repo that the weights came from, by either of the names that references have for it."""
-    return str(record.get("weights_repo") or record.get("plt_repo") or "weights of no recorded repo")
+    """The repo that the weights came from, whatever the reference calls its key."""
+    return next((str(record[key]) for key in repo_keys() if record.get(key)), "weights of no recorded repo")
 
 
 def by_layer(recorded: Document) -> dict[int, list[Document]]:
@@ -179,20 +181,21 @@ def _files(recorded: Document) -> str:
         return "<p>This reference does not say which files its weights came from.</p>"
     rows = []
     for record in records:
-        sha256 = record.get("sha256")
-        hashed = (
-            f"sha256 {markup.code(sha256)}" if sha256 else "no sha256: the file was streamed in part, not read whole"
-        )
         elsewhere = ""
         if record.get("repo") or record.get("revision"):
             repo = record.get("repo") or repo_of(recorded)
             elsewhere = f"<small>of {_at(repo, record.get('revision') or recorded.get('weights_revision'))}</small>"
-        rows.append(
-            f'<tr><th scope="row">{record["layer"]}</th>'
-            f"<td>{markup.code(record.get('path'))}{elsewhere}<small>{hashed}</small></td></tr>"
-        )
+        files = _file(record.get("path"), record.get("sha256"))
+        if record.get("decoder_path"):
+            files += _file(record["decoder_path"], record.get("decoder_sha256"))
+        rows.append(f'<tr><th scope="row">{record["layer"]}</th><td>{files}{elsewhere}</td></tr>')
     made = markup.table("The file of each layer in the weights repo", ("layer", "file"), rows, style="files")
     return made if len(records) <= 4 else markup.details(f"The files of {len(records)} layers", made, is_open=False)
+
+
+def _file(path: Any, sha256: Any) -> str:
+    hashed = f"sha256 {markup.code(sha256)}" if sha256 else "no sha256: the file was streamed in part, not read whole"
+    return f"{markup.code(path)}<small>{hashed}</small>"
 
 
 # --- charts over all layers -----------------------------------------------------------------------------------------

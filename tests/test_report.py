@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import worlds
 from conftest import oracle, shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -372,3 +373,37 @@ def test_a_reference_that_contradicts_itself(recorded: dict[str, Any], tmp_path:
         ran = oracle(command, "reference.json", "candidate.json", cwd=tmp_path)
         assert ran.returncode == 4 and "layer 0 seed 200" in ran.stderr and "verify" in ran.stderr
     assert not (tmp_path / "report.html").exists()
+
+
+def test_outputs_decoders_and_seeds_passed_over(tmp_path: Path) -> None:
+    world = worlds.make("CltSplit", n_layers=3, n_features=500, threshold=False, skip=True)
+    tree = world.lay_out(tmp_path / "tree")
+    written = tmp_path / "reference.json"
+    ran = oracle("--mirror", tree, *world.arguments, "--decode", "--robust", "--tolerance", "0.002", "-o", str(written))
+    assert ran.returncode == 0, ran.stderr
+    reference = read(written)
+    page = made_from(tmp_path, reference)
+    assert worlds.OWN_REPO in page.text and "no recorded repo" not in page.text
+    outputs = [
+        (case["seed"], made["target_layer"], made["norm"], made["sum"])
+        for case in reference["test_cases"]
+        for made in case["reconstructions"]
+    ]
+    tables = [page.rows(table) for table in page.root.iter("table")]
+    shown = [(int(seed), int(target), float(norm), float(total)) for table in tables for seed, target, norm, total, _ in _of(table, 5, 3)]
+    assert [row[:2] for row in shown] == [row[:2] for row in outputs] and len(outputs) == 18
+    assert all(pytest.approx(ours[2:], rel=1e-8) == theirs[2:] for ours, theirs in zip(shown, outputs))
+    passed = [(int(layer), int(seed), flags) for table in tables for layer, seed, flags, _, _ in _of(table, 5, None)]
+    assert passed == [(one["layer"], one["seed"], ", ".join(one["flags"])) for one in reference["skipped_seeds"]] and passed
+    for record in reference["layers"]:
+        assert record["decoder_path"] in page.text and record["decoder_sha256"] in page.text
+    # A wrong decoder is a difference that the page shows.
+    candidate = json.loads(json.dumps(reference))
+    candidate["test_cases"][4]["reconstructions"][1]["norm"] += 1.0
+    page = made_from(tmp_path, reference, candidate)
+    assert "the reconstruction of layer 2: norm is" in page.text
+
+
+def _of(table: list[list[str]], columns: int, numbers: int | None) -> list[list[str]]:
+    """The rows of a table of that many columns, of which the third is a number or is none."""
+    return [row for row in table if len(row) == columns and ("-tie" in row[2]) == (numbers is None)]

@@ -12,8 +12,7 @@ import pytest
 import screens
 from conftest import oracle
 
-from oracle import demo
-from oracle.schemas import SCHEMAS
+from oracle import demo, schemas
 
 pytestmark = pytest.mark.skipif(not screens.chromium(), reason="chromium is missing (apt-get install chromium)")
 
@@ -28,10 +27,10 @@ def tab() -> Iterator[screens.Tab]:
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All layers, with fragile cases, long names, and a candidate that is wrong in one way in each layer."""
     folder = tmp_path_factory.mktemp("page")
-    assert oracle("demo", "--folder", str(folder), "--quiet").returncode == 0
+    assert oracle("demo", "--schema", "CltSplit", "--folder", str(folder), "--quiet").returncode == 0
     paths = [folder / "reference.json", folder / "candidate.json"]
-    source = "--offline", "--cache-dir", str(folder / "hub"), "--curation-repo", demo.job_repo(SCHEMAS[0])
-    assert oracle("--layers", "all", "-o", str(paths[0]), "--quiet", *source).returncode == 0
+    source = "--offline", "--cache-dir", str(folder / "hub"), "--curation-repo", demo.job_repo(schemas.by_name("CltSplit"))
+    assert oracle("--layers", "all", "--decode", "-o", str(paths[0]), "--quiet", *source).returncode == 0
     reference = json.loads(paths[0].read_text())
     for number, case in enumerate(reference["test_cases"][::3]):
         entries = case["top_10"]
@@ -45,9 +44,11 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
             case["n_active"] += 1
     paths[1].write_text(json.dumps(reference))
     reference = json.loads(paths[0].read_text())
-    reference["weights_repo"] = "a-long-name-without-a-break-" * 8
+    reference["clt_repo"] = "a-long-name-without-a-break-" * 8
     reference["environment"]["platform"] = "x" * 300
     reference["test_cases"][0]["flags"] = ["a-flag-that-nobody-knows" * 4]
+    passed = {"rank_margin": 0.000012, "gate_margin": 0.000034, "n_active_bounds": [7, 9], "flags": ["rank-tie", "gate-tie"]}
+    reference["skipped_seeds"] = [{"layer": 3, "seed": 103 + 100 * number, **passed} for number in range(20)]
     paths[0].write_text(json.dumps(reference))
     made = folder / "report.html"
     assert oracle("report", *map(str, paths), "-o", str(made), "--quiet").returncode == 0
