@@ -19,6 +19,7 @@ from oracle.encoder import Firing
 GROUP = 32
 UNIT_ROUNDOFF_32 = 2.0**-24
 N_FIRST = 10
+DEVIATIONS = 4  # that chance is given
 _SIGNIFICANT_DIGITS = 3  # of a tolerance
 
 
@@ -39,19 +40,20 @@ class Reconstruction:
 class Sums:
     """Adds up the rows that it is given, [..., d_model] each, in groups of GROUP by their number.
 
-    `values` are sums of a * row, `spread` of (slack * row)^2 and `squares` of (a * row)^2.
+    `values` are sums of a * row and `squares` of (a * row)^2; `spread` of (slack * row)^2, but of rows that may be there
+    or not as a whole, whose |slack * row| add up in `flips`.
     """
 
     def __init__(self, row_shape: tuple[int, ...]):
-        self.values, self.spread, self.squares = (np.zeros(row_shape) for _ in range(3))
+        self.values, self.squares, self.spread, self.flips = (np.zeros(row_shape) for _ in range(4))
         self.count = 0
-        self._waiting: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self._waiting: list[tuple[np.ndarray, ...]] = []
         self._n_waiting = 0
 
-    def add(self, rows: np.ndarray, factors: np.ndarray, slack: np.ndarray) -> None:
-        """float32 rows [n, ..., d_model], float32 factors and float64 slack [n]."""
+    def add(self, rows: np.ndarray, factors: np.ndarray, slack: np.ndarray, flips: np.ndarray) -> None:
+        """float32 rows [n, ..., d_model], float32 factors, float64 slack and bool flips [n]."""
         self.count += len(rows)
-        self._waiting.append((rows.astype(np.float64), factors.astype(np.float64), slack))
+        self._waiting.append((rows.astype(np.float64), factors.astype(np.float64), slack * ~flips, slack * flips))
         self._n_waiting += len(rows)
         if self._n_waiting >= GROUP:
             self._fold(self._n_waiting - self._n_waiting % GROUP)
@@ -61,16 +63,21 @@ class Sums:
         if self._n_waiting:
             lacking = GROUP - self._n_waiting
             nothing = np.zeros(lacking)
-            self._waiting.append((np.zeros((lacking, *self.values.shape)), nothing, nothing))
+            self._waiting.append((np.zeros((lacking, *self.values.shape)), nothing, nothing, nothing))
             self._fold(GROUP)
 
     def _fold(self, n_rows: int) -> None:
-        rows, factors, slack = (np.concatenate(parts) for parts in zip(*self._waiting))
-        self._waiting = [(rows[n_rows:], factors[n_rows:], slack[n_rows:])] if n_rows < len(rows) else []
-        self._n_waiting = len(rows) - n_rows
+        parts = [np.concatenate(part) for part in zip(*self._waiting)]
+        self._waiting = [tuple(part[n_rows:] for part in parts)] if n_rows < len(parts[0]) else []
+        self._n_waiting = len(parts[0]) - n_rows
         along = (slice(None), *[np.newaxis] * self.values.ndim)
-        terms, moves = rows[:n_rows] * factors[:n_rows][along], rows[:n_rows] * slack[:n_rows][along]
-        for total, summands in ((self.values, terms), (self.spread, moves * moves), (self.squares, terms * terms)):
+        rows = parts[0][:n_rows]
+        factors, slack, flips = (part[:n_rows][along] for part in parts[1:])
+        terms, moves = rows * factors, rows * slack
+        sums = [(self.values, terms), (self.squares, terms * terms), (self.spread, moves * moves)]
+        if flips.any():
+            sums.append((self.flips, np.abs(rows * flips)))
+        for total, summands in sums:
             for group in fold(summands.reshape(-1, GROUP, *self.values.shape)):
                 total += group
 
@@ -94,7 +101,8 @@ def decode(rows: Iterable[tuple[np.ndarray, np.ndarray]], firings: list[Firing],
             first, last = np.searchsorted(firing.features, (features[0], features[-1] + 1))
             if first < last:
                 mine = np.searchsorted(features, firing.features[first:last])
-                total.add(block[mine], firing.activations[first:last], firing.slack[first:last])
+                span = slice(first, last)
+                total.add(block[mine], firing.activations[span], firing.slack[span], firing.at_gate[span])
     for total in sums:
         total.close()
     return sums
@@ -114,7 +122,7 @@ def skip(blocks: Iterable[np.ndarray], residuals: np.ndarray, *, by_output: bool
             if by_output:
                 _add_outputs(total, span, block, residual)
             else:
-                total.add(block, residual[span], np.zeros(len(block)))
+                total.add(block, residual[span], np.zeros(len(block)), np.zeros(len(block), bool))
     for total in sums:
         total.close()
     return sums
@@ -132,18 +140,20 @@ def _add_outputs(total: Sums, span: slice, block: np.ndarray, residual: np.ndarr
 def reconstruction(parts: list[Sums], b_dec: np.ndarray | None, target: int | None = None) -> Reconstruction:
     """The sum of the parts, and b_dec where there is one; of parts [n_targets, d_model] that of one target.
 
-    The tolerance is what the slack moves, by chance in either direction, and four times what adding `count` terms up
-    in float32 may, which goes with the square root of their number.
+    The tolerance is what the features at their gates move together, four times what the slack of the others moves by
+    chance in either direction, and four times what adding `count` terms up in float32 may, which goes with the square
+    root of their number.
     """
     chosen = [(sums, slice(None) if target is None or sums.values.ndim == 1 else target) for sums in parts]
     values = sum((sums.values[of] for sums, of in chosen[1:]), start=chosen[0][0].values[chosen[0][1]])
     if b_dec is not None:
         values = values + b_dec
-    spread = sum((sums.spread[of] for sums, of in chosen), start=np.zeros(values.shape))
-    squares = sum((sums.squares[of] for sums, of in chosen), start=np.zeros(values.shape))
+    squares, spread, flips = (
+        sum((getattr(sums, name)[of] for sums, of in chosen), start=np.zeros(values.shape)) for name in ("squares", "spread", "flips")
+    )
     n_terms = 1 + sum(sums.count for sums, _ in chosen)
-    rounding = 4 * UNIT_ROUNDOFF_32 * math.sqrt(n_terms) * (np.abs(values) + np.sqrt(squares))
-    worst = float(np.max(np.sqrt(spread) + rounding))
+    rounding = UNIT_ROUNDOFF_32 * math.sqrt(n_terms) * (np.abs(values) + np.sqrt(squares))
+    worst = float(np.max(flips + DEVIATIONS * (np.sqrt(spread) + rounding)))
     sum_of_squares = math.fsum((values * values).tolist())
     return Reconstruction(
         norm=math.sqrt(sum_of_squares),

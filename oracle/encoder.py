@@ -57,12 +57,14 @@ class Firing:
     """All features that fire, in ascending order: int [n], and their float32 activations [n].
 
     `slack` [n], float64, is how far a correct port's activation may be from this one: the tolerance, and where a
-    feature is at its gate, so that it may fire or not, all of it. Such a feature is here too if it does not fire, with 0.
+    feature is `at_gate`, bool [n], so that it may fire or not, all of it. Such a feature is here too if it does not fire,
+    with 0.
     """
 
     features: np.ndarray
     activations: np.ndarray
     slack: np.ndarray
+    at_gate: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -308,7 +310,7 @@ class _Draft:
             activations[index] = _round_to_float32(value) if active[index] else 0.0
         features = np.flatnonzero(active | at_gate)
         slack = np.where(at_gate, self.gate.astype(np.float64) + 2 * self.tolerance, self.tolerance)
-        return Firing(features, activations[features], slack[features])
+        return Firing(features, activations[features], slack[features], at_gate[features])
 
 
 def _settle(

@@ -7,6 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,8 @@ def one_by_one(summands: np.ndarray) -> np.ndarray:
 
 
 def in_blocks(summands: np.ndarray) -> np.ndarray:
-    return one_by_one(np.stack([one_by_one(summands[start : start + 8]) for start in range(0, len(summands), 8)]))
+    parts = [one_by_one(summands[start : start + 8]) for start in range(0, len(summands), 8)]
+    return one_by_one(np.array(parts, summands.dtype).reshape(len(parts), summands.shape[1]))
 
 
 def smallest_first(summands: np.ndarray) -> np.ndarray:
@@ -158,6 +160,32 @@ def test_ports_in_any_order_pass_and_wrong_ones_do_not(schema: str, tmp_path: Pa
         assert compared(off(key, 0.0))[0] == 0
         code, said = compared(off(key, 30.0))
         assert code == 1 and "the reconstruction of layer" in said, key
+
+
+@pytest.mark.parametrize("schema", worlds.SCHEMAS)
+def test_ports_that_are_off_by_the_tolerance_pass(schema: str, tmp_path: Path) -> None:
+    """Whoever passes on the encodings, features that come and go at their gates among them, passes on the outputs."""
+    world = worlds.make(schema, n_layers=2, n_features=700, threshold=False, skip=True)
+    tolerance = 2e-3
+    made = generated(world, str(tmp_path), n_seeds=20, tolerance=tolerance, top_k=5)
+    assert sum("gate-tie" in case["flags"] for case in made["test_cases"]) > 10
+    rng = np.random.default_rng(1)
+    candidate: Document = {"test_cases": []}
+    for case in made["test_cases"]:
+        weights = world.weights[case["layer"]]
+        pre, _ = worlds.encode(weights, residual(case["seed"], case["layer"], 24))
+        ours = pre + rng.uniform(-0.99, 0.99, len(pre)) * tolerance
+        gate = np.maximum(weights["threshold"], 0) if "threshold" in weights else 0
+        if case["seed"] // 100 % 2:  # all that may fire does
+            ours = np.where(np.abs(pre - gate) < 0.98 * tolerance, gate + 0.01 * tolerance, ours)
+        active = np.flatnonzero(ours > gate)
+        top = sorted(active.tolist(), key=lambda j: -ours[j])[:5]
+        off = {**weights, "b_enc": weights["b_enc"] + (ours - pre)}
+        port = own_outputs(replace(world, weights={case["layer"]: off}), case["layer"], case["seed"], plain_float64, np.float64)
+        answer = {"layer": case["layer"], "seed": case["seed"], "n_active": len(active), "reconstructions": record(port)}
+        candidate["test_cases"].append({**answer, "top_5": [{"index": j, "activation": float(ours[j])} for j in top]})
+    verdict = compare(made, candidate)
+    assert verdict.agrees, [problem for one in verdict.cases for problem in one.problems]
 
 
 @pytest.mark.parametrize("schema", ["PltBundle", "CltSplit", "GemmaScopeNpz"])
