@@ -43,10 +43,6 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("interrupted")
         return errors.INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our standard output has seen enough; keep Python from flushing into the closed pipe at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return errors.DONE
     except Exception as error:
         code = errors.exit_code(error)
         if options.debug:
@@ -137,12 +133,11 @@ def _compare(options: argparse.Namespace) -> int:
     made = compare(recorded, candidate)
     explanation = _explained(options, recorded, candidate, made)
     if options.format == "json":
-        sys.stdout.write(tables.comparison_json(made, explanation))
+        document.write_text([tables.comparison_json(made, explanation)], "-")
     elif options.format == "junit":
-        sys.stdout.write(tables.comparison_junit(made, explanation))
+        document.write_text([tables.comparison_junit(made, explanation)], "-")
     elif not options.quiet:
         say(tables.comparison(made, explanation))
-    sys.stdout.flush()
     closing = tables.comparison_closing(made) + (tables.explanation_lines(explanation) if explanation else [])
     actions.summarize_verdicts("oracle compare", made.cases, closing)
     if not (made.agrees or options.quiet):
@@ -271,7 +266,8 @@ def _mirror(options: argparse.Namespace) -> int:
             narrator.say(f"{entry.place}{rest}", f"{entry.path}{rest}", f"{entry.path}")
 
         try:
-            entries = mirror.build(destination, reference.files_of(_job(options), source), source.fetch, built)
+            files, listing = reference.files_of(_job(options), source)
+            entries = mirror.build(destination, files, listing, source.fetch, built)
         except PermissionError as error:
             raise BadUse(f"{destination} cannot be written to: {error.strerror}") from error
     if not options.quiet:
@@ -296,19 +292,18 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _residual(options: argparse.Namespace) -> int:
+    from oracle import document
+
     if options.rust:
         from importlib.resources import files
 
-        sys.stdout.write(files("oracle").joinpath("residual.rs").read_text(encoding="utf-8"))
+        document.write_text([files("oracle").joinpath("residual.rs").read_text(encoding="utf-8")], "-")
     else:
         from oracle.residual import residual
 
         values = residual(options.seed, options.stream, options.length)
-        if options.hex:
-            sys.stdout.writelines(f"{bits:08x}\n" for bits in values.view("u4").tolist())
-        else:
-            sys.stdout.writelines(f"{value!r}\n" for value in values.tolist())
-    sys.stdout.flush()
+        lines = (f"{bits:08x}\n" for bits in values.view("u4").tolist()) if options.hex else (f"{v!r}\n" for v in values.tolist())
+        document.write_text(lines, "-")
     return errors.DONE
 
 

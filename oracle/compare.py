@@ -139,7 +139,7 @@ def compare_case(
     differences = {index: abs(value - values[index]) for index, value in given if index in values}
     feature = max(differences, key=lambda index: differences[index], default=None)
     largest = None if feature is None else differences[feature]
-    off = [index for index in differences if differences[index] > tolerance + _stored(values[index], answered[index])]
+    off = [index for index in differences if differences[index] > tolerance + stored(values[index], answered[index])]
     if off:
         worst = max(off, key=lambda index: differences[index])
         problems.append(
@@ -171,7 +171,7 @@ def compare_case(
     return CaseVerdict(case["layer"], case["seed"], ROUNDING if notes else SAME, (), tuple(notes), largest, feature)
 
 
-def _stored(*values: float) -> float:
+def stored(*values: float) -> float:
     """How much values that were rounded to float32 may be off by for that alone, together."""
     return FLOAT32_ROUNDING * sum(map(abs, values))
 
@@ -182,7 +182,7 @@ def _ends_open(case: Document, expected: list[tuple[int, float]], tolerance: flo
         return True
     # A port that ranks what it has rounded to float32 may also tie what the exact numbers only just tell apart.
     margin, largest = case.get("rank_margin"), max((value for _, value in expected), default=0.0)
-    return margin is not None and margin <= 2 * tolerance + _stored(largest, largest)
+    return margin is not None and margin <= 2 * tolerance + stored(largest, largest)
 
 
 def _list_problem(
@@ -207,7 +207,7 @@ def _list_problem(
     for index, value in given:
         value = values.get(index, value)
         # Both may be rounded in the reference, and again in a port that ranks what it has stored.
-        if value > smallest + 2 * (tolerance + _stored(value, smallest)):
+        if value > smallest + 2 * (tolerance + stored(value, smallest)):
             return f"feature {before} stands before feature {index}, which fires more by {value - smallest:.3g}"
         if value < smallest:
             smallest, before = value, index
@@ -221,11 +221,11 @@ def _list_problem(
         ties = frozenset()
         unnamed = "; the reference does not name the features at their gates: write it again" if fewest < most else ""
     last, least = _end(expected, k, tolerance), _end(given, k, tolerance)
-    inside = [index for index in new if answered[index] > last + _stored(answered[index])]
+    inside = [index for index in new if answered[index] > last + stored(answered[index])]
     strange = [index for index in inside if index not in ties] or inside[max(0, most - expected_active) :]
     if strange:
         return f"feature {strange[0]} is not among the reference's, and rounding cannot have brought it in{unnamed}"
-    lost = [index for index in gone if values[index] > least + _stored(values[index])]
+    lost = [index for index in gone if values[index] > least + stored(values[index])]
     missed = [index for index in lost if index not in ties] or lost[max(0, expected_active - fewest) :]
     if missed:
         return f"feature {missed[0]} is missing, and rounding cannot have put it off the list{unnamed}"
@@ -238,7 +238,7 @@ def _list_problem(
 
 def _end(answers: list[tuple[int, float]], k: int, tolerance: float) -> float:
     """A feature with more than this is on the list; where the list is not full every one that fires is."""
-    return answers[-1][1] + tolerance + _stored(answers[-1][1]) if len(answers) == k else -float("inf")
+    return answers[-1][1] + tolerance + stored(answers[-1][1]) if len(answers) == k else -float("inf")
 
 
 def reconstruction_problems(case: Document, answer: Document, d_model: int, right: str = "the reference has") -> list[str]:
@@ -264,7 +264,7 @@ def reconstruction_problems(case: Document, answer: Document, d_model: int, righ
             ("sum of squares", expected["sum_of_squares"], made["sum_of_squares"], off_all * (2 * expected["norm"] + off_all)),
             ("sum", expected["sum"], made["sum"], off * d_model),
         ]
-        wrong = [pair for pair in pairs if abs(pair[1] - pair[2]) > pair[3] + _stored(pair[1], pair[2])]
+        wrong = [pair for pair in pairs if abs(pair[1] - pair[2]) > pair[3] + stored(pair[1], pair[2])]
         if len(made["first_10"]) != len(expected["first_10"]):
             problems.append(
                 f"the reconstruction of layer {target} has {len(made['first_10'])} first values, not {len(expected['first_10'])}"

@@ -76,7 +76,10 @@ def _files(entries: object) -> dict[int, HubFile]:
     if not 1 <= len(entries) <= ENTRY_LIMIT:
         raise CurationError(f"config.yaml: `transcoders` has {len(entries)} entries; 1 to {ENTRY_LIMIT} are read")
 
-    files = [parse_uri(entry) for entry in entries]
+    try:
+        files = [parse_uri(entry) for entry in entries]
+    except CurationError as error:
+        raise CurationError(f"config.yaml: {error}") from error
     seen: dict[HubFile, int] = {}
     layers: dict[int, HubFile] = {}
     for place, file in enumerate(files):
@@ -97,24 +100,24 @@ def _files(entries: object) -> dict[int, HubFile]:
 def parse_uri(uri: object) -> HubFile:
     """`hf://org/repo/path[?revision=...]` taken apart. Raises CurationError."""
     if not isinstance(uri, str):
-        raise CurationError(f"config.yaml: a transcoder is {_kind(uri)}, not an hf:// address")
+        raise CurationError(f"a transcoder is {_kind(uri)}, not an hf:// address")
     shown = ascii(uri[:200])
     if not uri.startswith(_SCHEME):
-        raise CurationError(f"config.yaml: {shown} is not an hf:// address; other sources are not read")
+        raise CurationError(f"{shown} is not an hf:// address; other sources are not read")
     location, question_mark, query = uri[len(_SCHEME) :].partition("?")
     revision = None
     if question_mark:
         key, _, revision = query.partition("=")
         if key != "revision" or not _REVISION.fullmatch(revision) or ".." in revision:
-            raise CurationError(f"config.yaml: {shown} has {ascii(query[:80])} after the `?`, not revision=<a revision>")
+            raise CurationError(f"{shown} has {ascii(query[:80])} after the `?`, not revision=<a revision>")
     parts = location.split("/")
     if len(parts) < 3 or not all(map(_REPO_PART.fullmatch, parts[:2])) or any(".." in part for part in parts[:2]):
-        raise CurationError(f"config.yaml: {shown} is not of the form hf://org/repo/path")
+        raise CurationError(f"{shown} is not of the form hf://org/repo/path")
     if parts[0] in ("datasets", "spaces", "models"):
-        raise CurationError(f"config.yaml: {shown} is not of the form hf://org/repo/path ({parts[0]} is no org)")
+        raise CurationError(f"{shown} is not of the form hf://org/repo/path ({parts[0]} is no org)")
     path = parts[2:]
     if any(part in ("", ".", "..") for part in path) or "\\" in location or not location.isprintable():
-        raise CurationError(f"config.yaml: {shown} has a path that could lead out of its repo")
+        raise CurationError(f"{shown} has a path that could lead out of its repo")
     return HubFile("/".join(parts[:2]), revision, "/".join(path))
 
 

@@ -19,6 +19,7 @@ from oracle import document, schemas
 from oracle.job import Job
 from oracle.residual import residual
 from oracle.schemas import LIST, NAMES, SCHEMAS, Place, Schema
+from oracle.source import LISTINGS
 
 # Not the name of a real repo: a reference from these weights must not pass for one of Gemma Scope's.
 OWNER = "oracle-demo"
@@ -53,12 +54,14 @@ def make(folder: str | None = None, name: str = SCHEMAS[0].name, *, decode: bool
     """Make the weights of a schema in `folder`, or a new temporary one. Raises document.OutputError."""
     schema = schemas.by_name(name)
     paths: list[str] = []
+    listed: list[str] = []
     try:
         place = Path(folder or tempfile.mkdtemp(prefix="oracle-demo-"))
         cache = place / "hub"
         for layer in range(N_LAYERS):
             files = layer_files(schema, layer)
             paths.append(next(iter(files)))
+            listed += files
             for path, content in files.items():
                 _add(cache, weights_repo(schema), path, content)
         if schema.model_kind:
@@ -66,6 +69,10 @@ def make(folder: str | None = None, name: str = SCHEMAS[0].name, *, decode: bool
             if NAMES not in schema.found_by:
                 config += "transcoders:\n" + "".join(f'  - "hf://{weights_repo(schema)}/{path}"\n' for path in paths)
             _add(cache, job_repo(schema), "config.yaml", config.encode())
+            listed.append("config.yaml")
+        listings = cache / vendored_hf.repo_folder_name(weights_repo(schema)) / LISTINGS
+        listings.mkdir(exist_ok=True)
+        (listings / f"{COMMIT}.json").write_text(json.dumps(listed), encoding="utf-8")
     except OSError as error:
         raise document.OutputError(f"the demo cannot be made in {folder or 'a temporary folder'}: {error.strerror}") from error
     named = () if schema.model_kind else tuple(paths[layer] for layer in SAMPLE_LAYERS)

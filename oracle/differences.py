@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from oracle import charts, markup
 from oracle.charts import Limit, Mark, Row
-from oracle.compare import DIFFERS, MISSING, ROUNDING, SAME, CaseVerdict, Comparison, by_key
+from oracle.compare import DIFFERS, MISSING, ROUNDING, SAME, CaseVerdict, Comparison, by_key, stored
 from oracle.document import Document, top_key
 from oracle.markup import count, escape, exact, rough
 
@@ -45,6 +45,8 @@ def _verdict(compared: Comparison) -> str:
             f" Not compared, because the reference does not have them: {count(len(compared.extra), 'case')} of the "
             f"candidate, first layer {layer}, seed {seed}."
         )
+    if compared.not_compared:
+        extra += f" The candidate has no {compared.not_compared}: the reference's were not compared."
     verdict = "\u2713 The candidate agrees" if compared.agrees else "\u2717 The candidate disagrees"
     return (
         f'<p class="verdict{"" if compared.agrees else " bad"}"><strong>{verdict}</strong> '
@@ -114,7 +116,8 @@ def _chart(compared: Comparison) -> str:
     )
     return (
         "<figure><figcaption>A mark is a case, and stands at the largest difference of an activation that is on both "
-        "lists. A diamond is a case that differs; left of the line it does so by its count, its choice or its order."
+        "lists. A diamond is a case that differs; left of the line it does so by its count, its choice, its order "
+        "or its output."
         f"{none}</figcaption>{drawn}</figure>"
     )
 
@@ -177,7 +180,7 @@ def _values(case: Document, answer: Document, top: str, n_features: int, toleran
             continue
         left.remove(found)
         difference = float(found[1]) - float(value)
-        wrong = abs(difference) > tolerance
+        wrong = abs(difference) > tolerance + stored(value, found[1])
         moved = str(place) if found[2] == place else f"{place} \u2192 {found[2]}"
         rows.append(_row(index, moved, exact(value), exact(found[1]), _signed(difference, wrong), wrong=wrong))
     for index, value, place in left:

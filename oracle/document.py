@@ -147,8 +147,8 @@ def write_text(parts: Iterable[str], path: str) -> None:
         if path == "-":
             if sys.stdout is None:
                 raise OSError(errno.EBADF, "standard output is closed")
-            sys.stdout.writelines(parts)
-            sys.stdout.flush()
+            with to_reader():
+                sys.stdout.writelines(parts)
         elif os.path.exists(target) and not stat.S_ISREG(os.stat(target).st_mode):
             with open(target, "w", encoding="utf-8") as device:  # a pipe or a device cannot be renamed over
                 device.writelines(parts)
@@ -156,10 +156,19 @@ def write_text(parts: Iterable[str], path: str) -> None:
             with _renamed_over(target, keep=True) as temporary:
                 with temporary.open("w", encoding="utf-8") as file:
                     file.writelines(parts)
-    except BrokenPipeError:
-        raise  # whoever reads has seen enough
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def to_reader() -> Iterator[None]:
+    """Write to standard output; where whoever reads it has seen enough, the rest is dropped, and that is no error."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python would flush into the closed pipe once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager

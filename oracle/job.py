@@ -10,7 +10,7 @@ from typing import Any
 from oracle.errors import BadUse
 
 CURATION_REPO = "mntss/gemma-scope-transcoders"
-MIN_TOLERANCE = 1e-6  # margins are recorded to 6 decimals
+MIN_TOLERANCE, MAX_TOLERANCE = 1e-6, 1e6  # margins are recorded to 6 decimals
 MAX_SEEDS, MAX_LAYER, MAX_TOP_K, MAX_CONNECTIONS = 10_000, 1_000_000, 1 << 20, 64
 SAMPLE, ALL = "sample", "all"
 Progress = Callable[[int, int], None]
@@ -51,8 +51,8 @@ class Job:
         for name, (value, most) in ranges.items():
             if type(value) is not int or not 1 <= value <= most:
                 raise BadUse(f"Job: {name} is {value!r}, not a whole number from 1 to {most}")
-        if not MIN_TOLERANCE <= self.tolerance < float("inf"):
-            raise BadUse(f"Job: tolerance is {self.tolerance!r}, not at least {MIN_TOLERANCE:g}: margins are recorded to 6 decimals")
+        if not MIN_TOLERANCE <= self.tolerance <= MAX_TOLERANCE:
+            raise BadUse(f"Job: tolerance is {self.tolerance!r}, not in {MIN_TOLERANCE:g} to {MAX_TOLERANCE:g}")
         if isinstance(self.paths, str):
             raise BadUse("Job: paths is a text, not a tuple of them")
         if self.layers in (ALL, SAMPLE):

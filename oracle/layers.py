@@ -94,6 +94,11 @@ class LayerWeights:
         return self._vector(self.schema.threshold)
 
     @property
+    def has_negative(self) -> bool:
+        """Whether any threshold is below zero."""
+        return bool(np.any(self.threshold < 0))
+
+    @property
     def gate(self) -> np.ndarray:
         """float32 [n_features]: the threshold; a negative one lets nothing negative through."""
         gate: np.ndarray = np.maximum(self.threshold, 0)
@@ -134,12 +139,13 @@ class LayerWeights:
             if name in self.schema.absent:
                 raise WeightsError(f"{self.label}: it has a tensor {name}, which a {self.schema.name} file never has")
             place = self._places.get(name)
-            if place:
-                tensor = self._tensors[place] = self.file.tensor(name)
-                if len(place.axes) == 1:
-                    self._vectors[place] = read_finite(self.file, tensor, self.label)
-                if place == last:
-                    return
+            if place is None:
+                raise _unknown(self.label, name, self.schema)
+            tensor = self._tensors[place] = self.file.tensor(name)
+            if len(place.axes) == 1:
+                self._vectors[place] = read_finite(self.file, tensor, self.label)
+            if place == last:
+                return
         for name, place in self._places.items():
             if place not in self._tensors:
                 if place.required:
@@ -165,6 +171,13 @@ class Decoder:
         """All rows in order, float32 [rows, ...] at a time; a block is valid until the next. Raises WeightsError."""
         for block in self.file.blocks(self.tensor):
             yield _finite(block, self.label, self.tensor.name)
+
+
+def _unknown(label: str, name: str, schema: Schema) -> WeightsError:
+    """A gate, a scale or a skip by another name would be left out in silence."""
+    return WeightsError(
+        f"{label}: it has a tensor {ascii(name[:80])}, whose part in the encoding is not known: a {schema.name} file has none"
+    )
 
 
 def _finite(values: np.ndarray, label: str, name: str) -> np.ndarray:
@@ -210,6 +223,10 @@ def decoder_in(
 ) -> Decoder:
     """The W_dec of a layer out of whichever file it is in. Raises WeightsError where it does not fit `extents`."""
     file = open_file(reader, path, label)
+    places = (*schema.places, schema.w_dec)
+    strange = set(file.in_order()) - {place.name.format(layer=layer) for place in places}
+    if strange:
+        raise _unknown(label, min(strange), schema)
     tensor = file.tensor(schema.w_dec.name.format(layer=layer))
     check_shape(tensor, schema.w_dec, dict(extents), label)
     return Decoder(file, tensor, label)

@@ -153,16 +153,14 @@ def _why(recorded: Document, case: Document, flag: str) -> str:
             who = f"features {pair[0]} and {pair[1]}, places {place + 1} and {place + 2},"
         else:
             who = "the last feature of the list and the next one"
-        return (
-            f". {who[0].upper()}{who[1:]} stand {margin(case['rank_margin'] or 0)} apart: a correct port may swap them."
-        )
+        return f". {who[0].upper()}{who[1:]} stand {margin(margin_of(case, 'rank_margin') or 0)} apart: a correct port may swap them."
     if flag == "gate-tie":
-        fewest, most = case["n_active_bounds"]
+        fewest, most = case.get("n_active_bounds", [case["n_active"]] * 2)
         ties = case.get("gate_ties")
         named = isinstance(ties, list) and ties and all(type(index) is int for index in ties)
         who = f"; at their gates: {', '.join(map(str, ties))}" if named and ties else ""
         return (
-            f". A feature is {margin(case['gate_margin'])} from its gate{who}: a correct port may count {fewest:,} to "
+            f". A feature is {margin(margin_of(case, 'gate_margin') or 0)} from its gate{who}: a correct port may count {fewest:,} to "
             f"{most:,}, here it is {case['n_active']:,}."
         )
     return ". Nothing fires, so there is no list to check." if flag == "no-active-features" else "."

@@ -2,7 +2,8 @@
 """A static mirror for the far side of an air gap: the Hub's files under the Hub's URL paths, and a manifest of them.
 
 Any file server can serve the tree, and a folder is used where it lies. The manifest knows what the Hub's headers
-would have told: {"format_version": 1, "files": [{repo, revision, path, commit, size, sha256}, ...]}.
+would have told: {"format_version": 1, "files": [{repo, revision, path, commit, size, sha256}, ...], "listings": [{repo,
+revision, commit, paths}, ...]}. A listing names all files of a repo, of which the mirror has some.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import vendored_hf
@@ -51,8 +53,30 @@ class Entry:
         return f"{self.repo}/resolve/{self.revision}/{self.path}"
 
 
-def parse_manifest(text: bytes, where: str) -> list[Entry]:
-    """The entries of a manifest.json; `where` names it in messages. Raises MirrorError."""
+@dataclass(frozen=True)
+class Listing:
+    """The paths of a repo at a revision, and the commit that this is, if it is known.
+
+    `complete` is whether these are all that the repo has, and not only what somebody fetched of it.
+    """
+
+    repo: str
+    revision: str
+    commit: str | None
+    paths: tuple[str, ...]
+    complete: bool = True
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a manifest.json says."""
+
+    entries: list[Entry]
+    listings: list[Listing]
+
+
+def parse_manifest(text: bytes, where: str) -> Manifest:
+    """A manifest.json; `where` names it in messages. Raises MirrorError."""
     try:
         document = json.loads(text)
         if document["format_version"] != FORMAT_VERSION:
@@ -65,11 +89,16 @@ def parse_manifest(text: bytes, where: str) -> list[Entry]:
             if not re.fullmatch("[0-9a-f]{64}", entry.sha256) or not re.fullmatch("[0-9a-f]{40}", entry.commit or "0" * 40):
                 raise ValueError(entry)
             vendored_hf.hf_hub_url(entry.repo, entry.path, revision=entry.revision)  # refuses what leads out of the tree
+        listings = [
+            Listing(told["repo"], told["revision"], told["commit"], tuple(told["paths"])) for told in document.get("listings", [])
+        ]
+        if not all(isinstance(text, str) for one in listings for text in (one.repo, one.revision, one.commit or "", *one.paths)):
+            raise TypeError(listings)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, MirrorError):
             raise
         raise MirrorError(f"{where} is not a manifest of this program: {type(error).__name__}") from error
-    return entries
+    return Manifest(entries, listings)
 
 
 def folder_of(endpoint: str | None) -> Path | None:
@@ -87,7 +116,7 @@ class Mirror:
     def __init__(self, endpoint: str | None):
         self.endpoint = endpoint.rstrip("/") if endpoint else None
         self.folder = folder_of(self.endpoint)
-        self._entries: list[Entry] | None = None
+        self._manifest: Manifest | None = None
 
     def known(self, file: HubFile) -> vendored_hf.HfFileMetadata | None:
         """What the manifest tells of a file, by its revision or by the commit that this was. Raises MirrorError."""
@@ -119,33 +148,40 @@ class Mirror:
             raise MirrorError(f"{path} is damaged: its sha256 is not the manifest's {entry.sha256}")
         return vendored_hf.LocalFile(str(path), entry.commit, entry.sha256)
 
-    def listing(self, repo: str, revision: str | None) -> tuple[tuple[str, ...], str | None] | None:
-        """The paths that the mirror has of a repo, and their commit; None where it does not tell. Raises MirrorError."""
-        if self._entries is None:
-            self._entries = self._read()
-        listed = [e for e in self._entries if e.repo == repo and (revision or "main") in (e.revision, e.commit)]
+    def listing(self, repo: str, revision: str | None) -> Listing | None:
+        """The paths of a repo; None where the mirror does not tell. Raises MirrorError."""
+        revision, manifest = revision or "main", self._told()
+        for listing in manifest.listings:
+            if listing.repo == repo and revision in (listing.revision, listing.commit):
+                return listing
+        listed = [entry for entry in manifest.entries if entry.repo == repo and revision in (entry.revision, entry.commit)]
         if listed:
-            return tuple(entry.path for entry in listed), listed[0].commit
+            return Listing(repo, revision, listed[0].commit, tuple(entry.path for entry in listed), complete=False)
         if self.folder is None:
             return None
-        tree = self.folder / repo / "resolve" / (revision or "main")
-        return tuple(sorted(there.relative_to(tree).as_posix() for there in tree.rglob("*") if there.is_file())), None
+        # Somebody laid this out by hand: what is there is what there is.
+        tree = self.folder / repo / "resolve" / revision
+        paths = tuple(sorted(there.relative_to(tree).as_posix() for there in tree.rglob("*") if there.is_file()))
+        return Listing(repo, revision, None, paths)
 
     def _find(self, file: HubFile) -> Entry | None:
-        if self._entries is None:
-            self._entries = self._read()
         revision = file.revision or "main"
         return next(
-            (e for e in self._entries if (e.repo, e.path) == (file.repo, file.path) and revision in (e.revision, e.commit)),
+            (e for e in self._told().entries if (e.repo, e.path) == (file.repo, file.path) and revision in (e.revision, e.commit)),
             None,
         )
 
-    def _read(self) -> list[Entry]:
+    def _told(self) -> Manifest:
+        if self._manifest is None:
+            self._manifest = self._read() or Manifest([], [])
+        return self._manifest
+
+    def _read(self) -> Manifest | None:
         if self.endpoint is None:
-            return []
+            return None
         if self.folder is not None:
             place = self.folder / MANIFEST
-            return parse_manifest(place.read_bytes(), str(place)) if place.is_file() else []
+            return parse_manifest(place.read_bytes(), str(place)) if place.is_file() else None
         import requests
 
         url = f"{self.endpoint}/{MANIFEST}"
@@ -154,14 +190,14 @@ class Mirror:
         except vendored_hf.HfHubHTTPError as error:
             if error.status_code in (429, 500, 502, 503, 504):
                 raise  # there may be one, and without it nothing would be verified
-            return []  # most servers have none
+            return None  # most servers have none
         except vendored_hf.HubConnectionError:
-            return []  # out of reach: the request that needs the server reports it
+            return None  # out of reach: the request that needs the server reports it
         url = url.rpartition("@")[2]  # as messages may show it
         text = b""
         with answer:
             if "json" not in answer.headers.get("Content-Type", ""):
-                return []
+                return None
             try:
                 for chunk in answer.iter_content(1 << 16):
                     text += chunk
@@ -183,12 +219,16 @@ def sha256_of(path: str | Path) -> str:
 
 def commits_of(destination: Path) -> Commits:
     """The commits at which the mirror at `destination` has what it has: it grows at these. Raises MirrorError."""
-    place = destination / MANIFEST
     commits: Commits = {}
-    for entry in parse_manifest(place.read_bytes(), str(place)) if place.is_file() else []:
+    for entry in _manifest_of(destination).entries:
         if entry.commit and commits.setdefault((entry.repo, entry.revision), entry.commit) != entry.commit:
             raise MirrorError(f"{entry.place} {_of_another_commit(entry, commits)}: build it anew, in another folder")
     return commits
+
+
+def _manifest_of(destination: Path) -> Manifest:
+    place = destination / MANIFEST
+    return parse_manifest(place.read_bytes(), str(place)) if place.is_file() else Manifest([], [])
 
 
 def _of_another_commit(entry: Entry, commits: Commits) -> str:
@@ -199,17 +239,22 @@ def _of_another_commit(entry: Entry, commits: Commits) -> str:
 def build(
     destination: Path,
     files: list[HubFile],
+    listing: Listing | None,
     fetch: Callable[[HubFile], vendored_hf.LocalFile],
     on_file: Callable[[Entry, bool], None],
 ) -> list[Entry]:
     """Add files to the mirror at `destination`, and to its manifest after each; what is there already is kept.
 
+    `listing` is that of the repo where its files' names tell which they are: the mirror tells it on, if it is complete.
     `fetch` gives a verified local copy, at the mirror's commits. `on_file(entry, kept)` is called for each. Raises
     MirrorError, also where a repo's files at one revision would be of two commits, and OSError.
     """
-    place = destination / MANIFEST
-    commits = commits_of(destination)
-    entries = {entry.place: entry for entry in parse_manifest(place.read_bytes(), str(place))} if place.is_file() else {}
+    commits, there = commits_of(destination), _manifest_of(destination)
+    entries = {entry.place: entry for entry in there.entries}
+    listings = {(one.repo, one.revision): one for one in there.listings}
+    is_new = listing is not None and listing.complete and listing not in there.listings
+    if listing and is_new:
+        listings[listing.repo, listing.revision] = listing
     for file in files:
         local = fetch(file)
         sha256 = local.sha256 or sha256_of(local.path)
@@ -228,11 +273,22 @@ def build(
                 raise MirrorError(f"{local.path} does not have the sha256 {sha256} that names it: delete it and fetch it again")
             partial.replace(target)
             entries[entry.place] = entry
-            listed = {"format_version": FORMAT_VERSION, "files": [asdict(entries[key]) for key in sorted(entries)]}
-            (destination / f"{MANIFEST}.tmp").write_text(json.dumps(listed, indent=2) + "\n", encoding="utf-8")
-            (destination / f"{MANIFEST}.tmp").replace(place)
+            _write_manifest(destination, entries, listings)
         on_file(entry, kept)
+    if is_new:
+        _write_manifest(destination, entries, listings)
     return list(entries.values())
+
+
+def _write_manifest(destination: Path, entries: dict[str, Entry], listings: dict[tuple[str, str], Listing]) -> None:
+    told: dict[str, Any] = {"format_version": FORMAT_VERSION, "files": [asdict(entries[key]) for key in sorted(entries)]}
+    told["listings"] = [
+        {"repo": one.repo, "revision": one.revision, "commit": one.commit, "paths": one.paths}
+        for _, one in sorted(listings.items())
+    ]
+    partial = destination / f"{MANIFEST}.tmp"
+    partial.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    partial.replace(destination / MANIFEST)
 
 
 def check(destination: Path, on_file: Callable[[Entry, str | None], None]) -> int:
@@ -241,7 +297,7 @@ def check(destination: Path, on_file: Callable[[Entry, str | None], None]) -> in
     if not place.is_file():
         raise MirrorError(f"{place} does not exist: {destination} is no mirror of this program's")
     n_bad, commits = 0, Commits()
-    for entry in parse_manifest(place.read_bytes(), str(place)):
+    for entry in _manifest_of(destination).entries:
         path = destination / entry.place
         problem = None
         if not path.is_file():

@@ -160,7 +160,7 @@ class Npz:
         name, extra = self._reader.read(name_length), self._reader.read(extra_length)
         while len(extra) >= 4:
             kind, length = struct.unpack("<2H", extra[:4])
-            if kind == 1 and length >= 16 and packed == size == 0xFFFFFFFF:  # zip64, which np.savez always writes
+            if kind == 1 and 16 <= length <= len(extra) - 4 and packed == size == 0xFFFFFFFF:  # zip64, which np.savez always writes
                 size, packed = struct.unpack("<2Q", extra[4:20])
             extra = extra[4 + length :]
         info = zipfile.ZipInfo(name.decode("utf-8", "replace"))

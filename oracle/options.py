@@ -7,7 +7,7 @@ import argparse
 from typing import Any, NoReturn
 
 from oracle import __version__, actions, schemas
-from oracle.job import ALL, MAX_CONNECTIONS, MAX_LAYER, MAX_SEEDS, MAX_TOP_K, MIN_TOLERANCE, SAMPLE
+from oracle.job import ALL, MAX_CONNECTIONS, MAX_LAYER, MAX_SEEDS, MAX_TOLERANCE, MAX_TOP_K, MIN_TOLERANCE, SAMPLE
 
 LAYERS_HELP = '"0,12,25", "0-25", "all", or "sample": the first, the middle one and the last (sample)'
 DEFAULT_REPORT = "report.html"
@@ -99,8 +99,10 @@ def tolerance(text: str) -> float:
         value = float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-    if not MIN_TOLERANCE <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not at least {MIN_TOLERANCE:g}: margins are recorded to 6 decimals")
+    if not MIN_TOLERANCE <= value <= MAX_TOLERANCE:
+        raise argparse.ArgumentTypeError(
+            f"{text} is not in {MIN_TOLERANCE:g} to {MAX_TOLERANCE:g}: margins are recorded to 6 decimals"
+        )
     return value
 
 

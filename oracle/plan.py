@@ -14,8 +14,9 @@ from oracle.curation import CurationError, HubFile
 from oracle.errors import BadUse
 from oracle.job import ALL, SAMPLE, Job
 from oracle.layers import open_file
+from oracle.mirror import Listing
 from oracle.schemas import LIST, NAMES, PATH, SCHEMAS, Schema
-from oracle.source import Listing, ListingError, Source
+from oracle.source import ListingError, Source
 
 CONFIG_FILE = "config.yaml"
 MOST_SHOWN = 8
@@ -31,7 +32,8 @@ class Plan:
     """`files` are those of the job's layers in order, `known` those of all layers that the repo tells of.
 
     `config` is the config.yaml that was read, None where there was none, and `commit` that of the repo where the
-    source told it. `curated` is whether the config.yaml names the files: they may be in other repos then.
+    source told it. `curated` is whether the config.yaml names the files: they may be in other repos then. `listing` is
+    what told which they are where their names do. `is_whole` is whether `known` has every layer that there is.
     `model_name` is the model that was transcoded, as the config.yaml has it.
     """
 
@@ -42,6 +44,11 @@ class Plan:
     commit: str | None
     curated: bool
     model_name: str | None = None
+    listing: Listing | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        return self.curated or (self.listing is not None and self.listing.complete)
 
     @property
     def output(self) -> str:
@@ -90,7 +97,10 @@ def make(job: Job, source: Source) -> Plan:
     """Find out what a job reads. Raises LayerError, CurationError, WeightsError, or what the source raises."""
     if job.schema is not None and job.schema not in {schema.name for schema in SCHEMAS}:
         raise CurationError(f"there is no schema {ascii(job.schema)}; there are {', '.join(s.name for s in SCHEMAS)}")
-    if any(path.endswith(schemas.SUFFIXES) for path in job.paths):
+    are_files = {path.endswith(schemas.SUFFIXES) for path in job.paths}
+    if are_files == {True, False}:
+        raise LayerError(f"--path {' --path '.join(job.paths)}: name weight files or a folder of them, not both")
+    if True in are_files:
         return _of_paths(job, source)
     try:
         config_file = HubFile(job.repo, job.revision, CONFIG_FILE)
@@ -116,7 +126,10 @@ def _of_paths(job: Job, source: Source) -> Plan:
     """Files that the job names itself. A layer's number is in its path; a single file without one may be any layer's."""
     files: dict[int, HubFile] = {}
     for path in job.paths:
-        file = curation.parse_uri(f"hf://{job.repo}/{path}")
+        try:
+            file = curation.parse_uri(f"hf://{job.repo}/{path}")
+        except CurationError as error:
+            raise CurationError(f"--path {path}: {error}") from error
         layer = next((n for n in (schema.layer_of(path) for schema in SCHEMAS) if n is not None), curation.layer_in(path))
         if layer is None and len(job.paths) == 1:
             layer = job.layers[0] if isinstance(job.layers, tuple) and len(job.layers) == 1 else 0
@@ -163,9 +176,15 @@ def _of_names(
     for path in listing.paths:
         for schema in rows:
             layer = schema.layer_of(path)
-            if layer is not None and (not job.paths or posixpath.dirname(path) in {p.rstrip("/") for p in job.paths}):
+            if layer is not None:
                 of_folder = folders.setdefault((schema.name, posixpath.dirname(path)), {})
                 of_folder[layer] = HubFile(job.repo, listing.commit or revision, path)
+    chosen = {posixpath.normpath(path) for path in job.paths}
+    if chosen and folders:
+        there = ", ".join(sorted({f"{folder or '.'}/" for _, folder in folders}))
+        folders = {key: of for key, of in folders.items() if (key[1] or ".") in chosen}
+        if not folders:
+            raise CurationError(f"--path {' --path '.join(job.paths)}: {job.repo} has no such weight files there, but in {there}")
     said = f"{job.repo} ({f'model_kind {kind}' if kind else 'no config.yaml'})"
     if not folders:
         if missing is not None and not listing.paths:
@@ -179,7 +198,12 @@ def _of_names(
         raise CurationError(f"{said} can be read in more than one way, {seen}: choose by --schema NAME or --path FOLDER")
     ((name, _), known), = folders.items()
     known = dict(sorted(known.items()))
-    return Plan(schemas.by_name(name), _wanted(job, known, max(known) + 1), known, config, commit, False)
+    if not listing.complete and job.layers in (ALL, SAMPLE):
+        there = f"the layer{'s' if len(known) > 1 else ''} {', '.join(map(str, known))}"
+        raise ListingError(
+            f"nobody tells how many layers {job.repo} has; {there} can be had without the Hub: name them with --layers"
+        )
+    return Plan(schemas.by_name(name), _wanted(job, known, max(known) + 1), known, config, commit, False, listing=listing)
 
 
 def _wanted(job: Job, known: dict[int, HubFile], n_layers: int) -> dict[int, HubFile]:

@@ -284,7 +284,8 @@ class _Log(logging.Handler):
 def say(text: str) -> None:
     """Print for a person, on standard error."""
     if sys.stderr is not None:  # it may have been closed, and print would take standard output for it
-        print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # nobody listens any more, and the work is not done for them alone
+            print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
 
 
 def fitting(*forms: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from oracle import schemas
 from oracle.document import FORMAT_VERSION, DataError, Document, InputError, generator_record, weights_repo
+from oracle.job import MAX_TOLERANCE
 from oracle.residual import NAME, VERSION
 from oracle.weights import EXTENT_LIMIT
 
@@ -29,7 +30,7 @@ def read_reference(path: str) -> Document:
         raise DataError(f"{path}: format_version is {_shown(document['format_version'])}; {FORMAT_VERSION} is read")
     check = _Checker(path)
     ours = "format_version" in document
-    if not ours and document.keys() & {"residual_generator", "layers", "top_k"}:
+    if not ours and document.keys() & {"residual_generator", "layers", "top_k", "skipped_seeds"}:
         raise DataError(f"{path}: format_version is missing from a reference of ours: it was edited")
     for key in ("schema", "encoder_formula"):
         if ours or key in document:
@@ -45,7 +46,7 @@ def read_reference(path: str) -> Document:
     d_model = check.integer(document, "d_model", "", low=1, high=EXTENT_LIMIT)
     n_features = check.integer(document, "n_features_per_layer", "", low=1, high=EXTENT_LIMIT)
     if ours or "tolerance" in document:
-        check.number(document, "tolerance", "", low=0)
+        check.number(document, "tolerance", "", low=0, high=MAX_TOLERANCE)
     if ours:
         _check_layers(check, document)
         _check_generator(check, document)
@@ -218,8 +219,11 @@ def _refuse_constant(name: str) -> None:
 def _refuse_twice(pairs: list[tuple[str, Any]]) -> Document:
     made = dict(pairs)
     if len(made) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice")
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise ValueError(f"the key {name[:80]!r} stands twice")
+            seen.add(name)
     return made
 
 
@@ -253,10 +257,11 @@ class _Checker:
             raise self.error(_place(where, key), f"{_shown(value)}, not a whole number{span}")
         return value
 
-    def number(self, item: Document, key: str, where: str, low: float = -math.inf) -> float:
+    def number(self, item: Document, key: str, where: str, low: float = -math.inf, high: float = math.inf) -> float:
         value: float = self._get(item, key, where)
-        if not _is_number(value) or value < low:
-            raise self.error(_place(where, key), f"{_shown(value)}, not a finite number" + (" from 0" if low == 0 else ""))
+        if not _is_number(value) or not low <= value <= high:
+            span = (" from 0" if low == 0 else "") + (f" to {high:g}" if high < math.inf else "")
+            raise self.error(_place(where, key), f"{_shown(value)}, not a finite number{span}")
         return value
 
     def text(self, item: Document, key: str, where: str) -> str:

@@ -21,7 +21,7 @@ from oracle import __version__, curation, document, errors, mirror, plan, schema
 from oracle.curation import HubFile
 from oracle.document import Document
 from oracle.errors import LayersFailed
-from oracle.job import ALL, Events, Job
+from oracle.job import Events, Job
 from oracle.layers import Decoder, LayerWeights, open_decoder, open_layer
 from oracle.plan import Plan
 from oracle.schemas import Schema
@@ -144,7 +144,7 @@ def _assemble(job: Job, made: Plan, results: list[LayerResult]) -> Document:
                 f"{result.record['path']}: it has {'a' if result.has_threshold else 'no'} threshold, unlike layer "
                 f"{first.record['layer']}: one reference has one formula"
             )
-    _check_targets(results)
+    _check_targets(made, results)
     records = [dict(result.record) for result in results]
     weights_repo, weights_revision = records[0]["repo"], records[0]["revision"]
     for record in records:  # named per layer only where it differs from the document's own
@@ -159,7 +159,7 @@ def _assemble(job: Job, made: Plan, results: list[LayerResult]) -> Document:
         **(curated if made.curated else {}),
         "methodology": METHODOLOGY,
         "schema": made.schema.name,
-        "encoder_formula": made.schema.encoder_formula(first.has_threshold),
+        "encoder_formula": made.schema.encoder_formula(first.has_threshold, any(result.has_negative for result in results)),
         "d_model": first.d_model,
         "n_features_per_layer": first.n_features,
         "top_k": job.top_k,
@@ -174,13 +174,19 @@ def _assemble(job: Job, made: Plan, results: list[LayerResult]) -> Document:
     }
 
 
-def _check_targets(results: list[LayerResult]) -> None:
-    """All layers of a cross-layer transcoder write to the same last layer. Raises WeightsError."""
-    last = {}
-    for result in results:
-        for case in result.cases:
-            if len(case.get("reconstructions", ())) > 1:
-                last[result.record["layer"]] = case["reconstructions"][-1]["target_layer"]
+def _check_targets(made: Plan, results: list[LayerResult]) -> None:
+    """All layers of a cross-layer transcoder write up to its last one. Raises WeightsError."""
+    if "n_targets" not in made.schema.w_dec.axes:
+        return
+    last = {
+        result.record["layer"]: case["reconstructions"][-1]["target_layer"]
+        for result in results
+        for case in result.cases
+        if "reconstructions" in case
+    }
+    if made.is_whole and set(last.values()) - {max(made.known)}:
+        layer, target = next((layer, target) for layer, target in last.items() if target != max(made.known))
+        raise WeightsError(f"the decoder of layer {layer} ends at layer {target}, and the last layer is {max(made.known)}")
     if len(set(last.values())) > 1:
         said = ", ".join(f"layer {layer} to layer {target}" for layer, target in last.items())
         raise WeightsError(f"the decoders do not end at one layer: {said}")
@@ -195,10 +201,10 @@ def files_read(job: Job, made: Plan) -> list[HubFile]:
     return files
 
 
-def files_of(job: Job, source: Source) -> list[HubFile]:
-    """Every file that a job reads. Errors as in generate()."""
+def files_of(job: Job, source: Source) -> tuple[list[HubFile], mirror.Listing | None]:
+    """Every file that a job reads, and the listing that told which they are, if one did. Errors as in generate()."""
     made = plan.make(job, source)
-    return [*([made.config] if made.config else []), *files_read(job, made)]
+    return [*([made.config] if made.config else []), *files_read(job, made)], made.listing
 
 
 @dataclass(frozen=True)
@@ -223,18 +229,17 @@ class RecordedFile:
 
 @dataclass(frozen=True)
 class RecordedLayer:
-    """A layer of a reference. `decoder` is the file of W_dec, where that is another and the reference decodes."""
+    """A layer of a reference. `decodes` is whether the reference has what the decoder makes of its cases.
+
+    `decoder` is the file of W_dec then, where that is another.
+    """
 
     layer: int
     schema: Schema
     weights: RecordedFile
     decoder: RecordedFile | None
     cases: list[Document]
-
-    @property
-    def decodes(self) -> bool:
-        """Whether the reference has what the decoder makes of its cases."""
-        return any("reconstructions" in case for case in self.cases)
+    decodes: bool
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[tuple[LayerWeights, Decoder | None]]:
@@ -264,6 +269,7 @@ def recorded_layers(recorded: Document, job: Job, events: Events, *, by_curation
         files = plan.make(replace(job, layers=wanted, schema=schema.name), source).files
     else:
         files = {layer: _recorded_file(recorded, records[layer], records[layer]["path"]) for layer in wanted}
+    decodes = any("reconstructions" in case for case in recorded["test_cases"])
     events.layers(len(files))
     for layer, file in files.items():
         if not file.path.endswith(schema.suffix):
@@ -274,9 +280,9 @@ def recorded_layers(recorded: Document, job: Job, events: Events, *, by_curation
         if "decoder_path" in record and not by_curation:
             decoder_file = _recorded_file(recorded, record, record["decoder_path"])
         decoder = None
-        if decoder_file and any("reconstructions" in case for case in cases):
+        if decoder_file and decodes:
             decoder = _fetched(source, decoder_file, record.get("decoder_sha256"))
-        yield RecordedLayer(layer, schema, _fetched(source, file, record.get("sha256")), decoder, cases)
+        yield RecordedLayer(layer, schema, _fetched(source, file, record.get("sha256")), decoder, cases, decodes)
         events.layer_done(layer)
 
 
@@ -306,15 +312,16 @@ def known_files(
     records = [] if by_curation else recorded.get("layers", [])
     own = {record["layer"]: _recorded_file(recorded, record, record["path"]) for record in records}
     known: dict[int, HubFile] = {}
-    curated = False
+    is_whole = False
+    first = tuple(sorted({case["layer"] for case in recorded["test_cases"]}))[:1]
     with contextlib.suppress(OSError, ValueError, vendored_hf.EntryNotFoundError):
-        made = plan.make(replace(job, layers=ALL, schema=schema.name), source)
-        known, curated = made.known, made.curated
-    if not curated:
+        made = plan.make(replace(job, layers=first, schema=schema.name), source)
+        known, is_whole = made.known, made.is_whole
+    if not is_whole:
         for file in list((own or known).values())[:1]:
             with contextlib.suppress(OSError, ValueError, vendored_hf.EntryNotFoundError):
                 known = plan.like(schema, file, source.listing(file.repo, file.revision)) | known
-    return dict(sorted((known | own).items())), curated
+    return dict(sorted((known | own).items())), is_whole
 
 
 def fetch_weights(job: Job, events: Events, file: HubFile) -> str:

@@ -61,12 +61,13 @@ class Schema:
         there = (self.w_enc, self.b_enc, None if self.decoder_file else self.w_dec, self.b_dec, self.threshold, self.w_skip)
         return tuple(place for place in there if place)
 
-    def encoder_formula(self, has_threshold: bool) -> str:
-        """What is computed, as the field's references write it."""
+    def encoder_formula(self, has_threshold: bool, has_negative: bool = False) -> str:
+        """What is computed, as the field's references write it; thresholds below zero let nothing negative through."""
         w_enc = _base(self.w_enc.name) + (".T" if self.w_enc.axes[0] == "d_model" else "")
         if not has_threshold:
             return f"ReLU({w_enc} @ residual + b_enc)"
-        return f"pre = {w_enc} @ residual + b_enc; acts = pre * (pre > threshold)"
+        gate = "max(threshold, 0)" if has_negative else "threshold"
+        return f"pre = {w_enc} @ residual + b_enc; acts = pre * (pre > {gate})"
 
     def layer_of(self, path: str) -> int | None:
         """The layer of a file of a repo whose files' names say it; None where the name is not of this schema."""

@@ -19,8 +19,10 @@ import vendored_hf
 from oracle import mirror, stream
 from oracle.curation import HubFile
 from oracle.job import Events, Job, Progress
+from oracle.mirror import Listing
 
 LISTING_LIMIT = 16 * 1024 * 1024
+LISTINGS = "listings"  # a folder of ours in a repo's part of the cache
 
 
 class ListingError(OSError):
@@ -43,14 +45,6 @@ class Opened:
 
     def __exit__(self, *_: object) -> None:
         self.reader.close()
-
-
-@dataclass(frozen=True)
-class Listing:
-    """The paths of a repo's files, and the commit that has them; None where the source does not tell."""
-
-    paths: tuple[str, ...]
-    commit: str | None
 
 
 def mirror_of(job: Job) -> str | None:
@@ -187,7 +181,7 @@ class Source:
     def _listing(self, repo: str, revision: str | None) -> Listing:
         mirrored = self._mirror.listing(repo, revision)
         if mirrored is not None:
-            return Listing(*mirrored)
+            return mirrored
         if self.is_local:
             return self._cached_listing(repo, revision)
         try:
@@ -199,15 +193,33 @@ class Source:
                 raise error from None
 
     def _cached_listing(self, repo: str, revision: str | None) -> Listing:
-        folder = Path(self._job.cache_dir or vendored_hf.hf_hub_cache()) / vendored_hf.repo_folder_name(repo)
-        commit = revision or "main"
+        folder, commit = self._cache_of(repo), revision or "main"
         with contextlib.suppress(OSError, UnicodeDecodeError):
             commit = (folder / "refs" / commit).read_text(encoding="utf-8").strip()
+        with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
+            paths = json.loads((folder / LISTINGS / f"{commit}.json").read_bytes())
+            if isinstance(paths, list) and paths and all(isinstance(path, str) for path in paths):
+                return Listing(repo, revision or "main", commit, tuple(paths))
         snapshot = folder / "snapshots" / commit
         paths = sorted(there.relative_to(snapshot).as_posix() for there in snapshot.rglob("*") if there.is_file())
         if not paths:
             raise ListingError(f"the cache has no file of {repo} at {revision or 'main'}")
-        return Listing(tuple(paths), commit if re.fullmatch("[0-9a-f]{40}", commit) else None)
+        known = commit if re.fullmatch("[0-9a-f]{40}", commit) else None
+        return Listing(repo, revision or "main", known, tuple(paths), complete=False)
+
+    def _cache_of(self, repo: str) -> Path:
+        return Path(self._job.cache_dir or vendored_hf.hf_hub_cache()) / vendored_hf.repo_folder_name(repo)
+
+    def _remember(self, listing: Listing) -> None:
+        """Keep a listing beside the files in the cache: without the Hub nobody could tell which are all of them."""
+        if self._job.stream or not re.fullmatch("[0-9a-f]{40}", listing.commit or ""):
+            return
+        place = self._cache_of(listing.repo) / LISTINGS / f"{listing.commit}.json"
+        with contextlib.suppress(OSError):  # a cache that cannot be written to has none
+            place.parent.mkdir(parents=True, exist_ok=True)
+            partial = place.with_suffix(f".{os.getpid()}.{threading.get_ident()}.tmp")
+            partial.write_text(json.dumps(listing.paths), encoding="utf-8")
+            partial.replace(place)
 
     def _hub_listing(self, repo: str, revision: str | None) -> Listing:
         endpoint = (self._job.endpoint or vendored_hf.hf_endpoint()).rstrip("/")
@@ -237,4 +249,6 @@ class Source:
                 raise TypeError
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ListingError(f"{where} does not list the repo's files: its answer is no such list") from error
-        return Listing(tuple(paths), commit)
+        listing = Listing(repo, revision or "main", commit, tuple(paths))
+        self._remember(listing)
+        return listing

@@ -98,6 +98,7 @@ def comparison_json(made: Comparison, explanation: Explanation | None = None) ->
             for case in made.cases
         ],
         "extra_cases": [{"layer": layer, "seed": seed} for layer, seed in made.extra],
+        "not_compared": made.not_compared,
     }
     if explanation is not None:
         document["explanation"] = {
@@ -121,10 +122,10 @@ def comparison_json(made: Comparison, explanation: Explanation | None = None) ->
 
 def comparison_junit(made: Comparison, explanation: Explanation | None = None) -> str:
     """The comparison as a JUnit test suite, a test per case."""
-    n_failed = sum(not case.agrees for case in made.cases)
+    n_failed, n_skipped = sum(not case.agrees for case in made.cases), int(made.not_compared is not None)
     lines = [
         '<?xml version="1.0" encoding="UTF-8"?>',
-        f'<testsuite name="oracle compare" tests="{len(made.cases)}" failures="{n_failed}" errors="0" skipped="0">',
+        f'<testsuite name="oracle compare" tests="{len(made.cases) + n_skipped}" failures="{n_failed}" errors="0" skipped="{n_skipped}">',
     ]
     if explanation is not None:
         said = quoteattr(" ".join(explanation_lines(explanation)))
@@ -138,6 +139,11 @@ def comparison_junit(made: Comparison, explanation: Explanation | None = None) -
             lines.append(
                 f"{opening}>\n    <failure type={quoteattr(case.status)} message={quoteattr(problem)}/>\n  </testcase>"
             )
+    if made.not_compared:
+        lines.append(
+            f'  <testcase classname="oracle" name={quoteattr(made.not_compared)}>\n'
+            '    <skipped message="the candidate has none: the reference\'s were not compared"/>\n  </testcase>'
+        )
     return "\n".join([*lines, "</testsuite>"]) + "\n"
 
 

@@ -40,6 +40,7 @@ class LayerResult:
     d_model: int
     n_features: int
     has_threshold: bool
+    has_negative: bool
     float32_max_abs_error: float
     n_settled: int
 
@@ -86,6 +87,7 @@ def encode_layer(job: Job, schema: Schema, layer: int, opened: Opened, decoder_o
         layer_weights.d_model,
         layer_weights.n_features,
         layer_weights.has_threshold,
+        layer_weights.has_negative,
         max(made.float32_max_abs_error, searched.float32_max_abs_error),
         made.n_settled + searched.n_settled,
     )

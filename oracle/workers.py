@@ -8,7 +8,9 @@ another's run with it, and an exception needs not be known on the other side.
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
+import os
 import re
 import signal
 import threading
@@ -28,6 +30,7 @@ from oracle.source import Source
 from oracle.task import LayerResult, encode_layer
 
 CONNECT = 10  # seconds
+LOGGER = "vendored_hf"
 EVERY = 0.1  # seconds between two words about one file
 _events = Events()  # of this process
 
@@ -78,6 +81,8 @@ def processes(n_workers: int, events: Events) -> Iterator[Executor]:
     try:
         yield pool
     except BaseException:
+        # First what nobody waits for any more is dropped: a pool that finds a worker dead stumbles over cancelled futures.
+        pool.shutdown(wait=False, cancel_futures=True)
         for process in set(multiprocessing.active_children()) - others:  # what they are at has become useless
             process.terminate()
         raise
@@ -112,6 +117,10 @@ def _begin(told: Any) -> None:
     """Set up a worker: Ctrl-C is the parent's affair, and fetches are told to it."""
     global _events
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+    logger = logging.getLogger(LOGGER)
+    logger.propagate = False
+    logger.addHandler(_Teller(told))
 
     def fetching(path: str) -> Any:
         last = 0.0
@@ -131,12 +140,31 @@ def _begin(told: Any) -> None:
     )
 
 
+def _end_with(parent: Any) -> None:
+    """End this process as soon as the one that it works for has, however that was ended."""
+    parent.join()
+    os._exit(errors.INTERRUPTED)
+
+
+class _Teller(logging.Handler):
+    """Hands what is logged to the process that this one works for."""
+
+    def __init__(self, told: Any):
+        super().__init__()
+        self._told = told
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._told.put(("logged", record.levelno, record.getMessage()))
+
+
 def _listen(told: Any, events: Events) -> None:
     """Pass on what the workers tell."""
     arriving: dict[str, Any] = {}
     while (message := told.get()) is not None:
         kind, path, *rest = message
-        if kind == "fetching":
+        if kind == "logged":
+            logging.getLogger(LOGGER).log(path, "%s", *rest)
+        elif kind == "fetching":
             arriving[path] = events.fetching(path)
         elif kind == "arrived":
             if arriving.get(path):

@@ -287,13 +287,13 @@ def test_a_mirror_grows_at_its_own_commits(served: Hub, expected: dict[str, Any]
 def test_a_mirror_that_is_built_while_somebody_pushes(served: Hub, expected: dict[str, Any], tmp_path: Path) -> None:
     job = Job(endpoint=served.url, layers="all")
     source = Source(job, Events())
-    files = reference.files_of(job, source)
+    files, listing = reference.files_of(job, source)
 
     def on_file(entry: mirror.Entry, kept: bool) -> None:
         if entry.path == path_of(0):
             push(served)
 
-    mirror.build(tmp_path / "tree", files, source.fetch, on_file)
+    mirror.build(tmp_path / "tree", files, listing, source.fetch, on_file)
     assert document(oracle("--mirror", str(tmp_path / "tree"), *LAYERS)) == expected
 
 

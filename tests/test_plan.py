@@ -3,11 +3,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
+import numpy as np
 import pytest
 import worlds
 from conftest import oracle
@@ -58,7 +63,13 @@ def test_folders(hub: Hub) -> None:
     assert "PltBundle in other/: 4 layers; PltBundle in plts/small/: 3 layers" in said and "--path FOLDER" in said
     for folder in ("other", "other/"):
         check(parsed(run(hub, {}, "--path", folder)), worlds.make("PltBundle", seed=1, n_layers=4), [0, 1, 3])
-    assert "has no files that are named like" in error(run(hub, {}, "--path", "nowhere"))
+    for nowhere in ("nowhere", ".", "plts"):
+        said = error(run(hub, {}, "--path", nowhere))
+        assert f"--path {nowhere}: " in said and "has no such weight files there, but in other/, plts/small/" in said
+    for other in ("./other", "other//", "plts/../other"):
+        assert parsed(run(hub, {}, "--path", other))["layers"][0]["path"] == "other/layer_0.safetensors"
+    assert "not both" in error(run(hub, {}, "--path", "other", "--path", "other/layer_0.safetensors"), 2)
+    assert "--path ../layer_1.safetensors: " in error(run(hub, {}, "--path", "../layer_1.safetensors"))
 
 
 def test_one_file_of_a_folder_by_its_path(hub: Hub) -> None:
@@ -158,18 +169,100 @@ def test_lists_that_are_none(hub: Hub, body: bytes) -> None:
     assert "its answer is no such list" in error(ran, 3) and not hub.faults
 
 
-def test_the_cache_lists_what_it_has(hub: Hub, tmp_path: Path) -> None:
+def test_the_cache_knows_what_there_is(hub: Hub, tmp_path: Path) -> None:
+    """A run without the Hub reads what a run with it does, or says what it lacks: never another choice of layers."""
     world = worlds.make("CltSplit", n_layers=5)
     world.add_to(hub)
-    online = parsed(oracle("--mirror", hub.url, *world.arguments, "-o", "-", "--layers", "0,2,4"))
+    online = parsed(oracle("--mirror", hub.url, *world.arguments, "-o", "-"))
     hub.seen.clear()
-    offline = parsed(oracle("--offline", *world.arguments, "-o", "-", "--layers", "0,2,4"))
-    assert comparable(offline) == comparable(online) and not hub.seen
-    said = error(oracle("--offline", *world.arguments, "-o", "-", "--layers", "1", "--quiet"), 2)
-    assert "lists the layers 0, 2, 4; it has no layer 1" in said
+    for more in ((), ("--layers", "0,2,4")):
+        offline = parsed(oracle("--offline", *world.arguments, "-o", "-", *more))
+        assert comparable(offline) == comparable(online) and not hub.seen
+    for more in ("all", "1"):
+        assert "W_enc_1.safetensors" in error(oracle("--offline", *world.arguments, "-o", "-", "--layers", more, "--quiet"), 3)
+    assert "it has no layer 9" in error(oracle("--offline", *world.arguments, "-o", "-", "--layers", "9", "--quiet"), 2)
     assert error(oracle("--offline", "--repo", "org/other", "-o", "-", "--quiet"), 3)
     Path(tmp_path / "reference.json").write_text(json.dumps(online))
     assert oracle("verify", str(tmp_path / "reference.json"), "--offline").returncode == 0
+
+
+def test_a_cache_that_does_not_know_what_there_is(hub: Hub, tmp_path: Path) -> None:
+    """As huggingface_hub leaves it: some files, and no list of all. What there is can be named."""
+    cache = tmp_path / "cache"
+    world = worlds.make("PltBundle", n_layers=5)
+    world.add_to(hub)
+    for path in ("config.yaml", "layer_0.safetensors", "layer_1.safetensors"):
+        script = f"import huggingface_hub; huggingface_hub.hf_hub_download({REPO!r}, {path!r}, cache_dir={str(cache)!r})"
+        environment = {**os.environ, "HF_ENDPOINT": hub.url}
+        assert subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True).returncode == 0
+    source = ["--offline", "--cache-dir", str(cache), "--repo", REPO, "-o", "-", "--quiet"]
+    for layers in ("all", "sample"):
+        said = error(oracle(*source, "--layers", layers), 3)
+        assert f"nobody tells how many layers {REPO} has; the layers 0, 1 can be had without the Hub: name them with --layers" in said
+    check(parsed(oracle(*source, "--layers", "0,1")), world, [0, 1])
+    # With the Hub the list is fetched, and huggingface_hub minds nothing of ours; the next run does without.
+    check(parsed(oracle("--mirror", hub.url, *source[1:])), world, [0, 2, 4])
+    check(parsed(oracle("--mirror", "http://127.0.0.1:1", *source[1:])), world, [0, 2, 4])
+    found = huggingface_hub.scan_cache_dir(cache)
+    assert not found.warnings and {repo.repo_id: repo.nb_files for repo in found.repos} == {REPO: 5}
+    for bad in (b"", b"{}", b"[1]", b"[]", b"[" * 100_000):  # spoiled, it is none
+        listing, = cache.rglob("listings/*.json")
+        listing.write_bytes(bad)
+        assert "nobody tells" in error(oracle(*source), 3)
+
+
+def test_a_part_of_a_mirror_knows_the_whole(hub: Hub, tmp_path: Path) -> None:
+    """A mirror has some layers and the list of all: the sample is the repo's, not the mirror's."""
+    world = worlds.make("PltBundle", n_layers=5)
+    world.add_to(hub)
+    tree = str(tmp_path / "tree")
+    assert oracle("mirror", tree, "--mirror", hub.url, "--repo", REPO, "--layers", "0,1").returncode == 0
+    with file_server(Path(tree)) as (url, _):
+        for mirror in (tree, url):
+            source = ["--mirror", mirror, "--repo", REPO, "-o", "-", "--quiet"]
+            assert "layer_2.safetensors" in error(oracle(*source), 3)
+            assert "layer_2.safetensors" in error(oracle(*source, "--layers", "all"), 3)
+            check(parsed(oracle(*source, "--layers", "0,1")), world, [0, 1])
+    assert oracle("mirror", tree, "--mirror", hub.url, "--repo", REPO).returncode == 0
+    check(parsed(oracle("--mirror", tree, "--repo", REPO, "-o", "-", "--quiet")), world, [0, 2, 4])
+    # A manifest of old has no list.
+    manifest = json.loads((tmp_path / "tree/manifest.json").read_text())
+    del manifest["listings"]
+    (tmp_path / "tree/manifest.json").write_text(json.dumps(manifest))
+    assert "nobody tells how many layers" in error(oracle("--mirror", tree, "--repo", REPO, "-o", "-", "--quiet"), 3)
+    for bad in (3, [3], [{}], [{"repo": 1, "revision": "main", "commit": None, "paths": []}]):
+        (tmp_path / "tree/manifest.json").write_text(json.dumps({**manifest, "listings": bad}))
+        assert "manifest.json is not a manifest" in error(oracle("--mirror", tree, "--repo", REPO, "-o", "-", "--quiet"))
+
+
+def test_a_decoder_that_ends_too_early(hub: Hub) -> None:
+    world = worlds.make("CltSplit")
+    world.files[REPO]["W_dec_0.safetensors"] = worlds.to_safetensors({"W_dec_0": world.weights[0]["w_dec"][:, :1]})
+    world.add_to(hub)
+    for layers in ("all", "0"):
+        ran = oracle("--mirror", hub.url, "--repo", REPO, "-o", "-", "--quiet", "--decode", "--layers", layers)
+        assert "the decoder of layer 0 ends at layer 0, and the last layer is 2" in error(ran)
+
+
+STRANGE = [
+    ("PltBundle", "activation_function.threshold", "threshold"), ("PltBundle", "activation_function.threshold", "log_thresholds"),
+    ("PltBundle", "W_skip", "W_skip_0"), ("CltSplit", "threshold_0", "log_threshold_0"), ("CltSplit", "threshold_0", "threshold_1"),
+    ("GemmaScope2", "affine_skip_connection", "skip"), ("Sae", "threshold", "scaling_factor"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("schema, name, other", STRANGE)
+def test_tensors_that_nobody_knows(tmp_path: Path, schema: str, name: str, other: str) -> None:
+    """A gate, a scale or a skip under another name is not left out in silence."""
+    world = worlds.make(schema, n_layers=1, skip=True)
+    path = next(path for path in world.files[REPO] if "W_dec" not in path and "config" not in path)
+    content = world.files[REPO][path]
+    arrays = dict(np.load(io.BytesIO(content))) if path.endswith(".npz") else worlds.from_safetensors(content)
+    arrays[other] = arrays.pop(name)
+    world.files[REPO][path] = worlds.to_npz(arrays) if path.endswith(".npz") else worlds.to_safetensors(arrays)
+    ran = oracle("--mirror", world.lay_out(tmp_path / "tree"), *world.arguments, "-o", "-", "--quiet", "--schema", schema)
+    said = error(ran)
+    assert other in said and ("whose part in the encoding is not known" in said or "never has" in said)
 
 
 @pytest.mark.parametrize("path", ["layer_0/../params.npz", "/layer_0/params.npz", "layer_0//params.npz", "layer_0/params.npz?x=1"])

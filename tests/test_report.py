@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import worlds
 from conftest import oracle, shared
@@ -177,7 +178,7 @@ POSITIVE = st.floats(0, allow_infinity=False) | st.sampled_from([0.0, 1e-6, 1e-4
     st.lists(st.tuples(st.integers(0, 30), st.integers(0, 2**64 - 1)), min_size=1, max_size=6, unique=True),
     st.data(),
     st.text(),
-    POSITIVE,
+    st.floats(0, 1e6),
 )
 @settings(deadline=None, max_examples=60)
 def test_whatever_a_reference_holds(
@@ -407,3 +408,32 @@ def test_outputs_decoders_and_seeds_passed_over(tmp_path: Path) -> None:
 def _of(table: list[list[str]], columns: int, numbers: int | None) -> list[list[str]]:
     """The rows of a table of that many columns, of which the third is a number or is none."""
     return [row for row in table if len(row) == columns and ("-tie" in row[2]) == (numbers is None)]
+
+
+def test_flags_without_their_margins(recorded: dict[str, Any], tmp_path: Path) -> None:
+    """A reference of another make may have some of our keys, and lack others."""
+    for key in ("format_version", "residual_generator", "layers", "top_k"):
+        del recorded[key]
+    case = recorded["test_cases"][2]
+    for key in ("rank_margin", "gate_margin", "n_active_bounds", "gate_ties"):
+        del case[key]
+    case["flags"] = ["rank-tie", "gate-tie", "of another make"]
+    page = made_from(tmp_path, recorded)
+    assert all(flag in page.text for flag in case["flags"])
+
+
+def test_what_compare_passes_is_not_off(recorded: dict[str, Any], tmp_path: Path) -> None:
+    """Large values may be off by the tolerance and a float32 step."""
+    for case in recorded["test_cases"]:
+        for entry in case["top_10"]:
+            entry["activation"] = float(np.float32(entry["activation"] * 4000))
+    candidate = stripped(recorded)
+    for case in candidate["test_cases"]:
+        for entry in case["top_10"]:
+            entry["activation"] = float(np.nextafter(np.float32(entry["activation"]), np.float32(0)))
+    page = made_from(tmp_path, recorded, candidate)
+    cells = [row[-1] for table in page.root.iter("table") for row in page.rows(table) if len(row) == 5]
+    assert "The candidate agrees" in page.text and len(cells) >= 90 and not any(cell.endswith("off") for cell in cells)
+    candidate["test_cases"][0]["top_10"][0]["activation"] -= 1
+    page = made_from(tmp_path, recorded, candidate)
+    assert sum(row[-1].endswith("off") for table in page.root.iter("table") for row in page.rows(table) if row) == 1

@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import worlds
 from conftest import CURATION_REPO, WEIGHTS_REPO, config, fill, layer_arrays, npz, oracle, path_of
 from hub import Hub
 from independent import float64_encode
@@ -131,6 +134,45 @@ def test_an_edited_formula(demo_folder: Path) -> None:
     assert ran.returncode == 1 and "wrong encoder_formula: 'ReLU(W_enc.T" in ran.stderr and "9 of 9 cases" in ran.stderr
 
 
+def test_a_layer_of_which_no_case_is_left(demo_folder: Path) -> None:
+    reference = reference_of(demo_folder)
+    reference["test_cases"] = reference["test_cases"][3:]
+    reference["layers"][0].update(sha256="0" * 64, path="nowhere/params.npz")
+    ran = run(demo_folder, reference)
+    assert ran.returncode == 1 and "layer 0: `layers` lists it, but no case is of it" in ran.stderr
+
+
+@pytest.mark.parametrize("layers", [(0,), (0, 1)])
+def test_negative_thresholds_are_in_the_formula(tmp_path: Path, layers: tuple[int, ...]) -> None:
+    """A threshold below zero lets nothing negative through: that must be told, and by each such layer."""
+    world = worlds.make("Sae", n_layers=2)
+    for layer in layers:
+        path = list(world.files[worlds.OWN_REPO])[layer]
+        arrays = dict(np.load(io.BytesIO(world.files[worlds.OWN_REPO][path])))
+        arrays["threshold"][3:] = -1
+        world.files[worlds.OWN_REPO][path] = worlds.to_npz(arrays)
+    tree, recorded = world.lay_out(tmp_path / "tree"), tmp_path / "reference.json"
+    assert oracle("--mirror", tree, *world.arguments, "-o", str(recorded)).returncode == 0
+    reference = json.loads(recorded.read_text())
+    assert reference["encoder_formula"].endswith("acts = pre * (pre > max(threshold, 0))")
+    assert all(entry["activation"] > 0 for case in reference["test_cases"] for entry in case["top_10"])
+    verify = "verify", str(recorded), "--mirror", tree
+    assert oracle(*verify).returncode == 0
+    reference["encoder_formula"] = reference["encoder_formula"].replace("max(threshold, 0)", "threshold")
+    recorded.write_text(json.dumps(reference))
+    ran = oracle(*verify)
+    assert ran.returncode == 1 and ran.stderr.count("wrong encoder_formula") == len(layers)
+
+
+def test_a_key_that_stands_twice_among_many(tmp_path: Path) -> None:
+    """In no more time than the file takes to be read."""
+    keys = ",".join(f'"{number}": 0' for number in range(300_000))
+    (tmp_path / "reference.json").write_text(f'{{{keys}, "299999": 1}}')
+    began = time.monotonic()
+    ran = oracle("verify", str(tmp_path / "reference.json"))
+    assert ran.returncode == 4 and "the key '299999' stands twice" in ran.stderr and time.monotonic() - began < 10
+
+
 def other_weights(demo_folder: Path, tmp_path: Path, content: bytes) -> Path:
     cache = tmp_path / "hub"
     shutil.copytree(demo_folder / "hub", cache, symlinks=True)
@@ -189,6 +231,11 @@ BROKEN = {
     "format version": (put(2, "format_version"), "format_version is 2"),
     "an edited generator": (put(0.7, "residual_generator", "sqrt_half"), "not the record of its name"),
     "no format version": (drop("format_version"), "format_version is missing from a reference of ours"),
+    "no format version, but seeds passed over": (
+        lambda reference: [reference.pop(key) for key in ("format_version", "residual_generator", "layers", "top_k")]
+        and reference.update(skipped_seeds=[{"layer": 0, "seed": 0}]),
+        "format_version is missing from a reference of ours",
+    ),
     "no stream": (drop("test_cases", 2, "stream"), "test_cases[2].stream is missing"),
     "another generator": (
         put("mt19937", "residual_generator", "name"),
@@ -203,6 +250,7 @@ BROKEN = {
     "bounds": (put([1], "test_cases", 2, "n_active_bounds"), "n_active_bounds is not two numbers"),
     "gate ties of another number": (put([3, 7], "test_cases", 2, "gate_ties"), "gate_ties is 2 long"),
     "gate ties past the features": (put([512], "test_cases", 2, "gate_ties"), "indices of the 512 features"),
+    "a tolerance beyond all": (put(1e7, "tolerance"), "tolerance is 10000000.0, not a finite number from 0 to 1e+06"),
     "a gate tie twice": (put([7, 7], "test_cases", 2, "gate_ties"), "not ascending indices"),
     "flags": (put([1], "test_cases", 2, "flags"), "flags is not a list of texts"),
     "another schema": (put("PltBundle", "schema"), "schema is PltBundle"),

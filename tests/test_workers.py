@@ -128,6 +128,33 @@ def test_ctrl_c_ends_the_workers(served: Hub, tmp_path: Path) -> None:
     assert not [worker for worker in workers if os.path.exists(f"/proc/{worker}") and "Z" not in state(worker)]
 
 
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_whom_they_work_for(served: Hub, tmp_path: Path, how: signal.Signals) -> None:
+    """However that was ended: timeout, a batch system and a container's stop take the first process alone."""
+    served.delay = 0.5
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "oracle", "--mirror", served.url, "--layers", "all", "-o", str(tmp_path / "out"), "--workers", "2"]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while sum("params.npz" in seen.path for seen in served.seen) < 2 or len(children(process.pid)) < 2:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(how)
+    process.communicate(timeout=10)  # to the end of standard error, which the workers have open too
+
+
+def test_workers_are_as_quiet_as_they_are_told(tmp_path: Path) -> None:
+    world = worlds.make("PltBundle", n_layers=2)
+    tree = world.lay_out(tmp_path / "tree")  # without a manifest, which is a warning for each file
+    for quiet in ((), ("--quiet",)):
+        said = []
+        for workers in ("1", "2"):
+            ran = oracle("--mirror", tree, *world.arguments, "-o", str(tmp_path / "out"), "--workers", workers, *quiet)
+            assert ran.returncode == 0, ran.stderr
+            said.append(set(ran.stderr.splitlines()))  # a file is looked at before it is handed out, and where it is read
+        assert said[0] == said[1] and sum("could not verify" in line for line in said[0]) == (0 if quiet else 3)
+
+
 def children(pid: int) -> list[int]:
     with open(f"/proc/{pid}/task/{pid}/children") as file:
         return [int(child) for child in file.read().split()]
