@@ -44,7 +44,7 @@ def summarize_reference(made: dict[str, Any], output: str) -> None:
 def summarize_verdicts(title: str, cases: Sequence[CaseVerdict], closing: Iterable[str]) -> None:
     """Add verdicts to the step's summary: a row per case, those that fail first where they are many."""
     chosen = cases if len(cases) <= MOST_ROWS else sorted(cases, key=lambda case: case.agrees)
-    rows = [(case.layer, case.seed, case.status, "; ".join(case.problems or case.notes)) for case in chosen]
+    rows = [(case.layer, case.seed, case.status, case.said) for case in chosen]
     _summarize(title, ("layer", "seed", "status", "what"), rows, closing)
 
 

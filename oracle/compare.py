@@ -17,6 +17,8 @@ from oracle.document import DEFAULT_TOLERANCE, DataError, Document, top_key
 
 FLOAT32_ROUNDING = 2.0**-24  # of a value: at most this much of it
 
+MOST_SAID = 3  # of a cross-layer transcoder's case every target layer may have a problem
+
 SAME, ROUNDING, DIFFERS, MISSING = "same", "rounding", "differs", "missing"
 
 
@@ -38,6 +40,13 @@ class CaseVerdict:
     @property
     def agrees(self) -> bool:
         return self.status in (SAME, ROUNDING)
+
+    @property
+    def said(self) -> str:
+        """The problems, or else the notes, on a line; of many the first few."""
+        lines = self.problems or self.notes
+        more = f"; and {len(lines) - MOST_SAID} more" if len(lines) > MOST_SAID else ""
+        return "; ".join(lines[:MOST_SAID]) + more
 
 
 @dataclass(frozen=True)
@@ -271,7 +280,8 @@ def reconstruction_problems(case: Document, answer: Document, d_model: int, righ
             )
         elif wrong:
             name, theirs, ours, _ = wrong[0]
-            more = f", and {len(wrong) - 1} more numbers are off" if len(wrong) > 1 else ""
+            others = len(wrong) - 1
+            more = f", and {others} more number{' is' if others == 1 else 's are'} off" if others else ""
             problems.append(
                 f"the reconstruction of layer {target}: {name} is {ours:.7g}, {right} {theirs:.7g}: "
                 f"off by {abs(ours - theirs):.3g}{more}"

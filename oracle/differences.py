@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from oracle import charts, markup
 from oracle.charts import Limit, Mark, Row
-from oracle.compare import DIFFERS, MISSING, ROUNDING, SAME, CaseVerdict, Comparison, by_key, stored
+from oracle.compare import DIFFERS, MISSING, MOST_SAID, ROUNDING, SAME, CaseVerdict, Comparison, by_key, stored
 from oracle.document import Document, top_key
 from oracle.markup import count, escape, exact, rough
 
@@ -125,7 +125,7 @@ def _chart(compared: Comparison) -> str:
 def _cases(compared: Comparison) -> str:
     rows = []
     for case in compared.cases:
-        said = escape("; ".join(case.problems or case.notes))
+        said = escape(case.said)
         largest = "\u2013" if case.largest is None else rough(case.largest)
         style = "" if case.agrees else ' class="f"'
         rows.append(
@@ -154,6 +154,9 @@ def _features(recorded: Document, candidate: Document, compared: Comparison) -> 
             if answer is None
             else _values(case, answer, top, recorded["n_features_per_layer"], compared.tolerance)
         )
+        if len(verdict.problems) > MOST_SAID:
+            listed = f"<ul>{''.join(f'<li>{escape(one)}</li>' for one in verdict.problems)}</ul>"
+            content += markup.details(f"All {len(verdict.problems)} things that rounding cannot explain", listed, is_open=False)
         is_open = not verdict.agrees and (n_differ <= OPEN_AT_MOST or not shown[False])
         made = markup.details(summary, content, is_open=is_open)
         shown[verdict.agrees].append(f'<div id="{_anchor(verdict)}">{made}</div>')

@@ -128,10 +128,9 @@ def _span(firing: list[int]) -> str:
 
 
 def _encoded(recorded: Document) -> str:
-    pairs = [
-        ("weights", _at(repo_of(recorded), recorded.get("weights_revision"))),
-        ("curation", _at(recorded.get("curation_repo"), recorded.get("curation_revision"))),
-    ]
+    pairs = [("weights", _at(repo_of(recorded), recorded.get("weights_revision")))]
+    if "curation_repo" in recorded:
+        pairs.append(("curation", _at(recorded["curation_repo"], recorded.get("curation_revision"))))
     pairs += [
         (key, markup.code(value) if key == "encoder_formula" else _plain(value))
         for key, value in recorded.items()

@@ -152,8 +152,7 @@ def _case_lines(cases: tuple[CaseVerdict, ...]) -> list[str]:
     chosen = cases if len(cases) <= MOST_LINES else sorted(cases, key=lambda case: case.agrees)[:MOST_LINES]
     lines = []
     for case in chosen:
-        said = "; ".join(case.problems or case.notes)
-        lines.append(f"{_name(case)}: {case.status:8}" + (f"  {said}" if said else ""))
+        lines.append(f"{_name(case)}: {case.status:8}" + (f"  {case.said}" if case.said else ""))
     if len(chosen) < len(cases):
         failed = sum(not case.agrees for case in cases) - sum(not case.agrees for case in chosen)
         lines.append(f"... and {len(cases) - len(chosen)} cases more, of which {failed} do not agree")

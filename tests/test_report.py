@@ -403,6 +403,12 @@ def test_outputs_decoders_and_seeds_passed_over(tmp_path: Path) -> None:
     candidate["test_cases"][4]["reconstructions"][1]["norm"] += 1.0
     page = made_from(tmp_path, reference, candidate)
     assert "the reconstruction of layer 2: norm is" in page.text
+    for case in candidate["test_cases"][:3]:
+        for made in case["reconstructions"]:
+            made["norm"] += 1.0
+        case["n_active"] += 100
+    page = made_from(tmp_path, reference, candidate)
+    assert all(page.text.count(f"the reconstruction of layer {layer}: norm is") >= 3 for layer in range(3)) and "; and 1 more" in page.text
 
 
 def _of(table: list[list[str]], columns: int, numbers: int | None) -> list[list[str]]:
