@@ -19,7 +19,8 @@ from oracle.encoder import Firing
 GROUP = 32
 UNIT_ROUNDOFF_32 = 2.0**-24
 N_FIRST = 10
-DEVIATIONS = 4  # that chance is given
+# What chance is given: slack that is anything up to its bound has a deviation of bound / sqrt(3), so that it is over 5.
+SLACK_DEVIATIONS, ROUNDING_DEVIATIONS = 3, 4
 _SIGNIFICANT_DIGITS = 3  # of a tolerance
 
 
@@ -140,7 +141,7 @@ def _add_outputs(total: Sums, span: slice, block: np.ndarray, residual: np.ndarr
 def reconstruction(parts: list[Sums], b_dec: np.ndarray | None, target: int | None = None) -> Reconstruction:
     """The sum of the parts, and b_dec where there is one; of parts [n_targets, d_model] that of one target.
 
-    The tolerance is what the features at their gates move together, four times what the slack of the others moves by
+    The tolerance is what the features at their gates move together, three times what the slack of the others moves by
     chance in either direction, and four times what adding `count` terms up in float32 may, which goes with the square
     root of their number.
     """
@@ -153,7 +154,7 @@ def reconstruction(parts: list[Sums], b_dec: np.ndarray | None, target: int | No
     )
     n_terms = 1 + sum(sums.count for sums, _ in chosen)
     rounding = UNIT_ROUNDOFF_32 * math.sqrt(n_terms) * (np.abs(values) + np.sqrt(squares))
-    worst = float(np.max(flips + DEVIATIONS * (np.sqrt(spread) + rounding)))
+    worst = float(np.max(flips + SLACK_DEVIATIONS * np.sqrt(spread) + ROUNDING_DEVIATIONS * rounding))
     sum_of_squares = math.fsum((values * values).tolist())
     return Reconstruction(
         norm=math.sqrt(sum_of_squares),

@@ -133,14 +133,15 @@ class Decoders:
         return None if compared.agrees else explain.explain(self.reference, answers, compared, self.job)
 
     def gives(self, names: Sequence[str], answers: dict[str, Any]) -> bool:
-        """Whether a port with these mistakes gives the same first values, but for rounding, where it gives any."""
+        """Whether a port with these mistakes gives the same first values, within the tolerance, where it gives any."""
         other = self.candidate(names)["test_cases"]
         return all(
-            np.allclose(a["first_10"], b["first_10"], rtol=0, atol=2e-5)
-            for case, theirs in zip(answers["test_cases"], other)
+            np.allclose(a["first_10"], b["first_10"], rtol=0, atol=right["tolerance"])
+            for case, theirs, ours in zip(answers["test_cases"], other, self.reference["test_cases"])
             for a in case["reconstructions"]
             for b in theirs["reconstructions"]
-            if a["target_layer"] == b["target_layer"]
+            for right in ours["reconstructions"]
+            if a["target_layer"] == b["target_layer"] == right["target_layer"]
         )
 
     def judge(self, names: Sequence[str]) -> str:

@@ -71,10 +71,16 @@ def test_over_ten_seeds(tmp_path: Path) -> None:
             for names in [*((name,) for name in world.possible()), *random_pairs(seed, 10, world)]:
                 outcomes.setdefault(names, []).append(world.judge(names))
         print(kind)
-        # Activations rounded to float16 are missed now and then: a feature at the edge of its rounding is not decided.
-        missed = [names for names, found in outcomes.items() for one in found if one.startswith("not found")]
-        assert all("activations in float16" in names for names in missed) and len(missed) <= 2, missed
-        check({names: [one for one in found if not one.startswith("not found")] for names, found in outcomes.items()})
+        # Activations rounded to float16 are missed now and then: they are within the tolerance, or a feature at the edge of
+        # its rounding is not decided.
+        left: dict[tuple[str, ...], list[str]] = {}
+        n_missed = 0
+        for names, found in outcomes.items():
+            missed = [one for one in found if "activations in float16" in names and one.startswith(("not found", "agrees"))]
+            n_missed += len(missed)
+            left[names] = [one for one in found if one not in missed]
+        assert n_missed <= 2
+        check(left)
 
 
 def test_a_right_port_is_not_explained(of_each: list[Decoders]) -> None:
