@@ -103,6 +103,7 @@ def test_jobs_that_are_none(options: dict[str, Any]) -> None:
         Job(**options)
 
 
+@pytest.mark.slow
 def test_types_for_whoever_uses_it(tmp_path: Path) -> None:
     """py.typed is installed, and --strict finds what is wrong in a program of somebody else's."""
     program = tmp_path / "program.py"

@@ -83,6 +83,7 @@ def test_bars_stand_beside_their_rows(tab: screens.Tab, page: Path) -> None:
     assert len(off) == 78 and max(off) < 2
 
 
+@pytest.mark.slow
 def test_paper_holds_what_is_folded_on_the_screen(tab: screens.Tab, page: Path, tmp_path: Path) -> None:
     """The folded values take as much paper as unfolded ones, and dark screens don't print dark."""
     counts = []

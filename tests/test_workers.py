@@ -128,7 +128,7 @@ def test_ctrl_c_ends_the_workers(served: Hub, tmp_path: Path) -> None:
     assert not [worker for worker in workers if os.path.exists(f"/proc/{worker}") and "Z" not in state(worker)]
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_workers_end_with_whom_they_work_for(served: Hub, tmp_path: Path, how: signal.Signals) -> None:
     """However that was ended: timeout, a batch system and a container's stop take the first process alone."""
     served.delay = 0.5
