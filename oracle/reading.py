@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import sys
 from collections.abc import Iterator
 from typing import Any
 
-from oracle import schemas
+from oracle import schemas, strict_json
 from oracle.document import FORMAT_VERSION, DataError, Document, InputError, generator_record, weights_repo
 from oracle.job import MAX_TOLERANCE
 from oracle.residual import NAME, VERSION
@@ -203,28 +202,13 @@ def _read_object(path: str) -> Document:
     if len(raw) > READ_LIMIT:
         raise DataError(f"{path} is larger than {READ_LIMIT >> 20} MiB, the most that is read")
     try:
-        document = json.loads(raw, parse_constant=_refuse_constant, object_pairs_hook=_refuse_twice)
+        document = strict_json.loads(raw)
     except (ValueError, RecursionError) as error:
         problem = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(f"{path} is not readable JSON: {problem}") from error
     if not isinstance(document, dict):
         raise DataError(f"{path} holds {_shown(document)}, not an object")
     return document
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number in JSON")
-
-
-def _refuse_twice(pairs: list[tuple[str, Any]]) -> Document:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        seen: set[str] = set()
-        for name, _ in pairs:
-            if name in seen:
-                raise ValueError(f"the key {name[:80]!r} stands twice")
-            seen.add(name)
-    return made
 
 
 def _is_integer(value: Any) -> bool:

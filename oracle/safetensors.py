@@ -7,12 +7,12 @@ which the tensors cover from end to end without gaps. It has no checksum: that o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from oracle import strict_json
 from oracle.weights import (
     EXTENT_LIMIT,
     Section,
@@ -133,7 +133,7 @@ class Safetensors:
 
     def _parse(self, header: bytes) -> dict[str, dict[str, Any]]:
         try:
-            document = json.loads(header.decode("utf-8"), object_pairs_hook=_refuse_twice, parse_constant=_refuse_constant)
+            document = strict_json.loads(header.decode("utf-8"))
         except (ValueError, RecursionError, MemoryError) as error:
             problem = " ".join(str(error).split())[:200] or type(error).__name__
             raise self._error(f"its header is not readable JSON: {problem}") from error
@@ -176,21 +176,6 @@ def _is_entry(entry: Any) -> bool:
     if not isinstance(entry["dtype"], str) or not all(isinstance(of, list) for of in numbers):
         return False
     return len(entry["data_offsets"]) == 2 and all(type(n) is int and 0 <= n < 2**63 for of in numbers for n in of)
-
-
-def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        seen: set[str] = set()
-        for name, _ in pairs:
-            if name in seen:
-                raise ValueError(f"the key {_shown(name)} stands twice")
-            seen.add(name)
-    return made
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number in JSON")
 
 
 def _shown(value: object) -> str:
