@@ -25,6 +25,8 @@ NARROW = 60  # columns below which a bar is left out, and its numbers stay
 NUMBERS = 34  # columns of a bar's numbers, padded so that they stand still
 LOGGER = "vendored_hf"
 
+_saying = threading.Lock()
+
 
 @dataclass
 class Bar:
@@ -284,7 +286,8 @@ class _Log(logging.Handler):
 def say(text: str) -> None:
     """Print for a person, on standard error."""
     if sys.stderr is not None:  # it may have been closed, and print would take standard output for it
-        with contextlib.suppress(OSError):  # nobody listens any more, and the work is not done for them alone
+        # Lines of two threads are not to run into each other. Where nobody listens any more the work is done all the same.
+        with _saying, contextlib.suppress(OSError):
             print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
 
 

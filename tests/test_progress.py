@@ -370,3 +370,18 @@ def test_a_summary_that_cannot_be_written(hub: Hub, workflow: Path, monkeypatch:
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(workflow / "no" / "folder"))
     ran = oracle("--mirror", hub.url, "--layers", "0")
     assert ran.returncode == 0 and "the summary cannot be written" in ran.stderr
+
+
+SPEAKERS = """
+import threading
+from oracle.progress import say
+threads = [threading.Thread(target=lambda: [say("x" * 30) for _ in range(2000)]) for _ in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+"""
+
+
+def test_lines_of_several_threads_do_not_run_into_each_other() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run([sys.executable, "-c", SPEAKERS], capture_output=True, text=True, env=environment)
+    assert ran.stderr.splitlines() == ["x" * 30] * 8000
