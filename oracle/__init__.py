@@ -17,55 +17,56 @@ Errors that a user can do something about are BadData, BadUse, LayersFailed and 
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from oracle.compare import Comparison as Comparison
-    from oracle.compare import compare as compare
-    from oracle.errors import BadData as BadData
-    from oracle.errors import BadUse as BadUse
-    from oracle.errors import LayersFailed as LayersFailed
-    from oracle.job import Events as Events
-    from oracle.job import Job as Job
-    from oracle.library import demo_job as demo_job
-    from oracle.library import generate as generate
-    from oracle.library import verify as verify
-    from oracle.residual import residual as residual
-    from oracle.verify import Verification as Verification
+from oracle.version import VERSION as __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from oracle.arithmetic.residual import residual
+    from oracle.checking.compare import Comparison, compare
+    from oracle.checking.verify import Verification
+    from oracle.errors import BadData, BadUse, LayersFailed
+    from oracle.job import Events, Job
+    from oracle.library import demo_job, generate, verify
 
 # Looked up when they are asked for: `--help` is not to wait for NumPy.
-_PUBLIC = {
+_MODULES = {
     "BadData": "errors",
     "BadUse": "errors",
-    "Comparison": "compare",
+    "Comparison": "checking.compare",
     "Events": "job",
     "Job": "job",
     "LayersFailed": "errors",
-    "Verification": "verify",
-    "compare": "compare",
+    "Verification": "checking.verify",
+    "compare": "checking.compare",
     "demo_job": "library",
     "generate": "library",
-    "residual": "residual",
+    "residual": "arithmetic.residual",
     "verify": "library",
 }
 
+__all__ = [
+    "BadData",
+    "BadUse",
+    "Comparison",
+    "Events",
+    "Job",
+    "LayersFailed",
+    "Verification",
+    "__version__",
+    "compare",
+    "demo_job",
+    "generate",
+    "residual",
+    "verify",
+]
+
 
 def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
-class _Package(ModuleType):
-    """Some functions are called like the modules that they are in: here those names stay the functions'."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _PUBLIC and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
+def __dir__() -> list[str]:
+    return __all__

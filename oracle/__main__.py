@@ -3,7 +3,7 @@
 
 import sys
 
-from oracle.cli import main
+from oracle.terminal.commands import main
 
 if __name__ == "__main__":
     sys.exit(main())

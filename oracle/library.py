@@ -8,11 +8,13 @@ import functools
 from collections.abc import Iterable
 from concurrent.futures import Executor
 
-from oracle import demo, document, reference
-from oracle.document import Document
+from oracle.checking.verify import Verification
+from oracle.checking.verify import verify as verify_document
 from oracle.job import Events, Job
-from oracle.verify import Verification
-from oracle.verify import verify as verify_document
+from oracle.references import document
+from oracle.references import generate as reference
+from oracle.references.document import Document
+from oracle.vectors import demo
 
 
 def generate(jobs: Iterable[Job], *, executor: Executor | None = None, events: Events = Events()) -> list[Document]:

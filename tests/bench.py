@@ -227,7 +227,8 @@ def make_llama(cache: Path) -> None:
 def unsettled(arguments: list[str]) -> int:
     """The command line with float64 as the only referee: no bound leaves anything open, nothing is settled."""
     sys.path.insert(0, str(ROOT))
-    from oracle import cli, encoder
+    from oracle.arithmetic import encoder
+    from oracle.terminal import commands as cli
 
     draft = encoder._Draft.of
     encoder._Draft.of = lambda pre32, pre, gate, bound, *rest: draft(pre32, pre, gate, bound * 0, *rest)

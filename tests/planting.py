@@ -14,11 +14,12 @@ import numpy as np
 import worlds
 from conftest import CURATION_REPO, WEIGHTS_REPO, npz
 
-from oracle import explain, reference
-from oracle.compare import compare
-from oracle.explanation import Explanation
+from oracle.arithmetic.residual import residual
+from oracle.checking.compare import compare
+from oracle.diagnosis import explain
+from oracle.diagnosis.explanation import Explanation
 from oracle.job import Job
-from oracle.residual import residual
+from oracle.references import generate as reference
 
 Arrays = dict[str, np.ndarray]
 COMMIT = "c" * 40

@@ -13,11 +13,13 @@ import numpy as np
 import worlds
 from planting import bf16, half, to_bits, write_cache
 
-from oracle import document, explain, reference
-from oracle.compare import compare
-from oracle.explanation import Explanation
+from oracle.arithmetic.residual import residual
+from oracle.checking.compare import compare
+from oracle.diagnosis import explain
+from oracle.diagnosis.explanation import Explanation
 from oracle.job import Job
-from oracle.residual import residual
+from oracle.references import document
+from oracle.references import generate as reference
 
 
 def fires(pre: np.ndarray, gate: np.ndarray) -> np.ndarray:

@@ -19,9 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from independent import exact_encode
 
-from oracle import demo
-from oracle.compare import DIFFERS, ROUNDING, SAME, compare_case
-from oracle.schemas import SCHEMAS
+from oracle.checking.compare import DIFFERS, ROUNDING, SAME, compare_case
+from oracle.vectors import demo
+from oracle.weights.formats import SCHEMAS
 
 TOLERANCE = 1e-4
 

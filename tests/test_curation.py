@@ -10,7 +10,7 @@ from conftest import config, path_of, shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oracle.curation import CurationError, HubFile, parse_config, parse_uri
+from oracle.sources.curation import CurationError, HubFile, parse_config, parse_uri
 
 # What the real list says, in our own words: the average L0 of each of the 26 layers.
 AVERAGE_L0 = [76, 65, 49, 54, 88, 87, 95, 70, 52, 72, 88, 5, 6, 8, 8, 8, 10, 12, 13, 12, 11, 13, 15, 25, 37, 41]

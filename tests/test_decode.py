@@ -22,9 +22,9 @@ from test_generate import cores
 from test_schemas import SHAPES, comparable, parsed
 
 import oracle as library
-from oracle.compare import compare
+from oracle.arithmetic.residual import residual
+from oracle.checking.compare import compare
 from oracle.job import ALL, Job
-from oracle.residual import residual
 
 Document = dict[str, Any]
 Vectors = dict[int, np.ndarray]  # by target layer

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from independent import exact_encode, float64_encode, nearest_float32
 
-from oracle import encoder
-from oracle.encoder import Encoding, LayerEncoding, Matrix, NotFiniteError
+from oracle.arithmetic import encoder
+from oracle.arithmetic.encoder import Encoding, LayerEncoding, Matrix, NotFiniteError
 
 TOLERANCE = 1e-4
 

@@ -15,9 +15,9 @@ from hub import Hub
 from independent import float64_encode
 from planting import PLANTS, World, candidate, check, plant_all
 
-from oracle import explain, mistakes
-from oracle.compare import compare
-from oracle.residual import residual
+from oracle.arithmetic.residual import residual
+from oracle.checking.compare import compare
+from oracle.diagnosis import explain, mistakes
 
 SHAPES = ((24, 96), (64, 512), (130, 70))
 

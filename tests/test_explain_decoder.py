@@ -15,7 +15,7 @@ from hub import Hub
 from planting import check
 from planting_decoder import PLANTS, Decoders
 
-from oracle.decoder_mistakes import DECODER_MISTAKES
+from oracle.diagnosis.decoder_mistakes import DECODER_MISTAKES
 
 KINDS: tuple[dict[str, Any], ...] = (
     {"schema": "GemmaScopeNpz"},

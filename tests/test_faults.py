@@ -20,7 +20,7 @@ from conftest import ROOT
 from hub import Fault, Hub
 
 import vendored_hf as hf
-from oracle.stream import RemoteFile, open_remote
+from oracle.sources.stream import RemoteFile, open_remote
 
 REPO, PATH = "org/weights", "a/params.npz"
 CONTENT = random.Random(1).randbytes(3_000_000)

@@ -20,8 +20,8 @@ import pytest
 from conftest import ROOT, oracle
 from planting import bf16
 
-from oracle.compare import compare
-from oracle.residual import residual
+from oracle.arithmetic.residual import residual
+from oracle.checking.compare import compare
 
 pytestmark = pytest.mark.slow
 

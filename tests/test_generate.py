@@ -20,7 +20,7 @@ from conftest import CURATION_REPO, ROOT, WEIGHTS_REPO, config, fill, layer_arra
 from hub import Fault, Hub
 from independent import float64_encode
 
-from oracle.residual import fingerprint, residual
+from oracle.arithmetic.residual import fingerprint, residual
 
 DESIGN_FINGERPRINTS = {
     (0, 0): "0xe388372113f21ef1", (100, 0): "0x0e6748ea24ecf161",
@@ -198,8 +198,8 @@ def test_the_same_bytes_on_every_kernel_and_thread_count(hub: Hub, tmp_path: Pat
 
 def test_help_imports_nothing_heavy() -> None:
     program = (
-        "import sys, oracle.cli\n"
-        "try: oracle.cli.main(['--help'])\nexcept SystemExit: pass\n"
+        "import sys, oracle.terminal.commands\n"
+        "try: oracle.terminal.commands.main(['--help'])\nexcept SystemExit: pass\n"
         "print(sorted({'numpy', 'requests', 'yaml'} & set(sys.modules)), file=sys.stderr)"
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)

@@ -19,9 +19,10 @@ from conftest import CURATION_REPO, ROOT, WEIGHTS_REPO, config, fill, layer_arra
 from hub import Fault, Hub
 
 import vendored_hf as hf
-from oracle import mirror, reference
 from oracle.job import Events, Job
-from oracle.source import Source
+from oracle.references import generate as reference
+from oracle.sources import mirror
+from oracle.sources.source import Source
 
 LAYERS = ["--layers", "0-2", "-o", "-"]
 

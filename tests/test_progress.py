@@ -24,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from terminal import COLOUR, DRAWN, Cast, longest, resize, watch
 
-from oracle import progress
+from oracle.terminal import progress
 
 RATE = 800_000  # bytes a second: a file of 1.1 MB takes more than a second
 SHAPE = 56, 2304

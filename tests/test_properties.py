@@ -13,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planting import make_cache, make_weights
 
-from oracle import document, encoder, reference
-from oracle.compare import compare, compare_case
-from oracle.encoder import Encoding, LayerEncoding, Matrix
+from oracle.arithmetic import encoder
+from oracle.arithmetic.encoder import Encoding, LayerEncoding, Matrix
+from oracle.checking.compare import compare, compare_case
 from oracle.job import Job
+from oracle.references import document
+from oracle.references import generate as reference
 
 TOLERANCE = 1e-4
 SEED = st.integers(0, 2**32)

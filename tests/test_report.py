@@ -19,9 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pages import Page, text_of
 
-from oracle import demo, document, reading, report
-from oracle.compare import compare
-from oracle.schemas import SCHEMAS
+from oracle.checking.compare import compare
+from oracle.page import page as report
+from oracle.references import document, reading
+from oracle.vectors import demo
+from oracle.weights.formats import SCHEMAS
 
 HOSTILE = "\"><script>alert(1)</script></title></style><!--' &amp; &lt;b&gt; {0} \u20ac"
 UNPRINTABLE = "a\u0000b\u001b[31m\ud800\u202ec\n]]>"

@@ -15,7 +15,7 @@ from conftest import oracle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oracle.residual import fingerprint, residual
+from oracle.arithmetic.residual import fingerprint, residual
 
 KNOWN = [
     (0, 0, "3e92fab2 be533308 bfbd5dc5 bfa918f5", "0xe388372113f21ef1"),

@@ -18,9 +18,9 @@ from hub import Hub
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oracle.npz import Npz
-from oracle.safetensors import Safetensors
-from oracle.weights import WeightsError
+from oracle.weights.npz import Npz
+from oracle.weights.safetensors import Safetensors
+from oracle.weights.tensors import WeightsError
 
 GOOD = {"W_enc": np.arange(12, dtype=np.float32).reshape(3, 4), "b_enc": np.ones(3, np.float32)}
 

@@ -25,9 +25,9 @@ from hub import Hub
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oracle import reference
+from oracle.arithmetic.residual import residual
 from oracle.job import ALL, Job
-from oracle.residual import residual
+from oracle.references import generate as reference
 
 Document = dict[str, Any]
 

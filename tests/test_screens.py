@@ -12,7 +12,8 @@ import pytest
 import screens
 from conftest import oracle
 
-from oracle import demo, schemas
+from oracle.vectors import demo
+from oracle.weights import formats as schemas
 
 pytestmark = pytest.mark.skipif(not screens.chromium(), reason="chromium is missing (apt-get install chromium)")
 

@@ -19,8 +19,8 @@ from conftest import CURATION_REPO, WEIGHTS_REPO, config, fill, layer_arrays, np
 from hub import Hub
 from independent import float64_encode
 
-from oracle import demo
-from oracle.schemas import SCHEMAS
+from oracle.vectors import demo
+from oracle.weights.formats import SCHEMAS
 
 
 @pytest.fixture(scope="module")

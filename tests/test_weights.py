@@ -13,10 +13,10 @@ from conftest import layer_arrays, npz, shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oracle.layers import open_layer
-from oracle.npz import Npz
-from oracle.schemas import by_name
-from oracle.weights import WeightsError
+from oracle.weights.formats import by_name
+from oracle.weights.layer import open_layer
+from oracle.weights.npz import Npz
+from oracle.weights.tensors import WeightsError
 
 GEMMA_SCOPE_NPZ = by_name("GemmaScopeNpz")
 

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""The pictures of a page, as SVG: marks on an axis, a row per layer, and the bars of one case. Numbers in, markup out.
+
+An axis is laid out in per cent of the width and in pixels of the height, without a viewBox: the picture is as wide as
+its place, and its text stays as large as the page's.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from oracle.page.markup import escape
+
+CHARACTER = 2.4  # per cent of a picture's width that a character may take: 7 of 300 pixels in a narrow window
+HEAD, FOOT = 22, 24  # pixels above the rows, for the limit's name, and below them, for the axis
+MOST_TICKS = 6
+DECADES_BELOW = 3  # of the limit, that an axis shows: what is smaller stands at its end
+MOST_DECADES, MOST_POWER = 12, 308  # binary64 ends at 1.8e308
+BAR_UNITS = 1000  # of the width of a bar's place
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One case's value on a row. `stands_out` draws a diamond that bears the seed's name, not a dot."""
+
+    value: float
+    seed: int
+    label: str
+    stands_out: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of marks with its name, and a note at the right end."""
+
+    name: str
+    marks: tuple[Mark, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """An axis: where a value stands, from 0 to 1, and the values that are named on it."""
+
+    place: Callable[[float], float]
+    ticks: tuple[tuple[float, str], ...]
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A line across an axis. What lies on the side that matters, `below` or above, is shaded."""
+
+    value: float
+    name: str
+    below: bool
+
+
+def logarithmic(values: Iterable[float], limit: float) -> Scale:
+    """Whole decades around the values and the limit. What is smaller than the first, 0 too, stands on it."""
+    known = list(values)
+    positive = [min(value, sys.float_info.max) for value in (*known, limit) if value > 0] or [1.0]
+    low, high = math.floor(math.log10(min(positive))), math.ceil(math.log10(max(positive)))
+    if limit > 0:  # which has room on both sides, whatever the values are
+        near = math.log10(min(limit, sys.float_info.max))
+        low = min(max(low, math.floor(near) - DECADES_BELOW), math.floor(near - 0.3))
+        high = max(high, math.ceil(near + 0.3))
+    low = min(low, MOST_POWER - 1)
+    high = min(max(high, low + 1), low + MOST_DECADES, MOST_POWER)
+    step = math.ceil((high - low) / MOST_TICKS)
+    ticks = []
+    for power in range(low, high + 1, step):
+        at_most = "\u2264" if power == low and min(known, default=1.0) < 10.0**low else ""
+        ticks.append((10.0**power, f"{at_most}10{_raised(power)}"))
+
+    def place(value: float) -> float:
+        if value <= 0:
+            return 0.0
+        return min(max((math.log10(value) - low) / (high - low), 0.0), 1.0)
+
+    return Scale(place, tuple(ticks))
+
+
+def percentages(most: float) -> Scale:
+    """From 0 to a round share of 100 that holds `most`."""
+    unit = 10.0 ** math.floor(math.log10(most)) if most > 0 else 1.0
+    step = next(unit * factor for factor in (0.2, 0.5, 1.0, 2.0) if most <= 5 * unit * factor)
+    end = step * max(math.ceil(most / step), 1)
+    ticks = tuple((step * n, f"{step * n:.4g} %") for n in range(round(end / step) + 1))
+    return Scale(lambda value: min(max(value / end, 0.0), 1.0), ticks)
+
+
+def strip(
+    key: str,
+    title: str,
+    description: str,
+    rows: Sequence[Row],
+    scale: Scale,
+    *,
+    of_rows: str = "layer",
+    limit: Limit | None = None,
+) -> str:
+    """Marks along an axis, a row for each layer. `key` makes the ids: unlike any other on the page."""
+    pitch = 24 if len(rows) <= 6 else 17
+    bottom = HEAD + pitch * len(rows)
+    longest = max(len(text) for text in (of_rows, *(row.name for row in rows)))
+    noted = max((len(row.note) for row in rows), default=0)
+    left, right = CHARACTER * longest + 3, 100 - (CHARACTER * noted + 3)
+
+    def x(value: float) -> str:
+        return _number(left + (right - left) * scale.place(value)) + "%"
+
+    drawn = []
+    if limit is not None:
+        start, end = (left, left + (right - left) * scale.place(limit.value))
+        if not limit.below:
+            start, end = end, right
+        drawn.append(
+            f'<rect class="zone" x="{_number(start)}%" y="{HEAD}" width="{_number(end - start)}%" '
+            f'height="{bottom - HEAD}"/>'
+        )
+    for value, name in scale.ticks:
+        drawn.append(f'<line x1="{x(value)}" y1="{HEAD}" x2="{x(value)}" y2="{bottom + 4}"/>')
+        drawn.append(f'<text class="t" x="{x(value)}" y="{bottom + 18}">{escape(name)}</text>')
+    drawn.append(f'<text y="{HEAD - 8}">{escape(of_rows)}</text>')
+    if limit is not None:
+        side = "" if scale.place(limit.value) < 0.5 else ' class="e"'
+        drawn.append(
+            f'<line class="limit" x1="{x(limit.value)}" y1="{HEAD - 14}" x2="{x(limit.value)}" y2="{bottom}"/>'
+        )
+        drawn.append(
+            f'<text{side} x="{x(limit.value)}" dx="{-6 if side else 6}" y="{HEAD - 8}">{escape(limit.name)}</text>'
+        )
+    for number, row in enumerate(rows):
+        drawn += _row(row, HEAD + pitch * number + pitch // 2, left, right, x, scale)
+    return _picture(key, title, description, f'class="strip" height="{bottom + FOOT}"', "".join(drawn))
+
+
+def _row(row: Row, y: int, left: float, right: float, x: Callable[[float], str], scale: Scale) -> list[str]:
+    drawn = [
+        f'<text y="{y + 4}">{escape(row.name)}</text>',
+        f'<line x1="{_number(left)}%" y1="{y}" x2="{_number(right)}%" y2="{y}"/>',
+    ]
+    if row.note:
+        drawn.append(f'<text class="note" x="100%" y="{y + 4}">{escape(row.note)}</text>')
+    for mark in sorted(row.marks, key=lambda mark: mark.stands_out):  # what stands out is drawn over the others
+        label = f"<title>{escape(mark.label)}</title>"
+        if mark.stands_out:
+            drawn.append(f'<rect x="{x(mark.value)}" y="{y}" width="8" height="8">{label}</rect>')
+        else:
+            drawn.append(f'<circle cx="{x(mark.value)}" cy="{y}" r="4">{label}</circle>')
+    for first, last, said in _callouts(row, left, right, scale):
+        ends = last + CHARACTER * len(said) > 100
+        at, dx, side = (first, -9, ' class="c e"') if ends else (last, 9, ' class="c"')
+        drawn.append(f'<text{side} x="{_number(at)}%" dx="{dx}" y="{y + 4}">{said}</text>')
+    return drawn
+
+
+def _callouts(row: Row, left: float, right: float, scale: Scale) -> list[tuple[float, float, str]]:
+    """The names of the marks that stand out: for each group, too close for names of their own, its ends and words."""
+    noted = [mark for mark in row.marks if mark.stands_out]
+    places = sorted((left + (right - left) * scale.place(mark.value), mark.seed) for mark in noted)
+    groups: list[list[tuple[float, int]]] = []
+    for place in places:
+        if groups and place[0] < groups[-1][-1][0] + CHARACTER * len(_seeds(groups[-1])) + 5:
+            groups[-1].append(place)
+        else:
+            groups.append([place])
+    return [(group[0][0], group[-1][0], _seeds(group)) for group in groups]
+
+
+def _seeds(group: list[tuple[float, int]]) -> str:
+    names = sorted(seed for _, seed in group)
+    if len(names) > 3:
+        return f"{len(names)} seeds"
+    return f"seed{'s' if len(names) > 1 else ''} {', '.join(map(str, names))}"
+
+
+def bars(key: str, title: str, description: str, values: Sequence[float]) -> str:
+    """A bar for each value, one under the other; what it has over the next one is drawn lighter.
+
+    It stands beside a table's rows and is stretched to their height: 15 units of it are one row.
+    """
+    most = max([*values, 0.0])
+    widths = [round(BAR_UNITS * (max(value, 0.0) / most)) if most > 0 else 0 for value in values]
+    common, over = [], []
+    for number, (width, after) in enumerate(zip(widths, [*widths[1:], widths[-1]])):
+        y = 15 * number + 3
+        shared = min(width, after)
+        if shared:
+            common.append(f"M0 {y}H{shared}v9H0z")
+        if width > shared:
+            over.append(f"M{shared} {y}H{width}v9H{shared}z")
+    drawn = f'<path d="{"".join(common)}"/><path class="over" d="{"".join(over)}"/>'
+    box, height = f"0 0 {BAR_UNITS} {15 * len(values)}", f"{1.5 * len(values):g}em"
+    shape = f'class="bars" viewBox="{box}" height="{height}" preserveAspectRatio="none"'
+    return _picture(key, title, description, shape, drawn)
+
+
+def _picture(key: str, title: str, description: str, shape: str, drawn: str) -> str:
+    return (
+        f'<svg role="img" aria-labelledby="{key}-t {key}-d" {shape}>'
+        f'<title id="{key}-t">{escape(title)}</title><desc id="{key}-d">{escape(description)}</desc>{drawn}</svg>'
+    )
+
+
+def _raised(power: int) -> str:
+    return str(power).translate(
+        str.maketrans("-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079")
+    )
+
+
+def _number(value: float) -> str:
+    return f"{value:.1f}".removesuffix(".0")

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""The parts of a page: escaped text, numbers as people read them, and tables. The page is ASCII and well-formed XML.
+
+Whatever comes from a file goes through `escape`: there is no other way for it into the page.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from typing import Any
+
+NONE = '<span class="m">not recorded</span>'
+
+
+def document(title: str, body: str) -> str:
+    """The whole file. What is not ASCII is written as references, so that no server's charset can spoil it."""
+    style = files("oracle.page").joinpath("report.css").read_text(encoding="utf-8")
+    page = (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8"/>\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"/>\n'
+        '<meta name="color-scheme" content="light dark"/>\n'
+        '<meta name="referrer" content="no-referrer"/>\n'
+        # The page needs nothing from anywhere; should a mistake of ours let something through, it would not load.
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\"/>\n"
+        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+    )
+    return page.encode("ascii", "xmlcharrefreplace").decode("ascii")
+
+
+def escape(value: Any) -> str:
+    """A value as text of the page or of an attribute. Control characters and lone surrogates show as escapes."""
+    text = value if isinstance(value, str) else str(value)
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return html.escape(text, quote=True)
+
+
+def code(value: Any) -> str:
+    """A name or a path, in a face of its own; `not recorded` for None."""
+    return NONE if value is None else f"<code>{escape(value)}</code>"
+
+
+def scalar(value: Any) -> bool:
+    """Whether a value of a JSON file fits a cell."""
+    return value is None or isinstance(value, (str, int, float))
+
+
+def is_number(value: Any) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return type(value) is int and abs(value) < 1 << 64  # bool is an int to isinstance; what is larger is no float
+
+
+def count(n: int, one: str, many: str = "") -> str:
+    """`1 case`, `2 cases`."""
+    return f"{n:,} {one if n == 1 else many or one + 's'}"
+
+
+def exact(value: float) -> str:
+    """An activation with the 9 digits that give its float32 back."""
+    return str(value) if isinstance(value, int) else f"{value:.9g}"
+
+
+def rough(value: float) -> str:
+    return f"{value:.3g}"
+
+
+def margin(value: float) -> str:
+    """A margin with the 6 decimals that are recorded."""
+    return f"{value:.6f}" if abs(value) < 1e6 and round(value, 6) == value else f"{value:.9g}"
+
+
+def share(part: float, whole: float) -> str:
+    """A part of a whole in per cent, to two digits or so."""
+    percent = 100 * part / whole
+    if 0 < percent < 0.01:
+        return "under 0.01 %"
+    return f"{percent:.2g} %" if percent < 10 else f"{percent:.0f} %"
+
+
+def table(caption: str, head: Sequence[str], rows: Iterable[str], *, style: str = "") -> str:
+    """A table that scrolls by itself where a window is too narrow for it. `head` and `rows` are markup."""
+    columns = "".join(f'<th scope="col">{name}</th>' for name in head)
+    chosen = f' class="{style}"' if style else ""
+    return (
+        f'<div class="scroll"><table{chosen}><caption>{caption}</caption>\n<thead><tr>{columns}</tr></thead>\n<tbody>\n'
+        + "\n".join(rows)
+        + "\n</tbody></table></div>"
+    )
+
+
+def facts(caption: str, pairs: Iterable[tuple[str, str]]) -> str:
+    """A table of names and values. The values are markup, the names are not."""
+    rows = "\n".join(f'<tr><th scope="row">{escape(name)}</th><td>{value}</td></tr>' for name, value in pairs)
+    return f'<table class="facts"><caption>{caption}</caption>\n<tbody>\n{rows}\n</tbody></table>'
+
+
+def details(summary: str, content: str, *, is_open: bool, style: str = "") -> str:
+    opened = ' open="open"' if is_open else ""
+    chosen = f' class="{style}"' if style else ""
+    return f"<details{chosen}{opened}><summary>{summary}</summary>\n{content}\n</details>"

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""Named tensors out of a .safetensors file, a block of rows at a time.
+
+The file: 8 bytes, the length of the header; the header, a JSON object {name: {dtype, shape, data_offsets}}; the data,
+which the tensors cover from end to end without gaps. It has no checksum: that of the download is all there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from oracle import strict_json
+from oracle.weights.tensors import (
+    EXTENT_LIMIT,
+    Section,
+    Tensor,
+    WeightsError,
+    Widener,
+    advise,
+    check_rows,
+    fill,
+    named,
+    rows_at_once,
+)
+
+FORMAT_HEADER_LIMIT = 100_000_000  # the format's own
+# JSON that is parsed takes up to 25 times its size: `{},` repeated. A transcoder's header takes less than 1 KiB.
+HEADER_LIMIT = 4 * 1024 * 1024
+GAP_BYTES = 64 * 1024  # rows that lie closer than this are read in one go
+METADATA = "__metadata__"
+
+_FLOATS: dict[str, tuple[np.dtype, bool]] = {"F32": (np.dtype("<f4"), False), "F16": (np.dtype("<f2"), False), "BF16": (np.dtype("<u2"), True)}
+
+
+class Safetensors:
+    """The tensors of a .safetensors file over a seekable binary reader: see WeightFile. `label` names it in messages."""
+
+    def __init__(self, reader: BinaryIO, label: str):
+        self._reader, self._label = reader, label
+        self.forwards_alone = not reader.seekable()
+        size = reader.seek(0, 2)
+        reader.seek(0)
+        prefix = np.empty(8, np.uint8)
+        if size < 8 or not fill(reader, prefix):
+            raise self._error(f"not a .safetensors file: it has {size} bytes; truncated, or something else")
+        length = int.from_bytes(prefix.tobytes(), "little")
+        if length > FORMAT_HEADER_LIMIT:
+            raise self._error(
+                f"not a .safetensors file: its header would have {length} bytes, and the format's limit is "
+                f"{FORMAT_HEADER_LIMIT}"
+            )
+        if length > size - 8:
+            raise self._error(f"its header claims {length} bytes, but the file ends {size - 8} bytes on; it is truncated")
+        if length > HEADER_LIMIT:
+            raise self._error(f"its header has {length} bytes; at most {HEADER_LIMIT} are read")
+        header = np.empty(length, np.uint8)
+        if not fill(reader, header):
+            raise self._error("the file ends inside its header; it is truncated")
+        self._data_at, self._size = 8 + length, size
+        self._entries = self._parse(header.tobytes())
+        self._check_offsets()
+
+    def in_order(self) -> Iterator[str]:
+        """As WeightFile has it."""
+        yield from sorted(self._entries, key=lambda name: self._entries[name]["data_offsets"])
+
+    def tensor(self, name: str) -> Tensor:
+        """As WeightFile has it."""
+        if name not in self._entries:
+            raise self._error(f"it has no tensor {name}; it has {named(self._entries)}")
+        entry = self._entries[name]
+        shape, (start, stop) = tuple(entry["shape"]), entry["data_offsets"]
+        if entry["dtype"] not in _FLOATS:
+            raise self._error(f"{name} is of dtype {_shown(entry['dtype'])}; F32, F16 and BF16 are read")
+        if not 1 <= len(shape) <= 3 or not all(0 < extent <= EXTENT_LIMIT for extent in shape):
+            raise self._error(
+                f"{name} has shape {_shown(list(shape))}; 1 to 3 dimensions of 1 to {EXTENT_LIMIT} each are read"
+            )
+        raw, bfloat16 = _FLOATS[entry["dtype"]]
+        n_bytes = raw.itemsize
+        for extent in shape:
+            n_bytes *= extent
+        if stop - start != n_bytes:
+            raise self._error(
+                f"{name} has {stop - start} bytes of data, but its shape {list(shape)} of {entry['dtype']} takes {n_bytes}"
+            )
+        return Tensor(name, raw, bfloat16, shape, self._data_at + start)
+
+    def read(self, tensor: Tensor) -> np.ndarray:
+        """As WeightFile has it."""
+        raw = np.empty(tensor.shape, tensor.raw)
+        self._fill(Section(self._reader, tensor.offset, raw.nbytes), raw, tensor)
+        return Widener(tensor, len(raw))(raw)
+
+    def blocks(self, tensor: Tensor) -> Iterator[np.ndarray]:
+        """As WeightFile has it."""
+        check_rows(tensor, self._label)
+        n_rows, at_once = tensor.shape[0], rows_at_once(tensor)
+        buffer = np.empty((min(at_once, n_rows), *tensor.row_shape), tensor.raw)
+        widen = Widener(tensor, len(buffer))
+        n_bytes = n_rows * tensor.row_bytes
+        section = Section(self._reader, tensor.offset, n_bytes)
+        advise(self._reader, tensor.offset, tensor.offset + n_bytes)
+        for start in range(0, n_rows, at_once):
+            raw = buffer[: min(at_once, n_rows - start)]
+            self._fill(section, raw, tensor)
+            yield widen(raw)
+
+    def rows(self, tensor: Tensor, wanted: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """As WeightFile has it. Only the stretches of the file that hold these rows are read."""
+        check_rows(tensor, self._label)
+        at_once = rows_at_once(tensor)
+        widen = Widener(tensor, at_once)
+        place = 0
+        while place < len(wanted):
+            first = int(wanted[place])
+            near = wanted[place : int(np.searchsorted(wanted, first + at_once))]
+            gaps = np.flatnonzero(np.diff(near) * tensor.row_bytes > GAP_BYTES)
+            part = near[: int(gaps[0]) + 1] if len(gaps) else near
+            raw = np.empty((int(part[-1]) - first + 1, *tensor.row_shape), tensor.raw)
+            start = tensor.offset + first * tensor.row_bytes
+            advise(self._reader, start, start + raw.nbytes)
+            self._fill(Section(self._reader, start, raw.nbytes), raw, tensor)
+            yield part, widen(raw[part - first])
+            place += len(part)
+
+    def _fill(self, section: Section, raw: np.ndarray, tensor: Tensor) -> None:
+        if not fill(section, raw):  # type: ignore[arg-type]
+            raise self._error(f"the file ends inside {tensor.name}; it is truncated")
+
+    def _parse(self, header: bytes) -> dict[str, dict[str, Any]]:
+        try:
+            document = strict_json.loads(header.decode("utf-8"))
+        except (ValueError, RecursionError, MemoryError) as error:
+            problem = " ".join(str(error).split())[:200] or type(error).__name__
+            raise self._error(f"its header is not readable JSON: {problem}") from error
+        if not isinstance(document, dict):
+            raise self._error("its header is not a JSON object")
+        document.pop(METADATA, None)
+        for name, entry in document.items():
+            if not _is_entry(entry):
+                raise self._error(
+                    f"the header's entry for {_shown(name)} is not of the form "
+                    '{"dtype": ..., "shape": [...], "data_offsets": [begin, end]}'
+                )
+        return document
+
+    def _check_offsets(self) -> None:
+        """The tensors have to cover the data from end to end, each byte once."""
+        reached, before = 0, "the header"
+        for name in self.in_order():
+            start, stop = self._entries[name]["data_offsets"]
+            if stop < start:
+                raise self._error(f"the header says that {_shown(name)} ends before it begins: {start} to {stop}")
+            if start != reached:
+                problem = "overlap" if start < reached else f"leave {start - reached} bytes between them"
+                raise self._error(f"{_shown(before)} and {_shown(name)} {problem}: {_shown(name)} has bytes {start} to {stop}")
+            reached, before = stop, name
+        if self._data_at + reached != self._size:
+            what = "it is truncated" if self._data_at + reached > self._size else "something stands behind them"
+            raise self._error(
+                f"its tensors take {reached} bytes, but {self._size - self._data_at} stand behind the header; {what}"
+            )
+
+    def _error(self, problem: str) -> WeightsError:
+        return WeightsError(f"{self._label}: {problem}")
+
+
+def _is_entry(entry: Any) -> bool:
+    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
+        return False
+    numbers = [entry["shape"], entry["data_offsets"]]
+    if not isinstance(entry["dtype"], str) or not all(isinstance(of, list) for of in numbers):
+        return False
+    return len(entry["data_offsets"]) == 2 and all(type(n) is int and 0 <= n < 2**63 for of in numbers for n in of)
+
+
+def _shown(value: object) -> str:
+    return ascii(value)[:80] if not isinstance(value, str) else ascii(value[:80])
