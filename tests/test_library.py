@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import worlds
-from conftest import ROOT, oracle
 
 from oracle import BadData, BadUse, Job, LayersFailed, compare, demo_job, generate, residual, verify
+from tests.support import worlds
+from tests.support.places import ROOT
+from tests.support.process import oracle
 
 
 @pytest.fixture

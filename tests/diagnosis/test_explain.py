@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""Every mistake of the table, planted in a port of the tests' own, is named first; a right port is never explained."""
+
+from __future__ import annotations
+
+import json
+import random
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+
+from oracle.arithmetic.residual import residual
+from oracle.checking.compare import compare
+from oracle.diagnosis import explain, mistakes
+from tests.support.hub import Hub
+from tests.support.independent import float64_encode
+from tests.support.planting import PLANTS, World, candidate, check, plant_all
+from tests.support.process import oracle
+from tests.support.small_scope import fill, layer_arrays
+
+SHAPES = ((24, 96), (64, 512), (130, 70))
+
+
+def table_names() -> list[str]:
+    return [row.name for row in mistakes.MISTAKES] + ["other L0 (1)"]
+
+
+def test_every_row_is_planted() -> None:
+    assert set(table_names()) == set(PLANTS)
+    assert len(table_names()) == len(set(table_names()))
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> list[World]:
+    return [World.make(tmp_path_factory.mktemp("world"), 1, shape) for shape in SHAPES]
+
+
+def test_every_mistake_is_named_first(worlds: list[World]) -> None:
+    for number, name in enumerate(PLANTS):  # each in one shape; the slow test below has them all in every shape
+        check(plant_all([worlds[number % len(worlds)]], [(name,)]))
+
+
+def random_pairs(seed: int, how_many: int, world: World) -> list[tuple[str, ...]]:
+    """Pairs of different steps of which both show in what is printed; a port that prints no feature tells nothing."""
+    rng = random.Random(seed)
+    pairs: list[tuple[str, ...]] = []
+    while len(pairs) < how_many:
+        pair = tuple(rng.sample(sorted(PLANTS), 2))
+        if PLANTS[pair[0]][0] != PLANTS[pair[1]][0] and pair not in pairs:
+            answers = candidate(world.weights, pair)
+            prints = any(case["top_10"] for case in answers["test_cases"])
+            if prints and not any(world.gives(single, answers) for single in (pair[:1], pair[1:], ())):
+                pairs.append(pair)
+    return pairs
+
+
+def test_thirty_random_pairs_are_named_first(worlds: list[World]) -> None:
+    for number, world in enumerate(worlds):
+        check(plant_all([world], random_pairs(number, 10, world)))
+
+
+def test_a_right_port_is_never_explained(worlds: list[World]) -> None:
+    for world in worlds:
+        answers, found = world.explain(())
+        assert found is None
+        agreed = compare(world.reference, answers)
+        nothing = explain.explain(world.reference, answers, agreed, world.job)
+        assert not nothing.named and "nothing to explain" in nothing.known[0]
+
+
+FORKED: list[World] = []  # the worlds that the slow test's processes find in their memory
+
+
+def judge_singles(number: int) -> dict[tuple[str, ...], list[str]]:
+    return plant_all([FORKED[number]], [(name,) for name in PLANTS])
+
+
+def judge_pairs(number: int) -> dict[tuple[str, ...], list[str]]:
+    return plant_all([FORKED[number]], random_pairs(100 + number, 30, FORKED[number]))
+
+
+@pytest.mark.slow
+def test_over_twenty_seeds(tmp_path_factory: pytest.TempPathFactory) -> None:
+    for shape in SHAPES:
+        FORKED[:] = [World.make(tmp_path_factory.mktemp("world"), seed, shape) for seed in range(20)]
+        print(f"d_model, n_features = {shape}")
+        assert all(world.explain(())[1] is None for world in FORKED)
+        with ProcessPoolExecutor(mp_context=get_context("fork")) as pool:
+            of_each = list(pool.map(judge_singles, range(len(FORKED))))
+            check({(name,): [outcomes[name,][0] for outcomes in of_each] for name in PLANTS})
+            for pairs in pool.map(judge_pairs, range(len(FORKED))):
+                check(pairs)
+
+
+# --- honest limits ------------------------------------------------------------------------------------------------
+
+
+def test_a_mistake_that_is_not_in_the_table(worlds: list[World]) -> None:
+    world = worlds[0]
+    answers = candidate(world.weights, ())
+    for case in answers["test_cases"]:
+        for entry in case["top_10"]:
+            entry["activation"] = 1.25 * entry["activation"] + 0.5
+    found = world.explain_answers(answers)
+    assert found is not None and not found.named and found.examined == 9
+    assert "rank correlation 1.000" in found.known[0]
+    assert "1.25 * right + 0.5" in found.known[1]
+
+
+def test_noise_is_not_explained(worlds: list[World]) -> None:
+    rng = random.Random(5)
+    for world in worlds:
+        answers = candidate(world.weights, ())
+        for case in answers["test_cases"]:
+            for entry in case["top_10"]:
+                entry["activation"] += rng.gauss(0, 0.05)
+        found = world.explain_answers(answers)
+        assert found is not None and not found.named and found.known
+
+
+def test_one_wrong_case_of_a_right_port_is_no_known_mistake(worlds: list[World]) -> None:
+    answers = candidate(worlds[0].weights, ())
+    answers["test_cases"][4]["n_active"] += 7
+    found = worlds[0].explain_answers(answers)
+    assert found is not None and not found.named
+
+
+def test_missing_cases_have_no_cause(worlds: list[World]) -> None:
+    answers = candidate(worlds[0].weights, (), layers=(0, 2))
+    found = worlds[0].explain_answers(answers)
+    assert found is not None and not found.named and "missing" in found.known[0]
+
+
+def test_a_mistake_is_named_from_the_cases_that_are_there(worlds: list[World]) -> None:
+    answers = candidate(worlds[0].weights, ("b_enc left out",), layers=(1,), seeds=2)
+    found = worlds[0].explain_answers(answers)
+    assert found is not None and [fit.name for fit in found.named] == ["b_enc left out"] and found.named[0].matched == 2
+
+
+def test_the_same_numbers_have_all_their_names(worlds: list[World]) -> None:
+    # In layer 0 the stream is 0, so that streams 0 + 1 and 1 are one.
+    answers = candidate(worlds[0].weights, ("stream + 1",), layers=(0,))
+    found = worlds[0].explain_answers(answers)
+    assert found is not None and {fit.name for fit in found.named} == {"stream + 1", "stream 1"}
+
+
+def test_a_port_that_prints_nothing(worlds: list[World]) -> None:
+    answers = candidate(worlds[0].weights, ())
+    for case in answers["test_cases"]:
+        case.update(n_active=0, top_10=[])
+    found = worlds[0].explain_answers(answers)
+    assert found is not None and not found.named
+
+
+def test_neighbours_are_fetched_where_nothing_else_fits(hub: Hub, tmp_path: Path) -> None:
+    fill(hub)
+    source = ("--mirror", hub.url, "--cache-dir", str(tmp_path / "cache"))
+    path, answers = tmp_path / "reference.json", tmp_path / "candidate.json"
+    assert oracle("--layers", "1", "-o", str(path), *source).returncode == 0
+    cases = []
+    for seed in (1, 101, 201):
+        made = float64_encode(layer_arrays(2), residual(seed, 1, 24), 10)
+        top = [{"index": index, "activation": value} for index, value in made["top"]]
+        cases.append({"layer": 1, "seed": seed, "n_active": made["n_active"], "top_10": top})
+    answers.write_text(json.dumps({"test_cases": cases}))
+    command = ("compare", str(path), str(answers), "--explain", *source)
+    offline = oracle(*command, "--offline")
+    assert offline.returncode == 1 and "no known mistake" in offline.stderr
+    assert "not tried, because their weights are not in the cache: layer 0, layer 2" in offline.stderr
+    ran = oracle(*command)
+    assert ran.returncode == 1 and "layer above: " in ran.stderr and ran.stderr.count("fetched ") == 2, ran.stderr
+    assert oracle(*command, "--offline").stderr.count("layer above: ") == 1  # now they are in the cache

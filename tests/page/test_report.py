@@ -1,0 +1,448 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""`report`: the page is well-formed and needs nothing from outside, holds every value, and none of them as markup."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import struct
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from oracle.checking.compare import compare
+from oracle.page import page as report
+from oracle.references import document, reading
+from oracle.vectors import demo
+from oracle.weights.formats import SCHEMAS
+from tests.support import worlds
+from tests.support.pages import Page, text_of
+from tests.support.places import shared
+from tests.support.process import oracle
+
+HOSTILE = "\"><script>alert(1)</script></title></style><!--' &amp; &lt;b&gt; {0} \u20ac"
+UNPRINTABLE = "a\u0000b\u001b[31m\ud800\u202ec\n]]>"
+WHOLE_PAGE_LIMIT = 400_000
+OFFLINE = "--offline", "--curation-repo", demo.job_repo(SCHEMAS[0])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's weights and references: of 3 layers, and of all 26."""
+    made = tmp_path_factory.mktemp("demo")
+    assert oracle("demo", "--folder", str(made), "--quiet").returncode == 0
+    source = (*OFFLINE, "--cache-dir", str(made / "hub"), "--quiet")
+    assert oracle("--layers", "all", "-o", str(made / "all.json"), *source).returncode == 0
+    assert oracle("--top-k", "50", "-o", str(made / "k50.json"), *source).returncode == 0
+    assert oracle("--top-k", "1", "--tolerance", "0.01", "-o", str(made / "k1.json"), *source).returncode == 0
+    return made
+
+
+@pytest.fixture
+def recorded(folder: Path) -> dict[str, Any]:
+    return read(folder / "plt_gemma_reference.json")
+
+
+def read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())
+
+
+def stripped(reference: dict[str, Any]) -> dict[str, Any]:
+    """The reference's own answers, as a candidate."""
+    keys = ("layer", "seed", "n_active", document.top_key(reference))
+    return {"test_cases": [{key: copy.deepcopy(case[key]) for key in keys} for case in reference["test_cases"]]}
+
+
+def made_from(tmp_path: Path, reference: Any, candidate: Any = None, *options: str) -> Page:
+    """The page that the command writes."""
+    paths = [tmp_path / "reference.json"]
+    paths[0].write_text(json.dumps(reference))
+    if candidate is not None:
+        paths.append(tmp_path / "candidate.json")
+        paths[1].write_text(json.dumps(candidate))
+    ran = oracle("report", *map(str, paths), "-o", str(tmp_path / "report.html"), *options)
+    assert ran.returncode == 0, ran.stderr
+    return Page((tmp_path / "report.html").read_text(encoding="ascii"))
+
+
+def float32(value: float) -> bytes:
+    return struct.pack("<f", value)
+
+
+def answers(case: dict[str, Any]) -> list[dict[str, Any]]:
+    return next(value for key, value in case.items() if re.fullmatch(r"top_\d+", key))
+
+
+# --- what is on the page ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["plt_gemma_reference", "all", "k50", "k1"])
+def test_every_value_is_on_the_page(folder: Path, name: str, tmp_path: Path) -> None:
+    reference = read(folder / f"{name}.json")
+    page = made_from(tmp_path, reference)
+    assert len(page.source) < WHOLE_PAGE_LIMIT
+    table = next(rows for table in page.root.iter("table") if len(rows := page.rows(table)) and len(rows[0]) == 6)
+    for case, (layer, seed, fire, rank, gate, flags) in zip(reference["test_cases"], table, strict=True):
+        assert (int(layer), int(seed), int(fire.split()[0])) == (case["layer"], case["seed"], case["n_active"])
+        assert (float(rank), float(gate)) == (case["rank_margin"], case["gate_margin"])
+        assert flags == ", ".join(case["flags"])
+        fewest, most = case["n_active_bounds"]
+        assert (fewest == most == case["n_active"]) or f"({fewest}\u2013{most})" in fire
+
+        card = page.by_id(f"layer-{case['layer']}-seed-{case['seed']}")
+        assert case["residual_fingerprint"] in text_of(card)
+        shown = [(int(index), float32(float(value))) for index, value, _ in page.rows(card)]
+        assert shown == [(entry["index"], float32(entry["activation"])) for entry in answers(case)]
+    for record in reference["layers"]:
+        assert record["path"] in page.text and record["sha256"] in page.text
+    for key in ("weights_repo", "weights_revision", "curation_repo", "curation_revision", "encoder_formula", "schema"):
+        assert reference[key] in page.text
+    for value in (*reference["environment"].values(), *reference["residual_generator"]["steps"]):
+        assert str(value) in page.text
+
+
+def test_fragile_cases_are_named(folder: Path, tmp_path: Path) -> None:
+    reference = read(folder / "all.json")
+    flagged = [(case["layer"], case["seed"], flag) for case in reference["test_cases"] for flag in case["flags"]]
+    assert {flag for _, _, flag in flagged} == {"rank-tie", "gate-tie"}
+    page = made_from(tmp_path, reference)
+    for layer, seed, flag in flagged:
+        assert f"Layer {layer}, seed {seed}: {flag}." in page.text
+        chart = page.by_id(f"chart-{flag[:4]}_margin-t")
+        drawn = next(svg for svg in page.root.iter("svg") if chart in list(svg))
+        assert f"seed {seed}" in [text_of(text) for text in drawn.iter("text")]
+        n_diamonds = sum(rect.find("title") is not None for rect in drawn.iter("rect"))
+        assert n_diamonds == sum(other == flag for _, _, other in flagged)
+
+
+def test_the_features_of_a_tie_are_named(recorded: dict[str, Any], tmp_path: Path) -> None:
+    case = recorded["test_cases"][1]
+    case["top_10"][4]["activation"] = case["top_10"][3]["activation"] - 3e-5
+    case.update(rank_margin=3e-5, gate_margin=4e-5, flags=["rank-tie", "gate-tie"], gate_ties=[17, 400])
+    case["n_active_bounds"] = [case["n_active"] - 1, case["n_active"] + 1]
+    page = made_from(tmp_path, recorded)
+    pair = [entry["index"] for entry in case["top_10"][3:5]]
+    assert f"Features {pair[0]} and {pair[1]}, places 4 and 5, stand 0.000030 apart" in page.text
+    assert "0.000040 from its gate; at their gates: 17, 400" in page.text
+    assert f"may count {case['n_active'] - 1} to {case['n_active'] + 1}, here it is {case['n_active']}" in page.text
+    assert "tie 3e-05" in text_of(page.by_id(f"layer-{case['layer']}-seed-{case['seed']}"))
+
+
+def test_the_same_bytes_and_ascii(folder: Path, tmp_path: Path) -> None:
+    reference = folder / "plt_gemma_reference.json"
+    for name in ("one", "other"):
+        assert oracle("report", str(reference), "-o", str(tmp_path / name), cwd=tmp_path).returncode == 0
+    one = (tmp_path / "one").read_bytes()
+    assert one == (tmp_path / "other").read_bytes() and one.isascii()
+    printed = oracle("report", str(reference), "-o", "-", environment={"PYTHONIOENCODING": "ascii"})
+    assert printed.stdout.encode() == one
+
+
+# --- references of other kinds --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["plt_gemma_reference.json", "plt_llama_reference.json"])
+def test_what_torch_wrote(name: str, tmp_path: Path) -> None:
+    reference = read(shared(f"data/{name}"))
+    page = made_from(tmp_path, reference, stripped(reference))
+    assert (reference.get("weights_repo") or reference["plt_repo"]) in text_of(page.find("h1"))
+    assert reference["torch_version"] in page.text and "records no margins" in page.text
+    for case in reference["test_cases"]:
+        shown = page.rows(page.by_id(f"layer-{case['layer']}-seed-{case['seed']}"))
+        assert [int(row[0]) for row in shown] == [entry["index"] for entry in case["top_10"]]
+
+
+def test_nothing_fires_nothing_is_hashed_and_keys_to_come(recorded: dict[str, Any], tmp_path: Path) -> None:
+    nothing, alone, *_, last = recorded["test_cases"]
+    nothing.update(n_active=0, n_active_bounds=[0, 0], top_10=[], rank_margin=None, flags=["no-active-features"])
+    alone.update(n_active=1, n_active_bounds=[1, 1], top_10=alone["top_10"][:1], rank_margin=None)
+    last.update(rank_margin=0, gate_margin=0.0, decoder={"path": "elsewhere"})
+    recorded["layers"][0]["sha256"] = None
+    recorded["layers"][1].update(repo="another/repo", revision="5ca1ab1e")
+    recorded.update(skipped_seeds=[{"layer": 0, "seed": 0}], weights_revision=None, number_to_come=12.5)
+    page = made_from(tmp_path, recorded)
+    assert "No feature is on the list" in text_of(page.by_id("layer-0-seed-0"))
+    assert "streamed in part" in page.text and "number_to_come" in page.text
+    assert "another/repo at commit 5ca1ab1e" in page.text
+    assert "2 cases without one" in page.text and "\u226410" in page.text
+
+
+NUMBER = st.floats(allow_nan=False, allow_infinity=False, width=64)
+POSITIVE = st.floats(0, allow_infinity=False) | st.sampled_from([0.0, 1e-6, 1e-4, 2e-4, 5e-324])
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 30), st.integers(0, 2**64 - 1)), min_size=1, max_size=6, unique=True),
+    st.data(),
+    st.text(),
+    st.floats(0, 1e6),
+)
+@settings(deadline=None, max_examples=60)
+def test_whatever_a_reference_holds(
+    keys: list[tuple[int, int]], data: st.DataObject, name: str, tolerance: float
+) -> None:
+    entry = st.builds(lambda index, activation: {"index": index, "activation": activation}, st.integers(0, 511), NUMBER)
+
+    def a_case(layer: int, seed: int) -> dict[str, Any]:
+        fewest, n_active, most = sorted(data.draw(st.lists(st.integers(0, 2**64 - 1), min_size=3, max_size=3)))
+        return {
+            "layer": layer,
+            "seed": seed,
+            "stream": layer,
+            "residual_fingerprint": data.draw(st.text()),
+            "n_active": n_active,
+            "n_active_bounds": [fewest, most],
+            "rank_margin": data.draw(st.none() | POSITIVE),
+            "gate_margin": data.draw(POSITIVE),
+            "flags": data.draw(st.lists(st.sampled_from(["rank-tie", "gate-tie", "no-active-features", "<b>"]))),
+            "top_10": data.draw(st.lists(entry, max_size=4)),
+        }
+
+    made = {
+        "format_version": 1, "weights_repo": name, "curation_repo": name, "schema": name, "tolerance": tolerance,
+        "encoder_formula": data.draw(st.text()), "d_model": 8, "n_features_per_layer": 512, "top_k": 10, "residual_generator": document.generator_record(),
+        "layers": [{"layer": layer, "path": name} for layer in sorted({layer for layer, _ in keys})],
+        "test_cases": [a_case(layer, seed) for layer, seed in keys],
+        "environment": data.draw(st.dictionaries(st.text(), NUMBER | st.text() | st.none() | st.integers()))
+        | {"float32_max_abs_error": data.draw(NUMBER | st.integers() | st.text())},
+    }  # fmt: skip
+    answer = {"test_cases": [a_case(layer, seed) for layer, seed in keys[1:]]}
+    with tempfile.TemporaryDirectory() as place:
+        for kind, content in (("reference", made), ("candidate", answer)):
+            (Path(place) / kind).write_text(json.dumps(content))
+        recorded = reading.read_reference(f"{place}/reference")
+        if len(keys) == 1:
+            page = Page(report.page(recorded))
+        else:
+            candidate = reading.read_candidate(f"{place}/candidate", "top_10")
+            page = Page(report.page(recorded, candidate, compare(recorded, candidate)))
+    for case in made["test_cases"]:
+        card = page.by_id(f"layer-{case['layer']}-seed-{case['seed']}")
+        assert [int(row[0]) for row in page.rows(card)] == [entry["index"] for entry in case["top_10"]]
+
+
+# --- hostile values -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", [HOSTILE, UNPRINTABLE])
+def test_no_value_becomes_markup(folder: Path, tmp_path: Path, text: str) -> None:
+    reference = read(folder / "plt_gemma_reference.json")
+    places = 0
+
+    def filled(value: Any, *, keep: bool = False) -> Any:
+        nonlocal places
+        if isinstance(value, dict):
+            return (
+                {key: filled(item, keep=key == "residual_generator") for key, item in value.items()}
+                if not keep
+                else value
+            )
+        if isinstance(value, list):
+            return [filled(item) for item in value]
+        if isinstance(value, str):
+            places += 1
+            return f"{text}{places}."
+        return value
+
+    reference["environment"] |= {text: text}
+    reference["layers"][1] |= {"repo": "", "revision": ""}
+    reference["test_cases"][0]["flags"] = [""]
+    reference |= {text: "", "unknown": ""}
+    hostile = filled(reference)
+    assert places > 30
+    page = made_from(tmp_path, hostile, stripped(hostile))
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    found = {int(number) for number in re.findall(re.escape(shown) + r"(\d+)\.", page.text)}
+    assert found == set(range(1, places + 1))
+    assert text_of(page.find("title")).endswith(shown + "1.") and text_of(page.find("h1")) == shown + "1."
+    assert shown in [text_of(cell) for cell in page.root.iter("th")]
+
+
+# --- a candidate ----------------------------------------------------------------------------------------------------
+
+
+def test_a_candidate_that_agrees(recorded: dict[str, Any], tmp_path: Path) -> None:
+    candidate = stripped(recorded)
+    candidate["test_cases"][3]["top_10"][2]["activation"] += 3e-5
+    page = made_from(tmp_path, recorded, candidate)
+    assert "The candidate agrees" in page.text and "8 the same, 1 within rounding" in page.text
+    assert "The cause" not in page.text and "+3e-05" in page.text
+
+
+def test_every_difference_is_on_the_page(recorded: dict[str, Any], tmp_path: Path) -> None:
+    candidate = stripped(recorded)
+    cases = candidate["test_cases"]
+    cases[0]["top_10"][4]["activation"] += 0.125
+    cases[1]["top_10"][0], cases[1]["top_10"][1] = cases[1]["top_10"][1], cases[1]["top_10"][0]
+    gone = cases[2]["top_10"].pop(5)
+    cases[3]["top_10"][9]["index"] = 9999
+    cases[4]["n_active"] += 3
+    del cases[8]
+    cases.append({**cases[5], "seed": 777})
+    page = made_from(tmp_path, recorded, candidate)
+    made = compare(recorded, candidate)
+    assert [case.status for case in made.cases] == ["differs"] * 5 + ["same"] * 3 + ["missing"]
+    assert "3 the same, 5 different, 1 missing" in page.text and "first layer 12, seed 777" in page.text
+    for verdict in made.cases:
+        assert all(problem in page.text for problem in verdict.problems)
+
+    def values(number: int) -> dict[str, list[str]]:
+        case = recorded["test_cases"][number]
+        return {row[0]: row[1:] for row in page.rows(page.by_id(f"values-{case['layer']}-{case['seed']}"))}
+
+    changed = recorded["test_cases"][0]["top_10"][4]
+    place, expected, given, difference = values(0)[str(changed["index"])]
+    assert (place, difference) == ("5", "+0.125 off")
+    assert float32(float(expected)) == float32(changed["activation"])
+    assert float(given) == pytest.approx(changed["activation"] + 0.125, rel=1e-8)
+    assert [row[0] for row in values(1).values()][:3] == ["1 \u2192 2", "2 \u2192 1", "3"]
+    assert values(2)[str(gone["index"])][2:] == ["\u2013", "not listed"]
+    assert values(3)["9999"][0] == "\u2192 10" and values(3)["9999"][3] == "no such feature"
+    assert "The candidate does not have this case" in text_of(page.by_id("values-25-225"))
+    for answer in cases[:5]:
+        table = page.rows(page.by_id(f"values-{answer['layer']}-{answer['seed']}"))
+        shown = {(row[0], float32(float(row[3]))) for row in table if row[3] != "\u2013"}
+        assert shown == {(str(entry["index"]), float32(entry["activation"])) for entry in answer["top_10"]}
+
+
+def test_26_layers_all_wrong_stay_small(folder: Path, tmp_path: Path) -> None:
+    reference = read(folder / "all.json")
+    candidate = stripped(reference)
+    for number, case in enumerate(candidate["test_cases"], start=1):
+        for entry in case["top_10"]:
+            entry["activation"] += 0.0123456 * number
+    page = made_from(tmp_path, reference, candidate)
+    assert len(page.source) < WHOLE_PAGE_LIMIT and "78 different" in page.text
+
+
+def test_the_cause(folder: Path, recorded: dict[str, Any], tmp_path: Path) -> None:
+    candidate = stripped(recorded)
+    unexplained = made_from(tmp_path, recorded, {"test_cases": candidate["test_cases"][:8]})
+    assert "It was not looked for" in unexplained.text
+    for case in candidate["test_cases"]:
+        for entry in case["top_10"]:
+            entry["index"] += 1
+    page = made_from(tmp_path, recorded, candidate, "--explain", "--offline", "--cache-dir", str(folder / "hub"))
+    causes = [text_of(name) for name in page.root.iter("strong")]
+    assert "indices from 1" in causes and "The candidate's numbers are those of" in page.text
+    assert "9 of 9 cases matched" in page.text
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+
+def test_exit_codes_and_the_old_page(folder: Path, recorded: dict[str, Any], tmp_path: Path) -> None:
+    reference, output = str(folder / "plt_gemma_reference.json"), tmp_path / "report.html"
+    ran = oracle("report", reference, cwd=tmp_path)
+    assert (ran.returncode, ran.stdout) == (0, "") and "9 cases -> report.html" in ran.stderr
+    before = output.read_bytes()
+
+    candidate = tmp_path / "candidate.json"
+    wrong = stripped(recorded)
+    wrong["test_cases"][0]["n_active"] += 1
+    candidate.write_text(json.dumps(wrong))
+    ran = oracle("report", reference, str(candidate), "-o", str(tmp_path / "other.html"))
+    assert ran.returncode == 0 and "the candidate DISAGREES" in ran.stderr
+    ran = oracle("report", reference, "-", "-o", "-", "--quiet", input=json.dumps(stripped(recorded)))
+    assert (ran.returncode, ran.stderr) == (0, "") and "The candidate agrees" in Page(ran.stdout).text
+
+    for code, arguments, said in (
+        (2, (reference, "--explain"), "name one after the reference"),
+        (2, (reference, "-o", str(tmp_path)), "is a folder"),
+        (2, (reference, "-o", str(tmp_path / "no" / "page.html")), "make it first"),
+        (2, (str(tmp_path / "none.json"),), "cannot be read"),
+        (4, (str(candidate),), "names no repo"),
+        (4, (reference, str(output)), "not readable JSON"),
+        (2, (), "REFERENCE"),
+    ):
+        ran = oracle("report", *arguments, cwd=tmp_path)
+        assert ran.returncode == code and said in ran.stderr and "Traceback" not in ran.stderr
+    assert output.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "home") == [
+        "candidate.json", "other.html", "report.html",
+    ]  # fmt: skip
+
+
+def test_a_reference_that_contradicts_itself(recorded: dict[str, Any], tmp_path: Path) -> None:
+    recorded["test_cases"][2].update(n_active_bounds=[0, 1], gate_ties=[7])
+    (tmp_path / "reference.json").write_text(json.dumps(recorded))
+    (tmp_path / "candidate.json").write_text(json.dumps(stripped(recorded)))
+    for command in ("compare", "report"):
+        ran = oracle(command, "reference.json", "candidate.json", cwd=tmp_path)
+        assert ran.returncode == 4 and "layer 0 seed 200" in ran.stderr and "verify" in ran.stderr
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_outputs_decoders_and_seeds_passed_over(tmp_path: Path) -> None:
+    world = worlds.make("CltSplit", n_layers=3, n_features=500, threshold=False, skip=True)
+    tree = world.lay_out(tmp_path / "tree")
+    written = tmp_path / "reference.json"
+    ran = oracle("--mirror", tree, *world.arguments, "--decode", "--robust", "--tolerance", "0.002", "-o", str(written))
+    assert ran.returncode == 0, ran.stderr
+    reference = read(written)
+    page = made_from(tmp_path, reference)
+    assert worlds.OWN_REPO in page.text and "no recorded repo" not in page.text
+    outputs = [
+        (case["seed"], made["target_layer"], made["norm"], made["sum"])
+        for case in reference["test_cases"]
+        for made in case["reconstructions"]
+    ]
+    tables = [page.rows(table) for table in page.root.iter("table")]
+    shown = [(int(seed), int(target), float(norm), float(total)) for table in tables for seed, target, norm, total, _ in _of(table, 5, 3)]
+    assert [row[:2] for row in shown] == [row[:2] for row in outputs] and len(outputs) == 18
+    assert all(pytest.approx(ours[2:], rel=1e-8) == theirs[2:] for ours, theirs in zip(shown, outputs))
+    passed = [(int(layer), int(seed), flags) for table in tables for layer, seed, flags, _, _ in _of(table, 5, None)]
+    assert passed == [(one["layer"], one["seed"], ", ".join(one["flags"])) for one in reference["skipped_seeds"]] and passed
+    for record in reference["layers"]:
+        assert record["decoder_path"] in page.text and record["decoder_sha256"] in page.text
+    # A wrong decoder is a difference that the page shows.
+    candidate = json.loads(json.dumps(reference))
+    candidate["test_cases"][4]["reconstructions"][1]["norm"] += 1.0
+    page = made_from(tmp_path, reference, candidate)
+    assert "the reconstruction of layer 2: norm is" in page.text
+    for case in candidate["test_cases"][:3]:
+        for made in case["reconstructions"]:
+            made["norm"] += 1.0
+        case["n_active"] += 100
+    page = made_from(tmp_path, reference, candidate)
+    assert all(page.text.count(f"the reconstruction of layer {layer}: norm is") >= 3 for layer in range(3)) and "; and 1 more" in page.text
+
+
+def _of(table: list[list[str]], columns: int, numbers: int | None) -> list[list[str]]:
+    """The rows of a table of that many columns, of which the third is a number or is none."""
+    return [row for row in table if len(row) == columns and ("-tie" in row[2]) == (numbers is None)]
+
+
+def test_flags_without_their_margins(recorded: dict[str, Any], tmp_path: Path) -> None:
+    """A reference of another make may have some of our keys, and lack others."""
+    for key in ("format_version", "residual_generator", "layers", "top_k"):
+        del recorded[key]
+    case = recorded["test_cases"][2]
+    for key in ("rank_margin", "gate_margin", "n_active_bounds", "gate_ties"):
+        del case[key]
+    case["flags"] = ["rank-tie", "gate-tie", "of another make"]
+    page = made_from(tmp_path, recorded)
+    assert all(flag in page.text for flag in case["flags"])
+
+
+def test_what_compare_passes_is_not_off(recorded: dict[str, Any], tmp_path: Path) -> None:
+    """Large values may be off by the tolerance and a float32 step."""
+    for case in recorded["test_cases"]:
+        for entry in case["top_10"]:
+            entry["activation"] = float(np.float32(entry["activation"] * 4000))
+    candidate = stripped(recorded)
+    for case in candidate["test_cases"]:
+        for entry in case["top_10"]:
+            entry["activation"] = float(np.nextafter(np.float32(entry["activation"]), np.float32(0)))
+    page = made_from(tmp_path, recorded, candidate)
+    cells = [row[-1] for table in page.root.iter("table") for row in page.rows(table) if len(row) == 5]
+    assert "The candidate agrees" in page.text and len(cells) >= 90 and not any(cell.endswith("off") for cell in cells)
+    candidate["test_cases"][0]["top_10"][0]["activation"] -= 1
+    page = made_from(tmp_path, recorded, candidate)
+    assert sum(row[-1].endswith("off") for table in page.root.iter("table") for row in page.rows(table) if row) == 1

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""Layers encoded by other processes, and by a real Dask cluster on loopback: the same bytes, and what fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import worlds
+from tests.support.cluster import Cluster
+from tests.support.hub import Hub
+from tests.support.places import ROOT
+from tests.support.process import oracle
+from tests.support.small_scope import WEIGHTS_REPO, fill, layer_arrays, npz, path_of
+
+N_LAYERS = 6
+
+
+def generate(hub: Hub, output: Path, *options: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    return oracle("--mirror", hub.url, "--layers", "all", "-o", str(output), *options, **more)
+
+
+@pytest.fixture
+def served(hub: Hub) -> Hub:
+    fill(hub, N_LAYERS)
+    return hub
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    made = Cluster(tmp_path)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def test_workers_write_the_same_bytes(served: Hub, tmp_path: Path) -> None:
+    for options in ((), ("--stream",)):
+        for name, more in (("one", ()), ("three", ("--workers", "3"))):
+            ran = generate(served, tmp_path / name, *options, *more)
+            assert ran.returncode == 0, ran.stderr
+        assert (tmp_path / "one").read_bytes() == (tmp_path / "three").read_bytes()
+    cases = [line for line in ran.stderr.splitlines() if line.startswith("layer")]
+    assert len(cases) == 3 * N_LAYERS and cases == sorted(cases)
+
+
+def test_workers_of_another_schema(hub: Hub, tmp_path: Path) -> None:
+    world = worlds.make("CltSplit", n_layers=3, skip=True)
+    world.add_to(hub)
+    for name, more in (("one", ()), ("two", ("--workers", "2"))):
+        ran = oracle("--mirror", hub.url, *world.arguments, "--decode", "--robust", "-o", str(tmp_path / name), *more)
+        assert ran.returncode == 0, ran.stderr
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_fetches_of_workers_are_told(served: Hub, tmp_path: Path) -> None:
+    ran = generate(served, tmp_path / "out", "--workers", "2")
+    for layer in range(N_LAYERS):
+        assert f"fetched {path_of(layer)} (" in ran.stderr
+
+
+def test_a_branch_that_moves_is_one_commit_for_all_workers(served: Hub, tmp_path: Path) -> None:
+    before = served.repos[WEIGHTS_REPO].refs["main"]
+    # The plan is made, and the first files are on their way, while somebody pushes.
+    served.delay = 0.2
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "oracle", "--mirror", served.url, "--layers", "all", "-o", str(tmp_path / "out"), "--workers", "2"]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not any("params.npz" in seen.path and seen.method == "GET" for seen in served.seen):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    served.add(WEIGHTS_REPO, path_of(5), npz(layer_arrays(55)))
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    made = json.loads((tmp_path / "out").read_text())
+    assert made["weights_revision"] == before and all("revision" not in record for record in made["layers"])
+
+
+def damaged(hub: Hub, *layers: int) -> None:
+    for layer in layers:
+        content = bytearray(npz(layer_arrays(layer)))
+        content[len(content) // 3] ^= 1
+        hub.add(WEIGHTS_REPO, path_of(layer), bytes(content))
+
+
+def check_damaged(ran: subprocess.CompletedProcess[str], output: Path, cache: Path) -> None:
+    """Both layers are named, the others were fetched to their end, and the old reference stands."""
+    assert ran.returncode == 4 and output.read_text() == "old"
+    last = ran.stderr.splitlines()[-1]
+    assert last.startswith("error: layer 1: ") and "; layer 4: " in last and last.count("damaged") == 2
+    snapshot = next((cache / f"models--{WEIGHTS_REPO.replace('/', '--')}" / "snapshots").iterdir())
+    assert all((snapshot / path_of(layer)).exists() for layer in range(N_LAYERS))
+
+
+def test_a_layer_that_fails_names_itself(served: Hub, tmp_path: Path) -> None:
+    damaged(served, 1, 4)
+    output, cache = tmp_path / "out", tmp_path / "cache"
+    output.write_text("old")
+    ran = generate(served, output, "--workers", "2", "--cache-dir", str(cache))
+    check_damaged(ran, output, cache)
+    ran = generate(served, output, "--workers", "2", "--cache-dir", str(cache), "--debug")
+    assert "Traceback" in ran.stderr and "WeightsError" in ran.stderr
+
+
+def test_ctrl_c_ends_the_workers(served: Hub, tmp_path: Path) -> None:
+    served.delay = 0.5
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "oracle", "--mirror", served.url, "--layers", "all", "-o", str(tmp_path / "out"), "--workers", "2"]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while sum("params.npz" in seen.path for seen in served.seen) < 2 or len(children(process.pid)) < 2:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    workers = children(process.pid)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130 and said.splitlines()[-1] == "interrupted" and "Traceback" not in said
+    time.sleep(0.3)
+    assert not [worker for worker in workers if os.path.exists(f"/proc/{worker}") and "Z" not in state(worker)]
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_workers_end_with_whom_they_work_for(served: Hub, tmp_path: Path, how: signal.Signals) -> None:
+    """However that was ended: timeout, a batch system and a container's stop take the first process alone."""
+    served.delay = 0.5
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "oracle", "--mirror", served.url, "--layers", "all", "-o", str(tmp_path / "out"), "--workers", "2"]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while sum("params.npz" in seen.path for seen in served.seen) < 2 or len(children(process.pid)) < 2:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(how)
+    process.communicate(timeout=10)  # to the end of standard error, which the workers have open too
+
+
+def test_workers_are_as_quiet_as_they_are_told(tmp_path: Path) -> None:
+    world = worlds.make("PltBundle", n_layers=2)
+    tree = world.lay_out(tmp_path / "tree")  # without a manifest, which is a warning for each file
+    for quiet in ((), ("--quiet",)):
+        said = []
+        for workers in ("1", "2"):
+            ran = oracle("--mirror", tree, *world.arguments, "-o", str(tmp_path / "out"), "--workers", workers, *quiet)
+            assert ran.returncode == 0, ran.stderr
+            said.append(set(ran.stderr.splitlines()))  # a file is looked at before it is handed out, and where it is read
+        assert said[0] == said[1] and sum("could not verify" in line for line in said[0]) == (0 if quiet else 3)
+
+
+def children(pid: int) -> list[int]:
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        return [int(child) for child in file.read().split()]
+
+
+def state(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"
+
+
+def test_a_worker_that_is_killed_is_an_error(served: Hub, tmp_path: Path) -> None:
+    served.delay = 0.5
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "oracle", "--mirror", served.url, "--layers", "all", "-o", str(tmp_path / "out"), "--workers", "2"]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while sum("params.npz" in seen.path for seen in served.seen) < 2:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    resource_tracker = re.compile(rb"resource_tracker")
+    worker = next(c for c in children(process.pid) if not resource_tracker.search(Path(f"/proc/{c}/cmdline").read_bytes()))
+    os.kill(worker, signal.SIGKILL)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 3 and "its worker is lost" in said.splitlines()[-1] and not (tmp_path / "out").exists()
+
+
+def test_dask_writes_the_same_bytes_and_names_what_fails(served: Hub, cluster: Cluster, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    for name, options in (("one", ()), ("two", ("--dask", cluster.address))):
+        ran = generate(served, tmp_path / name, "--cache-dir", str(cache), *options)
+        assert ran.returncode == 0, ran.stderr
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    damaged(served, 1, 4)
+    output, other = tmp_path / "out", tmp_path / "other"
+    output.write_text("old")
+    ran = generate(served, output, "--cache-dir", str(other), "--dask", cluster.address)
+    check_damaged(ran, output, other)
+
+
+def test_a_dask_worker_that_is_killed_is_made_up_for(served: Hub, cluster: Cluster, tmp_path: Path) -> None:
+    assert generate(served, tmp_path / "one", "--stream").returncode == 0
+    served.rate = 15_000.0
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [
+        sys.executable, "-m", "oracle", "--mirror", served.url, "--layers", "all", "-o", str(tmp_path / "two"), "--stream",
+        "--dask", cluster.address,
+    ]  # fmt: skip
+    before = len(served.seen)
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while sum("params.npz" in seen.path for seen in served.seen[before:]) < 4:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    cluster.workers[0].kill()
+    _, said = process.communicate(timeout=90)
+    assert process.returncode == 0, said
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_no_dask_and_no_address(served: Hub, tmp_path: Path) -> None:
+    (tmp_path / "distributed.py").write_text("raise ImportError('none')")
+    ran = generate(served, tmp_path / "out", "--dask", "tcp://127.0.0.1:1", environment={"PYTHONPATH": f"{tmp_path}:{ROOT}"})
+    assert ran.returncode == 2 and "[dask]" in ran.stderr.splitlines()[-1]
+    ran = generate(served, tmp_path / "out", "--dask", "nowhere")
+    assert ran.returncode == 2 and "tcp://host:8786" in ran.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_no_scheduler_answers(served: Hub, tmp_path: Path) -> None:
+    ran = generate(served, tmp_path / "out", "--dask", "tcp://127.0.0.1:1")
+    assert ran.returncode == 3 and "tcp://127.0.0.1:1" in ran.stderr.splitlines()[-1]

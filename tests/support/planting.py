@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""Ports with mistakes: a float32 encoder of the tests' own that goes wrong in the ways that are asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from oracle.arithmetic.residual import residual
+from oracle.checking.compare import compare
+from oracle.diagnosis import explain
+from oracle.diagnosis.explanation import Explanation
+from oracle.job import Job
+from oracle.references import generate as reference
+from tests.support import worlds
+from tests.support.small_scope import CURATION_REPO, WEIGHTS_REPO, npz
+
+Arrays = dict[str, np.ndarray]
+COMMIT = "c" * 40
+MASK = 2**64 - 1
+
+
+def to_bits(values: np.ndarray, bits: int, how: Callable[..., np.ndarray]) -> np.ndarray:
+    m, e = np.frexp(values.astype(np.float64))
+    return np.ldexp(how(m * 2.0**bits), e - bits).astype(np.float32)
+
+
+def bf16(v: np.ndarray) -> np.ndarray:
+    return to_bits(v, 8, np.rint)
+
+
+def tf32(v: np.ndarray) -> np.ndarray:
+    return to_bits(v, 11, np.rint)
+
+
+def half(v: np.ndarray) -> np.ndarray:
+    return v.astype(np.float16).astype(np.float32)
+
+
+def best(keys: np.ndarray, among: np.ndarray, k: int) -> np.ndarray:
+    """The k features of `among` with the largest keys, descending, then by index."""
+    return among[np.lexsort((among, -keys[among]))][:k]
+
+
+def every(pre: np.ndarray) -> np.ndarray:
+    return np.arange(len(pre))
+
+
+# name -> (the step that it changes, how). The names are those of the rows of the table under test.
+PLANTS: dict[str, tuple[str, Any]] = {
+    "relu": ("gate", lambda t: (0 * t, 0 * t)),
+    "no gate": ("gate", lambda t: (0 * t - np.inf, 0 * t)),
+    "threshold halved": ("gate", lambda t: (t / 2, 0 * t)),
+    "threshold doubled": ("gate", lambda t: (t * 2, 0 * t)),
+    "exp(threshold)": ("gate", lambda t: (np.exp(t), 0 * t)),
+    "threshold subtracted": ("gate", lambda t: (t, t)),
+    "b_enc left out": ("bias", 0),
+    "b_enc twice": ("bias", 2),
+    "b_enc subtracted": ("bias", -1),
+    "b_dec subtracted": ("input", lambda r, a: r - a["b_dec"]),
+    "b_dec added": ("input", lambda r, a: r + a["b_dec"]),
+    "W_enc reshaped": (
+        "weights",
+        lambda a: np.ascontiguousarray(a.get("W_enc reshaped", a["W_enc"].reshape(a["W_enc"].shape[::-1]).T)),
+    ),
+    "W_dec for W_enc": ("weights", lambda a: np.ascontiguousarray(a["W_dec"].T)),
+    "layer below": ("weights", -1),
+    "layer above": ("weights", 1),
+    "other L0 (1)": ("weights", "l0"),
+    "weights in bfloat16": ("weight rounding", bf16),
+    "weights cut to bfloat16": ("weight rounding", lambda v: to_bits(v, 8, np.trunc)),
+    "weights in float16": ("weight rounding", half),
+    "TF32 products": ("products", tf32),
+    "TF32 products, cut": ("products", lambda v: to_bits(v, 11, np.trunc)),
+    "residual in bfloat16": ("residual rounding", bf16),
+    "residual cut to bfloat16": ("residual rounding", lambda v: to_bits(v, 8, np.trunc)),
+    "residual in float16": ("residual rounding", half),
+    "residual of unit norm": ("normalisation", lambda r: r / np.float32(np.linalg.norm(r))),
+    "residual RMS-normalised": ("normalisation", lambda r: r / np.sqrt(np.mean(r * r))),
+    "residual layer-normalised": ("normalisation", lambda r: (r - r.mean()) / r.std()),
+    "seed + 1": ("source", lambda i, layer: (100 * i + layer + 1, layer)),
+    "seed - 1": ("source", lambda i, layer: (100 * i + layer - 1, layer)),
+    "seed + 100": ("source", lambda i, layer: (100 * i + 100 + layer, layer)),
+    "seed - 100": ("source", lambda i, layer: (100 * i - 100 + layer, layer)),
+    "seed + 200": ("source", lambda i, layer: (100 * i + 200 + layer, layer)),
+    "seed - 200": ("source", lambda i, layer: (100 * i - 200 + layer, layer)),
+    "seed without layer": ("source", lambda i, layer: (100 * i, layer)),
+    "seed is i": ("source", lambda i, layer: (i, layer)),
+    "seed by layer": ("source", lambda i, layer: (100 * layer + i, layer)),
+    "seed 0": ("source", lambda i, layer: (0, layer)),
+    "seed 1": ("source", lambda i, layer: (1, layer)),
+    "seed 42": ("source", lambda i, layer: (42, layer)),
+    "stream is seed": ("source", lambda i, layer: (100 * i + layer, 100 * i + layer)),
+    "stream + 1": ("source", lambda i, layer: (100 * i + layer, layer + 1)),
+    "stream - 1": ("source", lambda i, layer: (100 * i + layer, layer - 1)),
+    "stream 0": ("source", lambda i, layer: (100 * i + layer, 0)),
+    "stream 1": ("source", lambda i, layer: (100 * i + layer, 1)),
+    "stream 54": ("source", lambda i, layer: (100 * i + layer, 54)),
+    "seed and stream swapped": ("source", lambda i, layer: (layer, 100 * i + layer)),
+    "top k by |pre|": ("selection", lambda pre, act, on, k: [(j, pre[j]) for j in best(abs(pre), every(pre), k)]),
+    "top k by |pre|, printed": (
+        "selection",
+        lambda pre, act, on, k: [(j, abs(pre[j])) for j in best(abs(pre), every(pre), k)],
+    ),
+    "top k ascending": ("selection", lambda pre, act, on, k: [(j, act[j]) for j in best(act, on, k)[::-1]]),
+    "smallest k": ("selection", lambda pre, act, on, k: [(j, act[j]) for j in best(-act, on, k)]),
+    "top k by index": ("selection", lambda pre, act, on, k: [(j, act[j]) for j in sorted(best(act, on, k))]),
+    "first k by index": ("selection", lambda pre, act, on, k: [(j, act[j]) for j in on[:k]]),
+    "before the gate": ("selection", lambda pre, act, on, k: [(j, pre[j]) for j in best(pre, every(pre), k)]),
+    "features reversed": ("index", lambda j, n: n - 1 - j),
+    "features shifted up": ("index", lambda j, n: (j + 1) % n),
+    "features shifted down": ("index", lambda j, n: (j - 1) % n),
+    "indices from 1": ("index", lambda j, n: j + 1),
+    "layers from 1": ("layer label", 1),
+}
+
+
+def make_weights(seed: int, d_model: int, n_features: int, n_layers: int = 4) -> dict[Any, Arrays]:
+    """Layers 0, 1, ..., and for each an L0 variant under ("l0", layer): one feature in three fires, a few never may."""
+    weights: dict[Any, Arrays] = {}
+    for number, name in enumerate([*range(n_layers), *(("l0", layer) for layer in range(n_layers))]):
+        rng = np.random.default_rng([seed, number])
+
+        def normal(*shape: int) -> np.ndarray:
+            return rng.standard_normal(shape).astype(np.float32)
+
+        low = rng.uniform(0.7, 2.0, n_features)
+        weights[name] = {
+            "W_enc": normal(d_model, n_features) * np.float32(4 * d_model**-0.5),
+            "W_dec": normal(n_features, d_model) * np.float32(4 * d_model**-0.5),
+            "b_enc": normal(n_features) * np.float32(0.5),
+            "b_dec": normal(d_model) * np.float32(0.3),
+            "threshold": np.where(rng.random(n_features) < 0.2, 15, low).astype(np.float32),
+        }
+    return weights
+
+
+def make_cache(folder: Path, weights: dict[Any, Arrays]) -> str:
+    """A Hub cache that holds them, and its config.yaml."""
+    layers = [name for name in weights if isinstance(name, int)]
+    entries = "".join(
+        f'  - "hf://{WEIGHTS_REPO}/layer_{layer}/width_16k/average_l0_{layer + 5}/params.npz"\n' for layer in layers
+    )
+    files = [(CURATION_REPO, "config.yaml", f"model_kind: transcoder_set\ntranscoders:\n{entries}".encode())]
+    for name, arrays in weights.items():
+        layer, l0 = (name, name + 5) if isinstance(name, int) else (name[1], name[1] + 105)
+        files.append((WEIGHTS_REPO, f"layer_{layer}/width_16k/average_l0_{l0}/params.npz", npz(arrays)))
+    return write_cache(folder, files)
+
+
+def write_cache(folder: Path, files: list[tuple[str, str, bytes]]) -> str:
+    """A Hub cache of (repo, path, content)."""
+    for repo, path, content in files:
+        place = folder / f"models--{repo.replace('/', '--')}"
+        blob, pointer = place / "blobs" / hashlib.sha256(content).hexdigest(), place / "snapshots" / COMMIT / path
+        for parent in (blob.parent, pointer.parent, place / "refs"):
+            parent.mkdir(parents=True, exist_ok=True)
+        blob.write_bytes(content)
+        pointer.symlink_to(os.path.relpath(blob, pointer.parent))
+        (place / "refs" / "main").write_text(COMMIT)
+    return str(folder)
+
+
+def float32_sums(r: np.ndarray, w_enc: np.ndarray) -> np.ndarray:
+    """r . W_enc, float32 all the way, row after row."""
+    pre = np.zeros(w_enc.shape[1], np.float32)
+    for value, row in zip(r, w_enc):
+        pre += value * row
+    return pre
+
+
+def encode_case(weights: dict[Any, Arrays], layer: int, i: int, names: Sequence[str], k: int = 10) -> dict[str, Any]:
+    """What a port with the named mistakes answers for the i-th case of a layer."""
+    steps = dict(PLANTS[name] for name in names)
+    assert len(steps) == len(names)
+
+    def same(v: np.ndarray) -> np.ndarray:
+        return v
+
+    arrays, matrix = weights[layer], steps.get("weights", lambda a: a["W_enc"])
+    if isinstance(matrix, (int, str)):  # another file; where there is none, the right one
+        arrays = weights.get(("l0", layer) if matrix == "l0" else layer + matrix, arrays)
+        w_enc = arrays["W_enc"]
+    else:
+        w_enc = matrix(arrays)
+    seed, stream = steps.get("source", lambda i, layer: (100 * i + layer, layer))(i, layer)
+    r = residual(seed & MASK, stream & MASK, len(w_enc))
+    r = steps.get("input", lambda r, a: r)(r, arrays)
+    for step in ("normalisation", "residual rounding", "products"):
+        r = steps.get(step, same)(r)
+    for step in ("weight rounding", "products"):
+        w_enc = steps.get(step, same)(w_enc)
+    pre = float32_sums(r, w_enc) + np.float32(steps.get("bias", 1)) * arrays["b_enc"]
+    gate, taken = steps.get("gate", lambda t: (t, 0 * t))(np.maximum(arrays["threshold"], 0))
+    on = np.flatnonzero(pre > gate)
+    act = pre - taken
+    chosen = steps.get("selection", lambda pre, act, on, k: [(j, act[j]) for j in best(act, on, k)])(pre, act, on, k)
+    relabel = steps.get("index", lambda j, n: j)
+    return {
+        "layer": layer + steps.get("layer label", 0),
+        "seed": 100 * i + layer,
+        "n_active": len(on),
+        f"top_{k}": [{"index": int(relabel(int(j), len(pre))), "activation": float(value)} for j, value in chosen],
+    }
+
+
+def candidate(
+    weights: dict[Any, Arrays], names: Sequence[str], layers: Sequence[int] = (0, 1, 2), seeds: int = 3
+) -> dict[str, Any]:
+    return {"test_cases": [encode_case(weights, layer, i, names) for layer in layers for i in range(seeds)]}
+
+
+class World:
+    """Synthetic weights in a cache, their reference, and ports of it."""
+
+    def __init__(self, weights: dict[Any, Arrays], job: Job):
+        self.weights, self.job = weights, replace(job, paths=())  # as compare has it, unless it is told more
+        self.reference = reference.generate(job)
+
+    @classmethod
+    def make(cls, folder: Path, seed: int, shape: tuple[int, int]) -> World:
+        weights = make_weights(seed, *shape)
+        return cls(weights, Job(CURATION_REPO, layers=(0, 1, 2), cache_dir=make_cache(folder, weights), offline=True))
+
+    @classmethod
+    def of(cls, folder: Path, repo: worlds.World, **options: Any) -> World:
+        """A repo of worlds.py, its first three layers."""
+        by_feature = repo.schema in ("PltBundle", "CltSplit")
+        weights: dict[Any, Arrays] = {}
+        for layer, there in repo.weights.items():
+            arrays = {"W_enc": there["w_enc"].T.copy(), "W_dec": there["w_dec"][:, 0], "b_enc": there["b_enc"]}
+            arrays |= {"b_dec": there["b_dec"], "threshold": there.get("threshold", np.zeros_like(there["b_enc"]))}
+            if by_feature:
+                arrays["W_enc reshaped"] = there["w_enc"].reshape(arrays["W_enc"].shape)
+            weights[layer] = arrays
+        cache = write_cache(folder, [(name, path, content) for name, of in repo.files.items() for path, content in of.items()])
+        paths = tuple(repo.files[repo.repo])[:3] if repo.schema == "Sae" else ()
+        return cls(weights, Job(repo.repo, paths=paths, layers=(0, 1, 2), cache_dir=cache, offline=True, **options))
+
+    def explain(self, names: Sequence[str]) -> tuple[dict[str, Any], Explanation | None]:
+        """What a port with these mistakes answers, and its explanation; None where it agrees."""
+        answers = candidate(self.weights, names)
+        return answers, self.explain_answers(answers)
+
+    def explain_answers(self, answers: dict[str, Any]) -> Explanation | None:
+        compared = compare(self.reference, answers)
+        if compared.agrees:
+            return None
+        return explain.explain(self.reference, answers, compared, self.job)
+
+    def gives(self, names: Sequence[str], answers: dict[str, Any]) -> bool:
+        """Whether a port with these mistakes would print the same, but for rounding."""
+        other = candidate(self.weights, names)["test_cases"]
+        return all(
+            (a["layer"], a["seed"], a["n_active"]) == (b["layer"], b["seed"], b["n_active"])
+            and [t["index"] for t in a["top_10"]] == [t["index"] for t in b["top_10"]]
+            and all(abs(s["activation"] - t["activation"]) < 1e-5 for s, t in zip(a["top_10"], b["top_10"]))
+            for a, b in zip(answers["test_cases"], other)
+        )
+
+    def judge(self, names: Sequence[str]) -> str:
+        """`first`: named first. `equal`: named, among others that give the same numbers. Else what went wrong."""
+        answers, found = self.explain(names)
+        if found is None:
+            return "agrees"
+        if not found.named:
+            return "not found"
+        sets = [set(fit.mistakes) for fit in found.named]
+        others = [named for named in sets if named != set(names)]
+        for other in others:
+            if not self.gives(sorted(other), answers):
+                return f"wrongly named: {other}"
+        if set(names) in sets:
+            return "equal" if others else "first"
+        return "equal" if others and all(len(other) < len(names) for other in others) else f"not named: {sets}"
+
+
+# Where more than k features fire in every case, or no more than k: the port is right then.
+MAY_CHANGE_NOTHING = {("before the gate",), ("top k decoded",)}
+
+
+def plant_all(worlds: list[World], groups: list[tuple[str, ...]]) -> dict[tuple[str, ...], list[str]]:
+    return {names: [world.judge(names) for world in worlds] for names in groups}
+
+
+def check(results: dict[tuple[str, ...], list[str]]) -> None:
+    """Print the table, and fail where a mistake was not named as it should be."""
+    for names, outcomes in results.items():
+        summary = ", ".join(f"{outcomes.count(kind)} {kind}" for kind in dict.fromkeys(outcomes))
+        print(f"{' and '.join(names):60} {summary}")
+    right = {"first", "equal"}
+    wrong = {
+        names: outcome
+        for names, outcome in results.items()
+        if set(outcome) - (right | {"agrees"} if names in MAY_CHANGE_NOTHING else right)
+    }
+    assert not wrong

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""Decoders with mistakes: a float32 port of the tests' own, whose encoder is right and whose decoder is as asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from oracle.arithmetic.residual import residual
+from oracle.checking.compare import compare
+from oracle.diagnosis import explain
+from oracle.diagnosis.explanation import Explanation
+from oracle.job import Job
+from oracle.references import document
+from oracle.references import generate as reference
+from tests.support import worlds
+from tests.support.planting import bf16, half, to_bits, write_cache
+
+
+def fires(pre: np.ndarray, gate: np.ndarray) -> np.ndarray:
+    return np.where(pre > gate, pre, np.float32(0))
+
+
+def largest(pre: np.ndarray, gate: np.ndarray) -> np.ndarray:
+    act = fires(pre, gate)
+    act[np.argsort(-act, kind="stable")[10:]] = 0
+    return act
+
+
+# name -> (the step that it changes, how, what it takes). The names are those of the rows of the table under test.
+PLANTS: dict[str, tuple[str, Any, str]] = {
+    "b_dec left out": ("b_dec", lambda own: 0, ""),
+    "b_dec twice": ("b_dec", lambda own: 2 * own, ""),
+    "b_dec taken off": ("b_dec", lambda own: -1 * own, ""),
+    "b_dec to every target": ("b_dec", lambda own: 1, "targets"),
+    "W_skip left out": ("skip", lambda r, w, own: 0, "skip"),
+    "W_skip transposed": ("skip", lambda r, w, own: own * (w @ r), "skip"),
+    "W_skip twice": ("skip", lambda r, w, own: 2 * own * (r @ w), "skip"),
+    "W_skip to every target": ("skip", lambda r, w, own: r @ w, "skip targets"),
+    "residual added": ("skip", lambda r, w, own: own * (r @ w + r), ""),
+    "residual for W_skip": ("skip", lambda r, w, own: own * r, "skip"),
+    "target below": ("target", -1, "targets"),
+    "target above": ("target", 1, "targets"),
+    "W_dec reshaped": ("decoder", "reshaped", "one"),
+    "W_dec of the layer below": ("decoder", -1, ""),
+    "W_dec of the layer above": ("decoder", 1, ""),
+    "W_dec in bfloat16": ("rounding", bf16, "float32"),
+    "W_dec cut to bfloat16": ("rounding", lambda v: to_bits(v, 8, np.trunc), "float32"),
+    "W_dec in float16": ("rounding", half, "float32"),
+    "activations in bfloat16": ("activations", lambda pre, gate: bf16(fires(pre, gate)), ""),
+    "activations cut to bfloat16": ("activations", lambda pre, gate: to_bits(fires(pre, gate), 8, np.trunc), ""),
+    "activations in float16": ("activations", lambda pre, gate: half(fires(pre, gate)), ""),
+    "top k decoded": ("activations", largest, ""),
+    "threshold subtracted in decoding": ("activations", lambda pre, gate: np.where(pre > gate, pre - gate, 0), "threshold"),
+    "relu in decoding": ("activations", lambda pre, gate: np.maximum(pre, 0), "threshold"),
+    "no gate in decoding": ("activations", lambda pre, gate: pre, ""),
+}
+
+
+class Decoders:
+    """A repo of worlds.py in a cache, its reference with reconstructions, and ports of it."""
+
+    def __init__(self, folder: Path, seed: int = 0, n_layers: int = 4, **kind: Any):
+        self.kind = kind
+        self.repo = repo = worlds.make(n_layers=n_layers, seed=seed, **kind)
+        cache = write_cache(folder, [(name, path, content) for name, of in repo.files.items() for path, content in of.items()])
+        paths = tuple(repo.files[repo.repo])[:3] if repo.schema == "Sae" else ()
+        job = Job(repo.repo, paths=paths, layers=(0, 1, 2), n_seeds=2, decode=True, cache_dir=cache, offline=True)
+        self.reference = reference.generate(job)
+        self.job = replace(job, paths=())
+
+    def possible(self) -> list[str]:
+        """The mistakes that change something here."""
+        there = {"float32"} if self.kind.get("dtype", "float32") == "float32" else set()
+        there |= {"skip"} if self.kind.get("skip") else set()
+        there |= {"targets"} if self.repo.schema == "CltSplit" else {"one"}
+        there |= {"threshold"} if self.kind.get("threshold", True) else set()
+        return [name for name, (_, _, takes) in PLANTS.items() if set(takes.split()) <= there]
+
+    def decode(self, layer: int, seed: int, names: Sequence[str]) -> list[dict[str, Any]]:
+        """The reconstructions of a port with these mistakes; where it would take a decoder that is not there, none."""
+        steps = {PLANTS[name][0]: PLANTS[name][1] for name in names}
+        assert len(steps) == len(names)
+        weights = self.repo.weights[layer]
+        r = residual(seed, layer, weights["w_enc"].shape[1])
+        pre = weights["w_enc"] @ r + weights["b_enc"]
+        gate = np.maximum(weights["threshold"], 0) if "threshold" in weights else np.zeros_like(pre)
+        act = steps.get("activations", fires)(pre, gate).astype(np.float32)
+        which = steps.get("decoder", 0)
+        w_dec = weights["w_dec"]  # [n_features, n_targets, d_model]
+        n_targets = w_dec.shape[1]
+        if which == "reshaped":
+            w_dec = w_dec.reshape(w_dec.shape[2], 1, -1).transpose(2, 1, 0)
+        elif layer + which in self.repo.weights:
+            w_dec = self.repo.weights[layer + which]["w_dec"]
+        w_dec = steps.get("rounding", lambda v: v)(w_dec)
+        made = []
+        for target in range(n_targets):
+            place, own = target + steps.get("target", 0), int(target == 0)
+            if not 0 <= place < w_dec.shape[1]:
+                continue
+            out = np.zeros(len(r), np.float32)
+            for activation, row in zip(act, w_dec[:, place]):
+                out += activation * row
+            w_skip = weights.get("w_skip", np.zeros((len(r), len(r)), np.float32))
+            out = out + steps.get("skip", lambda r, w, own: own * (r @ w))(r, w_skip, own)
+            out = (out + steps.get("b_dec", lambda own: own)(own) * weights["b_dec"]).astype(np.float32)
+            wide = out.astype(np.float64)
+            made.append(
+                {
+                    "target_layer": layer + target,
+                    "norm": float(np.linalg.norm(out)),
+                    "sum": float(wide.sum()),
+                    "sum_of_squares": float((wide * wide).sum()),
+                    "first_10": out[:10].tolist(),
+                }
+            )
+        return made
+
+    def candidate(self, names: Sequence[str]) -> dict[str, Any]:
+        """The reference's own encodings, which a right port may give, with a port's reconstructions."""
+        answers: dict[str, Any] = json.loads(json.dumps({"test_cases": document.plain(self.reference)["test_cases"]}))
+        for case in answers["test_cases"]:
+            case["reconstructions"] = self.decode(case["layer"], case["seed"], names)
+        return answers
+
+    def explain_answers(self, answers: dict[str, Any]) -> Explanation | None:
+        """None where they agree."""
+        compared = compare(self.reference, answers)
+        return None if compared.agrees else explain.explain(self.reference, answers, compared, self.job)
+
+    def gives(self, names: Sequence[str], answers: dict[str, Any]) -> bool:
+        """Whether a port with these mistakes gives the same first values, within the tolerance, where it gives any."""
+        other = self.candidate(names)["test_cases"]
+        return all(
+            np.allclose(a["first_10"], b["first_10"], rtol=0, atol=right["tolerance"])
+            for case, theirs, ours in zip(answers["test_cases"], other, self.reference["test_cases"])
+            for a in case["reconstructions"]
+            for b in theirs["reconstructions"]
+            for right in ours["reconstructions"]
+            if a["target_layer"] == b["target_layer"] == right["target_layer"]
+        )
+
+    def judge(self, names: Sequence[str]) -> str:
+        """`first`: named first. `equal`: named, among others that give the same numbers. Else what went wrong."""
+        answers = self.candidate(names)
+        found = self.explain_answers(answers)
+        if found is None:
+            return "agrees"
+        if not found.named:
+            return f"not found: {found.known}"
+        sets = [set(fit.mistakes) for fit in found.named]
+        others = [named for named in sets if named != set(names)]
+        for other in others:
+            if not self.gives(sorted(other), answers):
+                return f"wrongly named: {other}"
+        if set(names) in sets:
+            return "equal" if others else "first"
+        return "equal" if others and all(len(other) < len(names) for other in others) else f"not named: {sets}"
