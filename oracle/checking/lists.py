@@ -126,7 +126,8 @@ def _end(top: list[TopFeature], k: int, tolerance: float) -> float:
 
 
 def _first_repeated(order: list[int]) -> int:
-    return next(index for place, index in enumerate(order) if index in order[:place])
+    seen: set[int] = set()
+    return next(index for index in order if index in seen or seen.add(index))  # type: ignore[func-returns-value]
 
 
 def _first_difference(right_order: list[int], order: list[int], right: str) -> str:
