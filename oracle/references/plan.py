@@ -171,8 +171,8 @@ def _of_paths(job: Job, repo: str, source: Source) -> Plan:
     if isinstance(job.layers, tuple) and set(job.layers) != set(files):
         raise LayerError(f"the paths are of the layers {sorted(files)}, and --layers says {sorted(set(job.layers))}")
     files = dict(sorted(files.items()))
-    layers = _beside(row := _format(job, source, [row for row in FORMATS if PATH in row.found_by], files, "the path"), files)
-    return Plan(row, layers, layers)
+    row = _format(job, source, [row for row in FORMATS if PATH in row.found_by], files, "the path")
+    return Plan(row, _beside(row, files), _beside(row, files))
 
 
 def _of_names(
