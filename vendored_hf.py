@@ -178,7 +178,7 @@ def _check_names(repo_id: str, filename: str, revision: str) -> None:
 
 
 @contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """An exclusive lock on `path`, the one that filelock, and so huggingface_hub, takes: flock, or on Windows the
     first byte. It goes with the process that holds it; the file stays, as theirs does."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -492,7 +492,7 @@ def hf_hub_file(
     if not (cache / "CACHEDIR.TAG").exists():  # by which backup programs know a cache: bford.info/cachedir
         _write_text(cache / "CACHEDIR.TAG", CACHE_TAG)
     _write_ref(folder, revision, metadata.commit_hash)
-    with _lock(cache / ".locks" / folder.name / f"{name}.lock"):
+    with locked(cache / ".locks" / folder.name / f"{name}.lock"):
         if not metadata.etag or not blob.is_file() or blob.stat().st_size != (metadata.size or blob.stat().st_size):
             digest = download(hub, metadata, blob, connections=connections, on_progress=on_progress)
             if not metadata.etag:

@@ -24,9 +24,9 @@ class Origin:
 
     `repo` has a config.yaml that names the weight files, or has the files itself; None is the default repo of a job, and
     the repo on record of a reference. `path` are files of it, or a folder, that no config.yaml names. `schema` None is
-    found out. `weights_revision` holds for entries of a config.yaml that name no revision themselves. `mirror` and
-    `cache_dir` None are the environment's. `stream` puts nothing on disk, and fetches of each weight file only what the
-    encoder reads.
+    found out. `weights_revision` holds for entries of a config.yaml that name no revision themselves. `ignore_key` are keys
+    of a side file that are passed over, though they may change the numbers. `mirror`, `cache_dir` and `offline` None are
+    the environment's. `stream` puts nothing on disk, and fetches of each weight file only what the encoder reads.
     """
 
     repo: str | None = None
@@ -34,16 +34,18 @@ class Origin:
     schema: str | None = None
     revision: str | None = None
     weights_revision: str | None = None
+    ignore_key: tuple[str, ...] = ()
     mirror: str | None = None
     cache_dir: str | None = None
-    offline: bool = False
+    offline: bool | None = None
     stream: bool = False
     connections: int = 4
 
     def __post_init__(self) -> None:
         _check_range("Origin", "connections", self.connections, MAX_CONNECTIONS)
-        if isinstance(self.path, str):
-            raise BadUse("Origin: path is a text, not a tuple of them")
+        for name in ("path", "ignore_key"):
+            if isinstance(getattr(self, name), str):
+                raise BadUse(f"Origin: {name} is a text, not a tuple of them")
 
     @property
     def names_files(self) -> bool:

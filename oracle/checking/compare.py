@@ -32,4 +32,4 @@ def compare(reference: Reference, candidate: Candidate) -> Comparison:
     known = {case.id for case in reference.cases}
     extra = tuple(case_id for case_id in candidate.cases if case_id not in known)
     not_compared = "reconstructions" if reference.decodes and not decodes else None
-    return Comparison(tuple(verdicts), extra, reference.tolerance, not_compared)
+    return Comparison(tuple(verdicts), extra, reference.tolerance, not_compared, reference.edited)

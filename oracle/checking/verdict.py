@@ -52,13 +52,14 @@ class CaseVerdict:
 class Comparison:
     """Every case of the reference in its order, and the candidate's cases that the reference does not have.
 
-    `not_compared` names what the reference has and no case of the candidate.
+    `not_compared` names what the reference has and no case of the candidate; `edited` is whether the reference was edited.
     """
 
     cases: tuple[CaseVerdict, ...]
     extra: tuple[CaseId, ...]
     tolerance: float
     not_compared: str | None = None
+    edited: bool = False
 
     @property
     def agrees(self) -> bool:
@@ -77,7 +78,7 @@ class Comparison:
     @property
     def facts(self) -> list[str]:
         """What there is to say beside the verdict and the cases, a line each."""
-        lines = []
+        lines = ["the reference was edited: its digest is not that of what it says; `verify` tells more"] if self.edited else []
         if self.extra:
             lines.append(f"{len(self.extra)} cases that the reference does not have were not compared, first {self.extra[0]}")
         if self.not_compared:

@@ -33,6 +33,8 @@ def verify(weights: RecordedWeights) -> Verification:
         for record in reference.layers
         if record.layer not in reference.by_layer
     ]
+    if reference.edited:
+        problems.append("the reference was edited: its digest is not that of what it says")
     verdicts: dict[CaseId, CaseVerdict] = {}
     for layer in weights.layers():
         layer_problems = list(layer.problems)
@@ -41,7 +43,7 @@ def verify(weights: RecordedWeights) -> Verification:
             shape = [layer_weights.d_model, layer_weights.n_features]
             if shape == [reference.d_model, reference.n_features]:
                 verdicts |= _verify_layer(reference, layer, layer_weights)
-                layer_problems += _skipped_problems(reference, layer, layer_weights)
+                layer_problems += _seed_problems(reference, layer, layer_weights)
             else:
                 problem = (
                     f"wrong shape: {layer_weights.label} has [d_model, n_features] = {shape}, the reference "
@@ -54,14 +56,19 @@ def verify(weights: RecordedWeights) -> Verification:
 
 
 def _formula_problems(reference: Reference, weights: LayerWeights) -> list[str]:
-    """What is wrong with the formula on record. What torch's references call it is their affair."""
-    formula = weights.format.encoder_formula(weights.has_threshold, weights.has_negative_threshold)
-    # Of several layers it is enough that one has a negative threshold.
-    right = {formula, weights.format.encoder_formula(weights.has_threshold, True)}
-    if not reference.is_ours or reference.encoder_formula in right:
+    """What is wrong with the schema and the formula on record. What torch's references call them is their affair."""
+    if not reference.is_ours:
         return []
-    shown = ascii((reference.encoder_formula or "")[:80])
-    return [f"wrong encoder_formula: {shown}, its weights are encoded by {formula!r}"]
+    problems = []
+    schema = weights.format.schema(weights.has_threshold)
+    if reference.schema != schema:
+        problems.append(f"wrong schema: {ascii(reference.schema)}, its weights are of {schema}")
+    formula = weights.format.encoder_formula(weights.has_threshold, weights.n_negative_thresholds > 0)
+    # Of several layers it is enough that one has a negative threshold.
+    if reference.encoder_formula not in (formula, weights.format.encoder_formula(weights.has_threshold, True)):
+        shown = ascii((reference.encoder_formula or "")[:80])
+        problems.append(f"wrong encoder_formula: {shown}, its weights are encoded by {formula!r}")
+    return problems
 
 
 def _verify_layer(reference: Reference, layer: RecordedLayer, weights: LayerWeights) -> dict[CaseId, CaseVerdict]:
@@ -76,11 +83,11 @@ def _verify_layer(reference: Reference, layer: RecordedLayer, weights: LayerWeig
     return verdicts
 
 
-def _skipped_problems(reference: Reference, layer: RecordedLayer, weights: LayerWeights) -> list[str]:
-    """What is wrong with the seeds that the reference says it passed over in this layer."""
-    if reference.skipped_seeds is None:
+def _seed_problems(reference: Reference, layer: RecordedLayer, weights: LayerWeights) -> list[str]:
+    """What is wrong with the seeds of a layer, and with those that the reference says it passed over."""
+    if not reference.is_ours:
         return []
-    skipped = [record for record in reference.skipped_seeds if record.id.layer == layer.layer]
+    skipped = [record for record in reference.skipped_seeds or () if record.id.layer == layer.layer]
     numbers = [record.id.number for record in skipped]
     recomputed = skipped_seeds(weights, numbers, reference.top_k, reference.tolerance) if numbers else []
     problems = [
@@ -88,12 +95,15 @@ def _skipped_problems(reference: Reference, layer: RecordedLayer, weights: Layer
         for right, record in zip(recomputed, skipped)
         if right != record or not right.flags
     ]
-    # --robust goes through the seeds one by one: none is passed over without a reason on record.
+    # The seeds are gone through one by one: none is passed over without a reason on record.
     tried = sorted([*numbers, *(case.id.number for case in layer.cases)])
     expected = seeds(layer.layer, range(len(tried)))
     missing = next((seed for seed, number in zip(expected, tried) if seed != number), None)
     if missing is not None:
         problems.append(f"seed {missing} is neither that of a case nor among skipped_seeds, and {tried[-1]} is")
+    streams = [case.stream for case in layer.cases if case.stream != layer.layer]
+    if streams:
+        problems.append(f"a case has stream {streams[0]}: a layer's number is the stream of its residuals")
     return problems
 
 

@@ -6,6 +6,8 @@ No NumPy here: who compares two files does not wait for it.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -115,6 +117,7 @@ class Reference:
     """A reference. `format_version` is None for those that torch wrote, `curation_repo` where no config.yaml named files.
 
     `repo_key` is what the JSON calls the weights' repo, `other` the texts and numbers whose keys are not known here.
+    `ignored_keys` are those of side files that were passed over on demand. `edited` is whether its digest is another.
     """
 
     format_version: int | None
@@ -134,6 +137,9 @@ class Reference:
     skipped_seeds: tuple[SkippedSeed, ...] | None
     cases: tuple[Case, ...]
     environment: Document | None
+    gate: Document | None = None
+    ignored_keys: tuple[str, ...] = ()
+    edited: bool = False
     other: Document = field(default_factory=dict)
 
     @property
@@ -206,10 +212,24 @@ def generator_record() -> Document:
     }
 
 
+def digest(document: Document) -> str:
+    """The sha256 of a reference's canonical JSON, sorted keys and no spaces.
+
+    Without what may differ or says itself what it is: `digest`, `environment`, and the residuals, for which their fingerprints
+    stand, so that a reference without its vectors has the same.
+    """
+    cases = [
+        {key: value for key, value in case.items() if key != "residual"} if isinstance(case, dict) else case
+        for case in document["test_cases"]
+    ]
+    whole = {key: value for key, value in document.items() if key not in ("digest", "environment")} | {"test_cases": cases}
+    return hashlib.sha256(json.dumps(whole, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
 def to_json(reference: Reference, *, with_residuals: bool = True) -> Document:
     """The JSON of a reference that oracle wrote, its residuals as they are, or left out: they can be made again."""
     curation = {"curation_repo": reference.curation_repo, "curation_revision": reference.curation_revision}
-    return {
+    document = {
         "format_version": reference.format_version,
         reference.repo_key: reference.weights_repo,
         "weights_revision": reference.weights_revision,
@@ -217,6 +237,8 @@ def to_json(reference: Reference, *, with_residuals: bool = True) -> Document:
         "methodology": reference.methodology,
         "schema": reference.schema,
         "encoder_formula": reference.encoder_formula,
+        "gate": reference.gate,
+        **({"ignored_keys": list(reference.ignored_keys)} if reference.ignored_keys else {}),
         "d_model": reference.d_model,
         "n_features_per_layer": reference.n_features,
         "top_k": reference.top_k,
@@ -227,6 +249,7 @@ def to_json(reference: Reference, *, with_residuals: bool = True) -> Document:
         "test_cases": [_case_json(case, reference.top_key, with_residuals) for case in reference.cases],
         "environment": reference.environment,
     }
+    return {**document, "digest": digest(document)}
 
 
 def _record_json(record: LayerRecord, reference: Reference) -> Document:

@@ -19,9 +19,9 @@ from oracle import errors
 from oracle.errors import LayersFailed
 from oracle.job import CURATION_REPO, Job
 from oracle.references.document import FORMAT_VERSION, Case, Document, Reference
-from oracle.references.layer import LayerResult, encode_layer
+from oracle.references.layer import LayerResult, LayerTask, encode_layer
 from oracle.references.plan import Plan, plan
-from oracle.references.workers import LayerFailure, LayerTask, run
+from oracle.references.workers import LayerFailure, run
 from oracle.sources.curation import HubFile
 from oracle.sources.listing import Listing
 from oracle.sources.source import FileEvents, Source
@@ -46,6 +46,9 @@ class Events(FileEvents):
     def layer_done(self, layer: int) -> None:
         """A layer is done."""
 
+    def warned(self, warning: str) -> None:
+        """Something that a user should know of."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -64,6 +67,11 @@ class Run:
                 self.events.encoded(case, result.n_features)
             self.events.layer_done(result.record.layer)
             results.append(result)
+            if result.n_negative_thresholds:
+                self.events.warned(
+                    f"layer {result.record.layer}: {result.n_negative_thresholds} thresholds are negative; nothing negative is let through "
+                    "here, as SAELens has it; circuit-tracer lets it through"
+                )
         return _assemble(self.job, self.plan, results)
 
 
@@ -107,11 +115,13 @@ def _files_read(job: Job, job_plan: Plan) -> list[HubFile]:
 def _in_turn(job: Job, job_plan: Plan, source: Source) -> Iterator[LayerResult]:
     """Layers one after the other; the next one's file is fetched meanwhile."""
     opened = source.open_in_turn(_files_read(job, job_plan))
-    for layer, files in job_plan.layers.items():
+    for task in _tasks(job, job_plan):
         with contextlib.ExitStack() as stack:
-            yield encode_layer(
-                job, job_plan.format, layer, {role: stack.enter_context(next(opened)) for role in files.read(job.decode).files}
-            )
+            yield encode_layer(task, {role: stack.enter_context(next(opened)) for role in task.files.files})
+
+
+def _tasks(job: Job, job_plan: Plan) -> list[LayerTask]:
+    return [LayerTask(job, job_plan.format, files.read(job.decode), job_plan.side.activation) for files in job_plan.layers.values()]
 
 
 def _submit(
@@ -119,11 +129,11 @@ def _submit(
 ) -> dict[int, Future[LayerResult | LayerFailure]]:
     """A task for each layer. All of a branch is to be of one commit, whoever fetches it."""
     heard = (events,) if isinstance(executor, ThreadPoolExecutor) else ()  # other executors' tasks run where nobody hears them
+    job = replace(job, origin=source.settled_origin)
     futures = {}
-    for layer, files in job_plan.layers.items():
-        read = files.read(job.decode)
-        resolved = replace(read, files={role: source.resolve_commit(file) for role, file in read.files.items()})
-        futures[layer] = executor.submit(run, LayerTask(job, job_plan.format, resolved), *heard)
+    for task in _tasks(job, job_plan):
+        resolved = replace(task.files, files={role: source.resolve_commit(file) for role, file in task.files.files.items()})
+        futures[task.files.layer] = executor.submit(run, replace(task, files=resolved), *heard)
     return futures
 
 
@@ -165,6 +175,7 @@ def _assemble(job: Job, job_plan: Plan, results: list[LayerResult]) -> Reference
                 f"{first.record.layer}: one reference has one formula"
             )
     _check_targets(job_plan, results)
+    n_negative = sum(result.n_negative_thresholds for result in results)
     return Reference(
         format_version=FORMAT_VERSION,
         repo_key=job_plan.format.repo_key,
@@ -173,10 +184,12 @@ def _assemble(job: Job, job_plan: Plan, results: list[LayerResult]) -> Reference
         curation_repo=(job.origin.repo or CURATION_REPO) if job_plan.curated else None,
         curation_revision=job_plan.commit if job_plan.curated else None,
         methodology=METHODOLOGY,
-        schema=job_plan.format.name,
+        schema=job_plan.format.schema(first.has_threshold),
         encoder_formula=job_plan.format.encoder_formula(
-            first.has_threshold, any(result.has_negative_threshold for result in results)
+            first.has_threshold, n_negative > 0
         ),
+        gate=_gate(first.has_threshold, n_negative),
+        ignored_keys=job_plan.side.ignored,
         d_model=first.d_model,
         n_features=first.n_features,
         top_k=job.top_k,
@@ -188,6 +201,13 @@ def _assemble(job: Job, job_plan: Plan, results: list[LayerResult]) -> Reference
             max(result.float32_max_abs_error for result in results), sum(result.n_settled for result in results)
         ),
     )
+
+
+def _gate(has_threshold: bool, n_negative: int) -> Document:
+    """The gate as the JSON has it; peers differ in what they make of negative thresholds."""
+    if not n_negative:
+        return {"kind": "jumprelu" if has_threshold else "relu"}
+    return {"kind": "jumprelu", "n_negative_thresholds": n_negative, "negative_values": "never active"}
 
 
 def _check_targets(job_plan: Plan, results: list[LayerResult]) -> None:

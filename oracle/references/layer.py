@@ -17,6 +17,8 @@ from oracle.arithmetic.settling import Encoding
 from oracle.errors import BadData
 from oracle.job import Job
 from oracle.references.document import Case, CaseId, LayerRecord, Reconstruction, SkippedSeed, TopFeature, seed_case
+from oracle.references.plan import LayerFiles
+from oracle.sources.curation import JUMPRELU, RELU
 from oracle.sources.source import SourceFile
 from oracle.weights.formats import DECODER, ENCODER, Format
 from oracle.weights.layer import LayerWeights
@@ -28,6 +30,16 @@ MOST_SKIPPED = 100  # seeds of a layer that --robust passes over before it gives
 
 class RobustError(BadData, ValueError):
     """No seed gives a case without a flag."""
+
+
+@dataclass(frozen=True)
+class LayerTask:
+    """All that a layer's cases depend on: the job, those of the layer's files that it reads, and what a config.yaml says of its gate."""
+
+    job: Job
+    format: Format
+    files: LayerFiles
+    activation: str | None
 
 
 @dataclass(frozen=True)
@@ -43,7 +55,7 @@ class LayerResult:
     d_model: int
     n_features: int
     has_threshold: bool
-    has_negative_threshold: bool
+    n_negative_thresholds: int
     float32_max_abs_error: float
     n_settled: int
 
@@ -80,12 +92,14 @@ class Encodings:
         ]
 
 
-def encode_layer(job: Job, weights_format: Format, layer: int, files: Mapping[str, SourceFile]) -> LayerResult:
-    """The cases of one layer; `files` are those that the job reads, by their role.
+def encode_layer(task: LayerTask, files: Mapping[str, SourceFile]) -> LayerResult:
+    """The cases of one layer; `files` are those of the task, open, by their role.
 
     Raises WeightsError, RobustError, or what the reader raises.
     """
-    weights = LayerWeights(weights_format, layer, {role: file.open for role, file in files.items()})
+    job, layer = task.job, task.files.layer
+    weights = LayerWeights(task.format, layer, {role: file.open for role, file in files.items()})
+    _check_gate(task, weights)
     chosen, skipped, searched = _robust_seeds(job, weights) if job.robust else (seeds(layer, range(job.seeds)), [], Encodings())
     residuals = _residuals(chosen, weights)
     encodings = encode_residuals(weights, residuals, job.top_k, job.tolerance, decode=job.decode)
@@ -105,10 +119,19 @@ def encode_layer(job: Job, weights_format: Format, layer: int, files: Mapping[st
         weights.d_model,
         weights.n_features,
         weights.has_threshold,
-        weights.has_negative_threshold,
+        weights.n_negative_thresholds,
         encodings.float32_max_abs_error,
         encodings.n_settled,
     )
+
+
+def _check_gate(task: LayerTask, weights: LayerWeights) -> None:
+    """Hold the gate that the weights have against what was said of it. Raises WeightsError."""
+    has = f"it has {'a' if weights.has_threshold else 'no'} threshold"
+    if task.activation == (RELU if weights.has_threshold else JUMPRELU):
+        raise WeightsError(f"{weights.label}: {has}, but the config.yaml says that its activation is {task.activation}")
+    if task.job.origin.schema == task.format.jumprelu_name is not None and not weights.has_threshold:
+        raise WeightsError(f"{weights.label}: {has}, so that it is no {task.format.jumprelu_name}: leave --schema out")
 
 
 def encode_residuals(weights: LayerWeights, residuals: np.ndarray, k: int, tolerance: float, *, decode: bool) -> Encodings:

@@ -12,7 +12,7 @@ import vendored_hf
 from oracle.errors import BadUse
 from oracle.job import ALL, CURATION_REPO, SAMPLE, Job
 from oracle.sources import curation
-from oracle.sources.curation import CurationError, HubFile
+from oracle.sources.curation import Config, CurationError, HubFile
 from oracle.sources.listing import Listing, ListingError
 from oracle.sources.source import Source
 from oracle.weights import formats
@@ -20,6 +20,8 @@ from oracle.weights.formats import DECODER, ENCODER, FORMATS, LIST, NAMES, PATH,
 
 CONFIG_FILE = "config.yaml"
 MOST_SHOWN = 8
+# Files of formats that are not read yet: their tensors are called like ours, and mean something else.
+FOREIGN = {"sae_weights.safetensors": "SAELens", "sae.safetensors": "sparsify", "final.safetensors": "Llama Scope", "ae.pt": "dictionary_learning"}
 KINDS_OF_WEIGHTS = frozenset("transcoder transcoders clt clts plt plts sae saes scope lowl0".split())
 
 
@@ -61,7 +63,7 @@ class Plan:
     `config` is the config.yaml that was read, None where there was none, and `commit` that of the repo where the
     source told it. `curated` is whether the config.yaml names the files: they may be in other repos then. `listing` is
     what told which they are where their names do. `is_whole` is whether `known` has every layer that there is.
-    `model_name` is the model that was transcoded, as the config.yaml has it.
+    `side` is what the config.yaml says beside.
     """
 
     format: Format
@@ -70,7 +72,7 @@ class Plan:
     config: HubFile | None = None
     commit: str | None = None
     curated: bool = False
-    model_name: str | None = None
+    side: Config = Config()
     listing: Listing | None = None
 
     @property
@@ -81,7 +83,7 @@ class Plan:
     def output(self) -> str:
         """The default name of the reference's file, by the kind of the weights and the family of their model."""
         repo = next(iter(self.layers.values())).encoder.repo
-        family = _family(self.model_name or "") or _family(repo) or "model"
+        family = _family(self.side.model_name or "") or _family(repo) or "model"
         return f"{self.format.output}_{family}_reference.json"
 
 
@@ -121,31 +123,34 @@ def plan(job: Job, source: Source) -> Plan:
     """Find out what a job reads. Raises LayerError, CurationError, WeightsError, or what the source raises."""
     origin = job.origin
     repo = origin.repo or CURATION_REPO
-    if origin.schema is not None and origin.schema not in {row.name for row in FORMATS}:
-        raise CurationError(f"there is no schema {ascii(origin.schema)}; there are {', '.join(row.name for row in FORMATS)}")
+    if origin.schema is not None and origin.schema not in formats.SCHEMAS:
+        raise CurationError(f"there is no schema {ascii(origin.schema)}; there are {', '.join(formats.SCHEMAS)}")
     are_files = {path.endswith(formats.SUFFIXES) for path in origin.path}
     if are_files == {True, False}:
         raise LayerError(f"--path {' --path '.join(origin.path)}: name weight files or a folder of them, not both")
     if True in are_files:
         return _of_paths(job, repo, source)
-    try:
-        config_file = HubFile(repo, origin.revision, CONFIG_FILE)
-        with source.open(config_file) as file:
-            config = curation.parse_config(file.open.reader.read(curation.SIZE_LIMIT + 1))
-    except vendored_hf.EntryNotFoundError as missing:
-        if isinstance(missing, vendored_hf.LocalEntryNotFoundError) and not source.is_local:
-            raise  # the server is out of reach: nobody knows whether there is one
+    # A folder's own config.yaml comes before the repo's.
+    for folder in [*origin.path, ""]:
+        config_file = HubFile(repo, origin.revision, posixpath.join(posixpath.normpath(folder), CONFIG_FILE) if folder else CONFIG_FILE)
+        try:
+            with source.open(config_file) as file:
+                text = file.open.reader.read(curation.SIZE_LIMIT + 1)
+            break
+        except vendored_hf.EntryNotFoundError as error:
+            if isinstance(error, vendored_hf.LocalEntryNotFoundError) and not source.is_local:
+                raise  # the server is out of reach: nobody knows whether there is one
+            missing = error
+    else:
         return _of_names(job, repo, source, missing=missing)
-    if config.files is None or origin.path:
-        by_names = _of_names(job, repo, source, kind=config.model_kind, config=config_file, commit=file.commit)
-        return replace(by_names, model_name=config.model_name)
-    known = {
-        layer: replace(entry, revision=entry.revision or origin.weights_revision) for layer, entry in config.files.items()
-    }
+    side = curation.parse_config(text, config_file.path, origin.ignore_key)
+    if side.files is None or (origin.path and config_file.path == CONFIG_FILE):
+        return _of_names(job, repo, source, side=side, config=config_file, commit=file.commit)
+    known = {layer: replace(entry, revision=entry.revision or origin.weights_revision) for layer, entry in side.files.items()}
     files = _wanted(job, repo, known, len(known))
-    rows = [row for row in FORMATS if LIST in row.found_by and _is_of_kind(row, config.model_kind)]
+    rows = [row for row in FORMATS if LIST in row.found_by and _is_of_kind(row, side.model_kind)]
     row = _format(job, source, rows, files, f"the transcoders: list of {repo}")
-    return Plan(row, _beside(row, files), _beside(row, known), config_file, file.commit, True, config.model_name)
+    return Plan(row, _beside(row, files), _beside(row, known), config_file, file.commit, True, side)
 
 
 def _beside(row: Format, encoders: dict[int, HubFile]) -> dict[int, LayerFiles]:
@@ -171,7 +176,12 @@ def _of_paths(job: Job, repo: str, source: Source) -> Plan:
     if isinstance(job.layers, tuple) and set(job.layers) != set(files):
         raise LayerError(f"the paths are of the layers {sorted(files)}, and --layers says {sorted(set(job.layers))}")
     files = dict(sorted(files.items()))
-    row = _format(job, source, [row for row in FORMATS if PATH in row.found_by], files, "the path")
+    rows = [row for row in FORMATS if PATH in row.found_by and all(row.names_file(path) for path in job.origin.path)]
+    if not rows and job.origin.schema is None:
+        _refuse_foreign(files)
+        names = ", ".join(f"{row.name} has {row.encoder_file}" for row in FORMATS if PATH in row.found_by)
+        raise CurationError(f"{job.origin.path[0]}: no schema's files are called so: {names}; choose by --schema")
+    row = _format(job, source, rows, files, "the path")
     return Plan(row, _beside(row, files), _beside(row, files))
 
 
@@ -180,14 +190,14 @@ def _of_names(
     repo: str,
     source: Source,
     *,
-    kind: str | None = None,
+    side: Config = Config(),
     config: HubFile | None = None,
     commit: str | None = None,
     missing: vendored_hf.EntryNotFoundError | None = None,
 ) -> Plan:
     """The files of a repo that has them itself, by their names. `missing` is why there is no config.yaml."""
     origin = job.origin
-    rows = [row for row in FORMATS if NAMES in row.found_by and _is_of_kind(row, kind) and origin.schema in (None, row.name)]
+    rows = [row for row in FORMATS if NAMES in row.found_by and _is_of_kind(row, side.model_kind) and origin.schema in (None, *row.names)]
     revision = origin.weights_revision or commit or origin.revision
     try:
         listing = source.listing(repo, revision)
@@ -202,7 +212,7 @@ def _of_names(
             for layer in job.layers
         }
         layers = _beside(rows[0], named)
-        return Plan(rows[0], layers, layers, config, commit)
+        return Plan(rows[0], layers, layers, config, commit, side=side)
     if missing is not None and CONFIG_FILE in listing.paths:
         raise missing
     folders: dict[tuple[str, str], dict[int, HubFile]] = {}
@@ -218,7 +228,7 @@ def _of_names(
         folders = {key: of for key, of in folders.items() if (key[1] or ".") in chosen}
         if not folders:
             raise CurationError(f"--path {' --path '.join(origin.path)}: {repo} has no such weight files there, but in {existing}")
-    seen = f"{repo} ({f'model_kind {kind}' if kind else 'no config.yaml'})"
+    seen = f"{repo} ({f'model_kind {side.model_kind}' if side.model_kind else 'no config.yaml'})"
     if not folders:
         if missing is not None and not listing.paths:
             raise missing
@@ -237,7 +247,7 @@ def _of_names(
             f"the number of layers of {repo} is unknown offline; {cached} can be had without the Hub: name them with --layers"
         )
     row = formats.by_name(name)
-    return Plan(row, _beside(row, _wanted(job, repo, known, max(known) + 1)), _beside(row, known), config, commit, listing=listing)
+    return Plan(row, _beside(row, _wanted(job, repo, known, max(known) + 1)), _beside(row, known), config, commit, side=side, listing=listing)
 
 
 def _wanted(job: Job, repo: str, known: dict[int, HubFile], n_layers: int) -> dict[int, HubFile]:
@@ -256,6 +266,7 @@ def _wanted(job: Job, repo: str, known: dict[int, HubFile], n_layers: int) -> di
 
 def _format(job: Job, source: Source, rows: list[Format], files: dict[int, HubFile], where: str) -> Format:
     """The one row that fits what is seen: how the files end, and where that leaves several, the first one's tensors."""
+    _refuse_foreign(files)
     if job.origin.schema is not None:
         rows = [formats.by_name(job.origin.schema)]
     layer, first = next(iter(files.items()))
@@ -280,6 +291,16 @@ def _format(job: Job, source: Source, rows: list[Format], files: dict[int, HubFi
     if len(fitting) > 1:
         raise CurationError(f"{seen}: that may be {' or '.join(row.name for row in fitting)}; choose by --schema")
     return fitting[0]
+
+
+def _refuse_foreign(files: dict[int, HubFile]) -> None:
+    """Raise CurationError for files that are called like those of a format that is not read yet."""
+    for file in files.values():
+        owner = FOREIGN.get(posixpath.basename(file.path))
+        if owner:
+            raise CurationError(f"{file.path} is a file of {owner}'s, whose tensors mean something else than those read here: it is not read yet")
+        if file.path.startswith("embedding/"):
+            raise CurationError(f"{file.path} is an SAE of embeddings, which are scaled by the root of d_model: it is not read yet")
 
 
 def _is_of_kind(row: Format, kind: str | None) -> bool:

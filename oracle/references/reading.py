@@ -10,6 +10,7 @@ import contextlib
 import math
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from oracle import strict_json
@@ -29,6 +30,7 @@ from oracle.references.document import (
     Reference,
     SkippedSeed,
     TopFeature,
+    digest,
     generator_record,
     seed_case,
 )
@@ -36,10 +38,16 @@ from oracle.weights.formats import EXTENT_LIMIT, REPO_KEYS
 
 READ_LIMIT = 256 * 1024 * 1024
 
-OURS_ALONE = {"residual_generator", "layers", "top_k", "skipped_seeds"}  # keys that torch's references do not have
+# Keys that references of torch's do not have: one that has any of them is ours, whatever else was taken out of it.
+OURS = {
+    "format_version", "weights_revision", "curation_revision", "gate", "ignored_keys", "top_k", "tolerance", "layers", "skipped_seeds",
+    "residual_generator", "environment", "digest",
+}  # fmt: skip
+OURS_IN_CASES = {
+    "stream", "residual_fingerprint", "n_active_bounds", "rank_margin", "gate_margin", "gate_ties", "flags", "reconstructions"
+}  # fmt: skip
 KNOWN = {
-    *REPO_KEYS, *OURS_ALONE, "format_version", "weights_revision", "curation_repo", "curation_revision", "methodology", "schema",
-    "encoder_formula", "d_model", "n_features_per_layer", "tolerance", "test_cases", "environment",
+    *REPO_KEYS, *OURS, "curation_repo", "methodology", "schema", "encoder_formula", "d_model", "n_features_per_layer", "test_cases"
 }  # fmt: skip
 
 
@@ -63,14 +71,14 @@ def parse_reference(document: Any, name: str = "the reference") -> Reference:
     `name` names it in messages. Raises DataError.
     """
     fields = _Fields(document, name)
-    ours = "format_version" in fields
-    if ours and fields.value["format_version"] != FORMAT_VERSION:
-        raise DataError(f"{name}: format_version is {_shown(fields.value['format_version'])}; {FORMAT_VERSION} is read")
-    if not ours and fields.value.keys() & OURS_ALONE:
-        raise DataError(f"{name}: format_version is missing from a reference of ours: it was edited")
+    cases = fields.items("test_cases")
+    ours = bool(fields.value.keys() & OURS or any(isinstance(case, dict) and case.keys() & OURS_IN_CASES for case in cases))
+    if ours and fields.integer("format_version") != FORMAT_VERSION:
+        raise DataError(f"{name}: format_version is {fields.value['format_version']}; {FORMAT_VERSION} is read")
     repos = [(key, fields.text(key)) for key in REPO_KEYS if key in fields]
-    if not repos:
-        raise DataError(f"{name}: the reference names no repo of its weights: none of {', '.join(REPO_KEYS)}")
+    if len(repos) != 1:
+        problem = f"names {len(repos)} repos of its weights" if repos else "names no repo of its weights"
+        raise DataError(f"{name}: the reference {problem}: it has one of {', '.join(REPO_KEYS)}")
     if ours:
         _check_generator(fields)
     n_features = fields.integer("n_features_per_layer", 1, EXTENT_LIMIT)
@@ -91,11 +99,14 @@ def parse_reference(document: Any, name: str = "the reference") -> Reference:
         d_model=d_model,
         n_features=n_features,
         top_k=top_k,
-        tolerance=float(fields.number("tolerance", 0, MAX_TOLERANCE)) if ours or "tolerance" in fields else DEFAULT_TOLERANCE,
+        tolerance=float(fields.number("tolerance", 0, MAX_TOLERANCE)) if ours else DEFAULT_TOLERANCE,
         layers=layers,
         skipped_seeds=tuple(_skipped_seeds(fields, layers)) if "skipped_seeds" in fields else None,
         cases=tuple(_reference_cases(fields, ours, layers, d_model, n_features, top_k)),
-        environment=fields.value["environment"] if isinstance(fields.value.get("environment"), dict) else None,
+        environment=fields.object("environment") if ours else None,
+        gate=fields.object("gate") if ours else None,
+        ignored_keys=fields.texts("ignored_keys") if "ignored_keys" in fields else (),
+        edited=ours and fields.text("digest") != digest(fields.value),
         other={key: value for key, value in fields.value.items() if key not in KNOWN and _is_scalar(value)},
     )
 
@@ -140,22 +151,19 @@ def _reference_cases(
             if output.tolerance is None:
                 raise item.error("missing", f"reconstructions[{number}].tolerance")
 
-        def says(key: str) -> bool:
-            return ours or key in item  # what torch's references need not have must be right where it is there
-
-        bounds = _bounds(item) if says("n_active_bounds") or "gate_ties" in item else None
-        yield Case(
-            case.id,
-            case.n_active,
-            case.top,
-            case.reconstructions,
-            stream=item.integer("stream") if says("stream") else None,
-            residual_fingerprint=item.text("residual_fingerprint") if says("residual_fingerprint") else None,
+        if not ours:
+            yield replace(case, residual=residual)
+            continue
+        bounds = _bounds(item)
+        yield replace(
+            case,
+            stream=item.integer("stream"),
+            residual_fingerprint=item.text("residual_fingerprint"),
             n_active_bounds=bounds,
-            rank_margin=item.number_or_none("rank_margin", required=ours),
-            gate_margin=item.number("gate_margin", 0) if says("gate_margin") else None,
-            gate_ties=_gate_ties(item, bounds, n_features) if bounds and says("gate_ties") else None,
-            flags=item.texts("flags") if says("flags") else None,
+            rank_margin=item.number_or_none("rank_margin"),
+            gate_margin=item.number("gate_margin", 0),
+            gate_ties=_gate_ties(item, bounds, n_features),
+            flags=item.texts("flags"),
             residual=residual,
         )
 
@@ -221,7 +229,7 @@ def _skipped_seeds(fields: _Fields, layers: tuple[LayerRecord, ...]) -> Iterator
         yield SkippedSeed(
             seed_case(layer, record.integer("seed")),
             _bounds(record),
-            record.number_or_none("rank_margin", required=True),
+            record.number_or_none("rank_margin"),
             record.number("gate_margin", 0),
             record.texts("flags"),
         )
@@ -303,11 +311,9 @@ class _Fields:
             raise self.error(f"{_shown(value)}, not a finite number{span}", key)
         return value
 
-    def number_or_none(self, key: str, *, required: bool) -> float | None:
-        """A number from 0, or null, which says that there is none; so does a key that is not `required` and is missing."""
-        if self.value.get(key) is None and (key in self.value or not required):
-            return None
-        return self.number(key, 0)
+    def number_or_none(self, key: str) -> float | None:
+        """A number from 0, or null."""
+        return None if self._get(key) is None else self.number(key, 0)
 
     def text(self, key: str) -> str:
         value = self._get(key)
@@ -335,6 +341,12 @@ class _Fields:
         if not all(isinstance(value, str) for value in values):
             raise self.error("not a list of texts", key)
         return tuple(values)
+
+    def object(self, key: str) -> Document:
+        value = self._get(key)
+        if not isinstance(value, dict):
+            raise self.error(f"{_shown(value)}, not an object", key)
+        return value
 
     def objects(self, key: str, wanted: str = "") -> Iterator[_Fields]:
         """Each object of a list, with its place."""

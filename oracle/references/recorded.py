@@ -16,10 +16,12 @@ from oracle.job import Job, Origin
 from oracle.references.document import Case, DataError, LayerRecord, Reference
 from oracle.references.generate import Events
 from oracle.references.plan import LayerFiles, plan, sibling_files
-from oracle.sources import curation, mirror
+from oracle.sources import curation
 from oracle.sources.curation import HubFile
+from oracle.sources.hashes import sha256_of
 from oracle.sources.source import Source
-from oracle.weights.formats import DECODER, ENCODER, FORMATS, Format
+from oracle.weights import formats
+from oracle.weights.formats import DECODER, ENCODER, Format
 from oracle.weights.layer import LayerWeights, OpenFile
 
 
@@ -85,10 +87,8 @@ class RecordedWeights:
     @classmethod
     def of(cls, reference: Reference, origin: Origin = Origin(), events: Events = Events()) -> RecordedWeights:
         """Where a reference's weights are: as it says itself, unless the origin names files. Raises DataError."""
-        weights_format = next((row for row in FORMATS if row.name == reference.schema), None)
-        if weights_format is None:
-            known = ", ".join(row.name for row in FORMATS)
-            raise DataError(f"the reference's schema is {reference.schema}; known are {known}")
+        if reference.schema not in formats.SCHEMAS:
+            raise DataError(f"the reference's schema is {reference.schema}; known are {', '.join(formats.SCHEMAS)}")
         ignore = origin.names_files or not reference.layers
         if not origin.repo:
             curated = reference.curation_repo is not None
@@ -96,7 +96,7 @@ class RecordedWeights:
             origin = replace(
                 origin, repo=reference.curation_repo or reference.weights_repo, revision=origin.revision or revision
             )
-        return cls(reference, origin, events, weights_format, ignore)
+        return cls(reference, origin, events, formats.by_name(reference.schema), ignore)
 
     def offline(self) -> RecordedWeights:
         """The same, without requests."""
@@ -162,7 +162,7 @@ class RecordedWeights:
         files = {}
         for role, file in layer.read(self.reference.decodes).files.items():
             local = source.fetch(file)
-            sha256 = mirror.sha256_of(local.path)  # of the bytes themselves, whatever name the cache has for them
+            sha256 = sha256_of(local.path)  # of the bytes themselves, whatever name the cache has for them
             files[role] = RecordedFile(file, str(local.path), sha256, recorded.get(role))
         return files
 

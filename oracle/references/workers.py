@@ -16,22 +16,10 @@ from dataclasses import dataclass
 
 from oracle import errors
 from oracle.errors import BadUse
-from oracle.job import Job
-from oracle.references.layer import LayerResult, encode_layer
-from oracle.references.plan import LayerFiles
+from oracle.references.layer import LayerResult, LayerTask, encode_layer
 from oracle.sources.source import FileEvents, Source
-from oracle.weights.formats import Format
 
 CONNECT = 10  # seconds
-
-
-@dataclass(frozen=True)
-class LayerTask:
-    """All that a layer's cases depend on: the job, and those of the layer's files that it reads."""
-
-    job: Job
-    format: Format
-    files: LayerFiles
 
 
 @dataclass(frozen=True)
@@ -50,7 +38,7 @@ def run(task: LayerTask, events: FileEvents = FileEvents()) -> LayerResult | Lay
         source = Source(task.job.origin, events)
         with contextlib.ExitStack() as stack:
             files = {role: stack.enter_context(source.open(file)) for role, file in task.files.files.items()}
-            return encode_layer(task.job, task.format, task.files.layer, files)
+            return encode_layer(task, files)
     except Exception as error:
         return LayerFailure(task.files.layer, errors.one_line(error), errors.exit_code(error), traceback.format_exc())
 

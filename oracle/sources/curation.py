@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,11 @@ from oracle.errors import BadData
 
 SIZE_LIMIT = 1024 * 1024
 ENTRY_LIMIT = 1024
+
+# Of a config.yaml: what is obeyed, and what says nothing of the numbers, or is known from elsewhere.
+OBEYED = ("transcoders", "model_name", "model_kind", "activation", "k")
+NO_BEARING = ("scan", "feature_input_hook", "feature_output_hook", "repo_id", "revision", "subfolder")
+RELU, JUMPRELU, TOPK = "relu", "jumprelu", "topk"
 
 _SCHEME = "hf://"
 _REPO_PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?")
@@ -37,63 +43,79 @@ class HubFile:
 class Config:
     """What a config.yaml says: `files` by layer in the list's order, or None where it has no list.
 
-    `model_name` is the model that was transcoded, None where it is not said.
+    `model_name` is the model that was transcoded, `activation` the gate; each None where it is not said. `ignored` are
+    the keys that were passed over because somebody said so.
     """
 
-    model_name: str | None
-    model_kind: str | None
-    files: dict[int, HubFile] | None
+    model_name: str | None = None
+    model_kind: str | None = None
+    files: dict[int, HubFile] | None = None
+    activation: str | None = None
+    ignored: tuple[str, ...] = ()
 
 
-def parse_config(text: bytes) -> Config:
-    """A config.yaml's model, its kind, and its `transcoders` list.
+def parse_config(text: bytes, path: str = "config.yaml", ignore_key: Collection[str] = ()) -> Config:
+    """A config.yaml's model, its kind, its gate, and its `transcoders` list; `path` names the file in messages.
 
-    An entry's layer is its place in the list; a `layer_N` in its path must say the same. Raises CurationError.
+    An entry's layer is its place in the list; a `layer_N` in its path must say the same. A key that is not known may
+    change the numbers: it is refused, unless it is one of `ignore_key`. Raises CurationError.
     """
     if len(text) > SIZE_LIMIT:
-        raise CurationError(f"config.yaml has {len(text)} bytes; at most {SIZE_LIMIT} are read")
+        raise CurationError(f"{path} has {len(text)} bytes; at most {SIZE_LIMIT} are read")
     try:
         config = yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         problem = " ".join(str(error).split()) or type(error).__name__
-        raise CurationError(f"config.yaml is not readable YAML: {problem}") from error
+        raise CurationError(f"{path} is not readable YAML: {problem}") from error
     if not isinstance(config, dict):
-        raise CurationError(f"config.yaml holds {_kind(config)}, not a mapping")
-    name, kind = config.get("model_name"), config.get("model_kind")
-    for key, value in (("model_name", name), ("model_kind", kind)):
-        if not isinstance(value, (str, type(None))):
-            raise CurationError(f"config.yaml: `{key}` is {_kind(value)}, not a string")
-    if "transcoders" in config:
-        return Config(name, kind, _files(config["transcoders"]))
-    if kind is None:
-        raise CurationError("config.yaml has neither a `transcoders` list nor a `model_kind`")
-    return Config(name, kind, None)
+        raise CurationError(f"{path} holds {_kind(config)}, not a mapping")
+    ignored = tuple(key for key in config if key in ignore_key)
+    for key in ignored:
+        del config[key]
+    for key, value in config.items():
+        if key not in OBEYED + NO_BEARING:
+            shown = ascii(value)[:80] if isinstance(value, str) else _kind(value)
+            raise CurationError(
+                f"{path}: `{ascii(key)[1:81]}` is {shown}, and what that does to the numbers is not known: "
+                "--ignore-key goes on without it"
+            )
+        if key != "transcoders" and not isinstance(value, str):
+            raise CurationError(f"{path}: `{key}` is {_kind(value)}, not a string")
+    name, kind, activation = (config.get(key) for key in ("model_name", "model_kind", "activation"))
+    if activation == TOPK or "k" in config:
+        raise CurationError(f"{path}: `{'k' if activation is None else 'activation'}` asks for a top-k gate, which is not read yet")
+    if activation not in (None, RELU, JUMPRELU):
+        raise CurationError(f"{path}: `activation` is {ascii(activation)[:80]}; {RELU} and {JUMPRELU} are read")
+    if "transcoders" not in config and kind is None:
+        raise CurationError(f"{path} has neither a `transcoders` list nor a `model_kind`")
+    files = _files(config["transcoders"], path) if "transcoders" in config else None
+    return Config(name, kind, files, activation, ignored)
 
 
-def _files(entries: object) -> dict[int, HubFile]:
+def _files(entries: object, config: str) -> dict[int, HubFile]:
     if not isinstance(entries, list):
-        raise CurationError(f"config.yaml: `transcoders` is {_kind(entries)}, not a list")
+        raise CurationError(f"{config}: `transcoders` is {_kind(entries)}, not a list")
     if not 1 <= len(entries) <= ENTRY_LIMIT:
-        raise CurationError(f"config.yaml: `transcoders` has {len(entries)} entries; 1 to {ENTRY_LIMIT} are read")
+        raise CurationError(f"{config}: `transcoders` has {len(entries)} entries; 1 to {ENTRY_LIMIT} are read")
 
     try:
         files = [parse_uri(entry) for entry in entries]
     except CurationError as error:
-        raise CurationError(f"config.yaml: {error}") from error
+        raise CurationError(f"{config}: {error}") from error
     seen: dict[HubFile, int] = {}
     layers: dict[int, HubFile] = {}
     for place, file in enumerate(files):
         if file in seen:
-            raise CurationError(f"config.yaml names {file.path} twice, for layers {seen[file]} and {place}")
+            raise CurationError(f"{config} names {file.path} twice, for layers {seen[file]} and {place}")
         seen[file] = place
         layer = layer_in(file.path)
         layer = place if layer is None else layer
         if layer in layers:
-            raise CurationError(f"config.yaml names two files for layer {layer}: {layers[layer].path} and {file.path}")
+            raise CurationError(f"{config} names two files for layer {layer}: {layers[layer].path} and {file.path}")
         layers[layer] = file
     for place, (layer, file) in enumerate(layers.items()):
         if layer != place:
-            raise CurationError(f"config.yaml: entry {place} stands for layer {place}, but its path is {file.path}")
+            raise CurationError(f"{config}: entry {place} stands for layer {place}, but its path is {file.path}")
     return layers
 
 

@@ -22,11 +22,12 @@ import vendored_hf
 from oracle.errors import BadData
 from oracle.sources import listing as listings
 from oracle.sources.curation import HubFile
+from oracle.sources.hashes import sha256_of
 from oracle.sources.listing import Listing
 
 Commits = dict[tuple[str, str], str]  # by repo and revision
 
-MANIFEST = "manifest.json"
+MANIFEST, LOCK = "manifest.json", ".manifest.lock"
 FORMAT_VERSION = 1
 
 logger = logging.getLogger("vendored_hf")
@@ -175,21 +176,17 @@ class Mirror:
         return Manifest([], [])  # most servers have none
 
 
-def sha256_of(path: str | Path) -> str:
-    """The sha256 of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb", buffering=0) as file:
-        while chunk := file.read(1 << 18):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def commits_of(destination: Path) -> Commits:
     """The commits at which the mirror at `destination` has what it has: it grows at these. Raises MirrorError."""
+    return _commits(load_manifest(destination))
+
+
+def _commits(manifest: Manifest) -> Commits:
     commits: Commits = {}
-    for entry in load_manifest(destination).entries:
+    for entry in manifest.entries:
         if entry.commit and commits.setdefault((entry.repo, entry.revision), entry.commit) != entry.commit:
-            raise MirrorError(f"{entry.place} {_of_another_commit(entry, commits)}: build it anew, in another folder")
+            commit = commits[entry.repo, entry.revision]
+            raise MirrorError(f"{entry.place} {_of_another_commit(entry, commit)}: build it anew, in another folder")
     return commits
 
 
@@ -199,9 +196,8 @@ def load_manifest(folder: Path) -> Manifest:
     return parse_manifest(place.read_bytes(), str(place)) if place.is_file() else Manifest([], [])
 
 
-def _of_another_commit(entry: Entry, commits: Commits) -> str:
-    first = commits[entry.repo, entry.revision]
-    return f"is of commit {entry.commit}, but other files of {entry.repo} at {entry.revision} are of {first}"
+def _of_another_commit(entry: Entry, commit: str | None) -> str:
+    return f"is of commit {entry.commit}, but other files of {entry.repo} at {entry.revision} are of {commit}"
 
 
 def build(
@@ -217,41 +213,53 @@ def build(
     `fetch` gives a verified local copy, at the mirror's commits. `on_file(entry, kept)` is called for each. Raises
     MirrorError, also where a repo's files at one revision would be of two commits, and OSError.
     """
-    commits, manifest = commits_of(destination), load_manifest(destination)
-    entries = {entry.place: entry for entry in manifest.entries}
-    repos = {(repo.repo, repo.revision): repo for repo in manifest.listings}
-    is_new = listing is not None and listing.complete and listing not in manifest.listings
-    if listing and is_new:
-        repos[listing.repo, listing.revision] = listing
+    with vendored_hf.locked(destination / LOCK):  # others build here too: entries of both are to stay
+        manifest = load_manifest(destination)
+        if listing is not None and listing.complete and listing not in manifest.listings:
+            kept_listings = [repo for repo in manifest.listings if (repo.repo, repo.revision) != (listing.repo, listing.revision)]
+            _write_manifest(destination, Manifest(manifest.entries, [*kept_listings, listing]))
+    entries = []
     for file in files:
         local = fetch(file)
         sha256 = local.sha256 or sha256_of(local.path)
         size = Path(local.path).stat().st_size
         entry = Entry(file.repo, file.revision or "main", file.path, local.commit_hash, size, sha256)
-        if entry.commit and commits.setdefault((entry.repo, entry.revision), entry.commit) != entry.commit:
-            raise MirrorError(f"{entry.path} {_of_another_commit(entry, commits)}: nothing of it was added")
         target = destination / entry.place
-        kept = entries.get(entry.place) == entry and target.is_file() and target.stat().st_size == size
-        if not kept:
-            digest = hashlib.sha256()
-            with vendored_hf.replacing(target) as copy, open(local.path, "rb", buffering=0) as original:
-                while chunk := original.read(1 << 18):
-                    digest.update(chunk)
-                    copy.write(chunk)
-                if digest.hexdigest() != sha256:
-                    raise MirrorError(f"{local.path} does not have the sha256 {sha256} that names it: delete it and fetch it again")
-            entries[entry.place] = entry
-            _write_manifest(destination, entries, repos)
+        with vendored_hf.locked(destination / LOCK):
+            manifest = load_manifest(destination)
+            commit = _commits(manifest).get((entry.repo, entry.revision), entry.commit)
+            if entry.commit and entry.commit != commit:
+                raise MirrorError(f"{entry.path} {_of_another_commit(entry, commit)}: nothing of it was added")
+            kept = entry in manifest.entries and target.is_file() and target.stat().st_size == size
+            if not kept:
+                _copy(local.path, target, destination, sha256)
+                others = [other for other in manifest.entries if other.place != entry.place]
+                _write_manifest(destination, Manifest([*others, entry], manifest.listings))
+        entries.append(entry)
         on_file(entry, kept)
-    if is_new:
-        _write_manifest(destination, entries, repos)
-    return list(entries.values())
+    return entries
 
 
-def _write_manifest(destination: Path, entries: dict[str, Entry], repos: dict[tuple[str, str], Listing]) -> None:
-    document: dict[str, Any] = {"format_version": FORMAT_VERSION, "files": [asdict(entries[place]) for place in sorted(entries)]}
+def _copy(source: str, target: Path, destination: Path, sha256: str) -> None:
+    """Copy a verified file into the mirror. Raises MirrorError where its bytes are others, or a link leads out of the mirror."""
+    for folder in target.relative_to(destination).parents:
+        if (destination / folder).is_symlink() and folder != Path():
+            raise MirrorError(f"{destination / folder} is a link: a mirror's folders are its own; remove it")
+    digest = hashlib.sha256()
+    with vendored_hf.replacing(target) as copy, open(source, "rb", buffering=0) as original:
+        while chunk := original.read(1 << 18):
+            digest.update(chunk)
+            copy.write(chunk)
+        if digest.hexdigest() != sha256:
+            raise MirrorError(f"{source} does not have the sha256 {sha256} that names it: delete it and fetch it again")
+
+
+def _write_manifest(destination: Path, manifest: Manifest) -> None:
+    document: dict[str, Any] = {"format_version": FORMAT_VERSION}
+    document["files"] = [asdict(entry) for entry in sorted(manifest.entries, key=lambda entry: entry.place)]
     document["listings"] = [
-        {"repo": repo.repo, "revision": repo.revision, "commit": repo.commit, "paths": repo.paths} for _, repo in sorted(repos.items())
+        {"repo": repo.repo, "revision": repo.revision, "commit": repo.commit, "paths": repo.paths}
+        for repo in sorted(manifest.listings, key=lambda repo: (repo.repo, repo.revision))
     ]
     with vendored_hf.replacing(destination / MANIFEST) as file:
         file.write((json.dumps(document, indent=2) + "\n").encode())
@@ -273,7 +281,7 @@ def check(destination: Path, on_file: Callable[[Entry, str | None], None]) -> in
         elif sha256_of(path) != entry.sha256:
             problem = "has another sha256"
         elif entry.commit and commits.setdefault((entry.repo, entry.revision), entry.commit) != entry.commit:
-            problem = _of_another_commit(entry, commits)
+            problem = _of_another_commit(entry, commits[entry.repo, entry.revision])
         n_bad += problem is not None
         on_file(entry, problem)
     return n_bad

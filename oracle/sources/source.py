@@ -9,14 +9,15 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO, cast
 
 import vendored_hf
 from oracle.errors import BadUse
 from oracle.job import Origin
+from oracle.sources import hashes, mirror, stream
 from oracle.sources import listing as listings
-from oracle.sources import mirror, stream
 from oracle.sources.curation import HubFile
 from oracle.sources.listing import Listing, ListingError
 from oracle.weights.layer import OpenFile
@@ -38,20 +39,28 @@ class FileEvents:
         """A file is read off the wire as the encoder asks for it; `received` counts its bytes."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class SourceFile:
-    """A file that is open, and what is known of it; sha256 is None for a stream."""
+    """A file that is open, and what is known of it; sha256 is None for a stream. Closing it raises DamagedFileError where a file on
+    disk changed while it was open: what was read is not what was hashed."""
 
     open: OpenFile
     repo: str
     commit: str | None
     sha256: str | None
+    on_disk: FileIO | None = None
+
+    def __post_init__(self) -> None:
+        self._state = hashes.state_of(self.on_disk)[:2] if self.on_disk else None
 
     def __enter__(self) -> SourceFile:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
+        changed = self.on_disk is not None and hashes.state_of(self.on_disk)[:2] != self._state
         self.open.reader.close()
+        if changed and kind is None:
+            raise hashes.DamagedFileError(f"{self.open.label} changed while it was read: try again")
 
 
 class Source:
@@ -64,12 +73,22 @@ class Source:
     def __init__(self, origin: Origin, events: FileEvents, commits: mirror.Commits | None = None):
         self._origin, self._events = origin, events
         self._commits = dict(commits or {})
-        self._offline = origin.offline or vendored_hf.is_offline_mode()
+        self._offline = vendored_hf.is_offline_mode() if origin.offline is None else origin.offline
         named = origin.mirror or os.environ.get("HF_ENDPOINT") or None
         # A folder needs no network; a server does not count where requests are switched off.
         self._mirror = mirror.Mirror(None if self._offline and mirror.folder_of(named) is None else named)
         if origin.stream and origin.offline and not self.is_folder:
             raise BadUse("--stream needs a server or a mirror, and --offline forbids servers: leave one out")
+
+    @property
+    def settled_origin(self) -> Origin:
+        """The origin with nothing left to the environment or the folder of whoever reads it, but for the token."""
+        mirror_of = self._origin.mirror or vendored_hf.hf_endpoint()
+        folder = mirror.folder_of(mirror_of)
+        cache = self._origin.cache_dir or vendored_hf.hf_hub_cache()
+        return replace(
+            self._origin, mirror=os.path.abspath(folder) if folder else mirror_of, cache_dir=os.path.abspath(cache), offline=self._offline
+        )
 
     @property
     def is_local(self) -> bool:
@@ -93,9 +112,18 @@ class Source:
             self._pin(file, commit)
             return SourceFile(OpenFile(cast(BinaryIO, remote), file.path, file.path), file.repo, commit, None)
         local = self.fetch(file)
-        sha256 = local.sha256 or mirror.sha256_of(local.path)
-        reader = cast(BinaryIO, open(local.path, "rb", buffering=0))
-        return SourceFile(OpenFile(reader, file.path, local.path), file.repo, local.commit_hash, sha256)
+        reader = open(local.path, "rb", buffering=0)
+        try:
+            sha256 = self._sha256(file, local, reader)
+        except BaseException:
+            reader.close()
+            raise
+        return SourceFile(OpenFile(cast(BinaryIO, reader), file.path, local.path), file.repo, local.commit_hash, sha256, reader)
+
+    def _sha256(self, file: HubFile, local: vendored_hf.LocalFile, reader: FileIO) -> str:
+        if self.is_folder:  # which verified what a manifest names
+            return local.sha256 or hashes.sha256_of(local.path)
+        return hashes.cached_sha256(reader, local.sha256, self._cache_of(file.repo))
 
     def open_in_turn(self, files: list[HubFile]) -> Iterator[SourceFile]:
         """Open one file after the other; the next one is fetched while the caller works on this one."""
@@ -167,11 +195,14 @@ class Source:
                 revision=file.revision,
                 cache_dir=self._origin.cache_dir,
                 endpoint=self._origin.mirror,
-                local_files_only=self._origin.offline,
+                local_files_only=self._offline,
                 connections=self._origin.connections,
                 known=self._mirror.known(file),
                 on_progress=on_progress,
             )
+            if shown and local.sha256:  # verified as it arrived
+                with open(local.path, "rb", buffering=0) as reader:
+                    hashes.remember(reader, local.sha256, self._cache_of(file.repo))
             return local
         finally:
             if shown:
@@ -185,8 +216,12 @@ class Source:
             self._commits.setdefault((repo, revision or "main"), listing.commit)
         return listing
 
+    def _cache_of(self, repo: str) -> Path:
+        """A repo's part of the cache."""
+        return Path(self._origin.cache_dir or vendored_hf.hf_hub_cache()) / vendored_hf.repo_folder_name(repo)
+
     def _listing(self, repo: str, revision: str | None) -> Listing:
-        cached = Path(self._origin.cache_dir or vendored_hf.hf_hub_cache()) / vendored_hf.repo_folder_name(repo)
+        cached = self._cache_of(repo)
         if self.is_local:
             return listings.from_cache(cached, repo, revision)
         try:

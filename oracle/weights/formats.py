@@ -37,7 +37,8 @@ class Format:
     `encoder_file` is how the files are called in a repo that has them itself, `decoder_file` where W_dec stands in one of
     its own; `found_by` is how a repo says which they are, and `model_kind` what its config.yaml calls it. A file with a
     tensor of `absent` is none of this format. W_skip's axes say how it is applied: it maps its d_model to d_model_out.
-    `repo_key` names the weights' repo in the JSON, `output` begins the default file name.
+    `repo_key` names the weights' repo in the JSON, `output` begins the default file name. `jumprelu_name` is what the
+    JSON calls the format where there is a threshold, if that is another name.
     """
 
     name: str
@@ -54,6 +55,16 @@ class Format:
     w_skip: TensorSpec | None = None
     decoder_file: str | None = None
     absent: tuple[str, ...] = ()
+    jumprelu_name: str | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the JSON may call it."""
+        return (self.name, self.jumprelu_name) if self.jumprelu_name else (self.name,)
+
+    def schema(self, has_threshold: bool) -> str:
+        """What the JSON calls it."""
+        return self.jumprelu_name or self.name if has_threshold else self.name
 
     @property
     def suffix(self) -> str:
@@ -79,7 +90,16 @@ class Format:
 
     def layer_of(self, path: str) -> int | None:
         """The layer of a file of a repo whose files' names say it; None where the name is not of this format."""
-        return _layer_by(self.encoder_file, path)
+        match = re.fullmatch(self._name_pattern, path)
+        return int(match["layer"]) if match and "layer" in match.groupdict() else None
+
+    def names_file(self, path: str) -> bool:
+        """Whether an encoder's file of this format is called so."""
+        return re.fullmatch(self._name_pattern, path) is not None
+
+    @property
+    def _name_pattern(self) -> str:
+        return "(?:.*/)?" + re.escape(self.encoder_file).replace(re.escape("{layer}"), "(?P<layer>0|[1-9][0-9]{0,5})")
 
     def holds(self, names: Collection[str], layer: int) -> bool:
         """Whether an encoder's file with tensors of these names can be one of this format."""
@@ -132,8 +152,8 @@ FORMATS = (
         w_dec=TensorSpec("W_dec_{layer}", ("n_features", "n_targets", "d_model"), role=DECODER),
         b_dec=TensorSpec("b_dec_{layer}", _D_MODEL),
         threshold=TensorSpec("threshold_{layer}", _N_FEATURES, required=False),
-        w_skip=TensorSpec("W_skip_{layer}", ("d_model", "d_model_out"), required=False),
         decoder_file="W_dec_{layer}.safetensors",
+        jumprelu_name="CltSplitJumpReLU",  # candle-mi's tests assert it
     ),
     Format(
         name="GemmaScope2",
@@ -168,18 +188,13 @@ FORMATS = (
 REPO_KEYS = tuple(dict.fromkeys(row.repo_key for row in FORMATS))  # what the formats call the repo of their weights
 
 
+SCHEMAS = tuple(name for row in FORMATS for name in row.names)
+
+
 def by_name(name: str) -> Format:
     """The row of that name. Raises KeyError."""
-    return {row.name: row for row in FORMATS}[name]
+    return {schema: row for row in FORMATS for schema in row.names}[name]
 
 
 def _base(name: str) -> str:
     return name.partition("_{")[0]
-
-
-def _layer_by(pattern: str, path: str) -> int | None:
-    if "{layer}" not in pattern:
-        return None
-    before, after = map(re.escape, pattern.split("{layer}"))
-    match = re.fullmatch(f"(?:.*/)?{before}(0|[1-9][0-9]{{0,5}}){after}", path)
-    return int(match[1]) if match else None

@@ -109,8 +109,8 @@ class LayerWeights:
         return self._vectors[self.format.threshold]
 
     @property
-    def has_negative_threshold(self) -> bool:
-        return bool(np.any(self.threshold < 0))
+    def n_negative_thresholds(self) -> int:
+        return int(np.count_nonzero(self.threshold < 0))
 
     @property
     def gate(self) -> np.ndarray:

@@ -8,6 +8,7 @@ the data of a stored member is not aligned, so that it cannot be mapped either.
 from __future__ import annotations
 
 import ast
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -57,6 +58,8 @@ class Npz:
             if name in self._members:
                 raise self._error(f"two members are named {info.filename}")
             self._members[name] = info
+        if len({info.header_offset for info in self._members.values()}) < len(self._members):
+            raise self._error("two members begin at one place")
         self.names = sorted(self._members, key=lambda name: self._members[name].header_offset)
 
     def tensor(self, name: str) -> Tensor:
@@ -135,16 +138,18 @@ class Npz:
         return WeightsError(f"{self._label}: {problem}")
 
     def _check_directory_size(self) -> None:
-        """zipfile reads a central directory of any size into memory: look at its size first."""
+        """zipfile reads a central directory of any size into memory: look at its size first, wherever zipfile would."""
         self._reader.seek(max(0, self._size - 65557))  # the end record, 22 bytes, and the longest comment behind it
         tail = self._reader.read(65557)
-        end = tail.rfind(b"PK\x05\x06")
-        if end < 0:
+        ends = {end for end in (tail.rfind(b"PK\x05\x06"), len(tail) - 22) if end >= 0 and tail[end : end + 4] == b"PK\x05\x06"}
+        if not ends:
             raise zipfile.BadZipFile("it has no zip directory at its end; it is truncated, or something else")
-        directory_bytes = int.from_bytes(tail[end + 12 : end + 16], "little")
-        # 0xffffffff: the true size stands in a zip64 record, which an archive of five tensors does not need.
-        if directory_bytes > DIRECTORY_LIMIT:
-            raise zipfile.BadZipFile(f"its directory claims {directory_bytes} bytes; at most {DIRECTORY_LIMIT} are read")
+        for end in ends:
+            sizes = [int.from_bytes(tail[end + 12 : end + 16], "little")]
+            if end >= 76 and tail[end - 20 : end - 16] == b"PK\x06\x07":  # zip64: its record stands before its locator
+                sizes.append(int.from_bytes(tail[end - 36 : end - 28], "little"))
+            if max(sizes) > DIRECTORY_LIMIT:
+                raise zipfile.BadZipFile(f"its directory claims {max(sizes)} bytes; at most {DIRECTORY_LIMIT} are read")
 
     def _open(self, name: str) -> BinaryIO:
         """The data of a member, from its first byte."""
@@ -170,10 +175,27 @@ class Npz:
         return Section(self._reader, self._data_offset(info), info.file_size)  # type: ignore[return-value]
 
     def _data_offset(self, info: zipfile.ZipInfo) -> int:
-        """Past the local header, whose two last fields are the lengths of the name and the extra field behind it."""
-        self._reader.seek(info.header_offset + 26)
-        lengths = self._reader.read(4)
-        return info.header_offset + 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
+        """Where a member's data begins, behind its local header. Raises WeightsError.
+
+        A local header that says something else than the directory, or members that overlap, are an archive of two
+        meanings: another reader would see other numbers.
+        """
+        self._reader.seek(info.header_offset)
+        header = self._reader.read(30)
+        if len(header) < 30:
+            raise self._error(f"the file ends inside {info.filename}; it is truncated")
+        flags, method, _, _, crc, packed, size, name_length, extra_length = struct.unpack("<4H3I2H", header[6:])
+        extra = self._reader.read(name_length + extra_length)[name_length:]
+        if packed == size == 0xFFFFFFFF and extra[:2] == b"\1\0" and len(extra) >= 20:  # zip64, which np.savez always writes
+            size, packed = struct.unpack("<2Q", extra[4:20])
+        sizes_follow = bool(flags & 8)  # behind the data: then only the directory has them
+        if method != info.compress_type or not sizes_follow and (crc, packed, size) != (info.CRC, info.compress_size, info.file_size):
+            raise self._error(f"{info.filename} has another size, CRC-32 or compression by its own header than by the directory")
+        start: int = info.header_offset + 30 + name_length + extra_length
+        following = [other.header_offset for other in self._members.values() if other.header_offset > info.header_offset]
+        if start + info.compress_size > min([*following, self._archive.start_dir]):
+            raise self._error(f"{info.filename} overlaps what stands behind it")
+        return start
 
     def _fill(self, stream: BinaryIO, array: np.ndarray, name: str) -> None:
         """Read exactly `array`'s bytes into it."""
@@ -214,3 +236,4 @@ class Npz:
         if not all(type(extent) is int and 0 < extent <= EXTENT_LIMIT for extent in shape):
             raise self._error(f"{name} has shape {shape!r}; each extent must be 1 to {EXTENT_LIMIT}")
         return _DTYPES[descr], shape
+
