@@ -217,12 +217,17 @@ def _check_targets(job_plan: Plan, results: list[LayerResult]) -> None:
     last = {
         case.id.layer: case.reconstructions[-1].target_layer for result in results for case in result.cases if case.reconstructions
     }
-    if job_plan.is_whole and set(last.values()) - {max(job_plan.known)}:
-        layer, target = next((layer, target) for layer, target in last.items() if target != max(job_plan.known))
-        raise WeightsError(f"the decoder of layer {layer} ends at layer {target}, and the last layer is {max(job_plan.known)}")
+    layer, target = next(iter(last.items()), (0, 0))
     if len(set(last.values())) > 1:
         ends = ", ".join(f"layer {layer} to layer {target}" for layer, target in last.items())
         raise WeightsError(f"the decoders do not end at one layer: {ends}")
+    if last and job_plan.is_whole and target != max(job_plan.known):
+        raise WeightsError(f"the decoder of layer {layer} ends at layer {target}, and the last layer is {max(job_plan.known)}")
+    if len(last) == 1 and not job_plan.is_whole:
+        raise WeightsError(
+            f"the decoder of layer {layer} would end at layer {target}, and nothing says how many layers there are: "
+            "ask for a second layer, or with the Hub's listing"
+        )
 
 
 def _environment(error32: float, n_settled: int) -> Document:

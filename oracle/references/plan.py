@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import posixpath
 import re
 from collections.abc import Collection, Iterable
@@ -182,7 +183,13 @@ def _of_paths(job: Job, repo: str, source: Source) -> Plan:
         names = ", ".join(f"{row.name} has {row.encoder_file}" for row in FORMATS if PATH in row.found_by)
         raise CurationError(f"{job.origin.path[0]}: no schema's files are called so: {names}; choose by --schema")
     row = _format(job, source, rows, files, "the path")
-    return Plan(row, _beside(row, files), _beside(row, files))
+    known, listing = _beside(row, files), None
+    if row.decoder_file:  # where a layer writes to is told by how many there are
+        first = next(iter(files.values()))
+        with contextlib.suppress(OSError, ValueError, vendored_hf.EntryNotFoundError):
+            listing = source.listing(repo, first.revision)
+            known = sibling_files(row, first, listing) | known
+    return Plan(row, _beside(row, files), known, listing=listing)
 
 
 def _of_names(
