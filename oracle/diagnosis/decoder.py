@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -16,22 +17,16 @@ from oracle.checking.verdict import FLOAT32_ROUNDING
 from oracle.diagnosis.explanation import Match
 from oracle.diagnosis.layers import ExaminedLayer
 from oracle.diagnosis.port import DECODER_FIELDS, DECODER_PRODUCT, RESHAPED, DecoderInput, Port, same
-from oracle.diagnosis.products import Roundings, product, reshaped, transposed
-from oracle.references.document import Case, CaseId, Reconstruction, Reference
-from oracle.weights.formats import Format
+from oracle.diagnosis.products import Roundings, multiply, reshaped, transposed
+from oracle.references.document import Case, Reconstruction, Reference
 from oracle.weights.layer import LayerWeights
 
 
-@dataclass(frozen=True)
-class _Printed:
-    """A reconstruction that the candidate has: of the case and the target at these places, and whether it is wrong."""
-
-    id: CaseId
-    case: int
-    target: int
-    expected: Reconstruction
-    answer: Reconstruction
-    is_wrong: bool
+def answered(case: Case, answer: Case) -> list[tuple[int, Reconstruction, Reconstruction]]:
+    """The reconstructions of a case that the answer has too: their places, the expected ones, the answers."""
+    by_target = {output.target_layer: output for output in answer.reconstructions}
+    expected = enumerate(case.reconstructions)
+    return [(place, output, by_target[output.target_layer]) for place, output in expected if output.target_layer in by_target]
 
 
 class DecoderTrial:
@@ -46,16 +41,11 @@ class DecoderTrial:
     def __init__(self, reference: Reference, layer: ExaminedLayer):
         self.layer, self._d_model = layer, reference.d_model
         self.n_inputs, self.prints = reference.n_features, True
-        self._printed = [
-            _Printed(item.case.id, number, place, expected, answer, bool(reconstruction_problems([expected], [answer], self._d_model)))
-            for number, item in enumerate(layer.cases)
-            for place, expected in enumerate(item.case.reconstructions)
-            for answer in item.answer.reconstructions
-            if answer.target_layer == expected.target_layer
-        ]
+        self._printed = [(number, *output) for number, item in enumerate(layer.cases) for output in answered(item.case, item.answer)]
         residuals = np.stack([item.residual for item in layer.cases])  # [n_cases, d_model]
         with layer.recorded.opened() as weights:
-            pre = product(weights.w_enc, weights.n_features, residuals) + weights.b_enc
+            [products] = multiply(weights.w_enc, weights.n_features, [residuals], [()])
+            pre = products + weights.b_enc
             in_top = np.zeros(pre.shape, bool)
             for row, item in zip(in_top, layer.cases):
                 row[[index for index, _ in listed(item.case)]] = True
@@ -66,16 +56,7 @@ class DecoderTrial:
             self._skip_outputs[:, 2] = residuals
             if weights.w_skip:
                 for number, matrix in enumerate((weights.w_skip, transposed(weights.w_skip))):
-                    self._skip_outputs[:, number] = product(matrix, self._d_model, residuals)
-
-    @staticmethod
-    def role(weights_format: Format) -> str:
-        """Which of a layer's files holds W_dec."""
-        return weights_format.w_dec.role
-
-    @staticmethod
-    def can_examine(case: Case, answer: Case) -> bool:
-        return bool({output.target_layer for output in case.reconstructions} & {output.target_layer for output in answer.reconstructions})
+                    [self._skip_outputs[:, number]] = multiply(matrix, self._d_model, [residuals], [()])
 
     def matrix(self, array: str, weights: LayerWeights) -> Matrix:
         """What a port takes for W_dec."""
@@ -105,40 +86,43 @@ class DecoderTrial:
         `product` has the outputs that are screened. A value is NaN where the other side has more or fewer of them.
         """
         values, printed, off = [np.empty(0)], [np.empty(0)], [np.empty(0)]
-        for item, output in self._outputs(port, product, weights):
-            first = (item.expected if of_reference else item.answer).first_10
+        for _, expected, answer, output in self._outputs(port, product, weights):
+            first = (expected if of_reference else answer).first_10
             values.append(output)
             printed.append(np.array(first) if len(first) == len(output) else np.full(len(output), np.nan))
-            off.append((item.expected.tolerance or 0.0) + FLOAT32_ROUNDING * (np.abs(values[-1]) + np.abs(printed[-1])))
+            off.append((expected.tolerance or 0.0) + FLOAT32_ROUNDING * (np.abs(values[-1]) + np.abs(printed[-1])))
         return np.concatenate(values), np.concatenate(printed), np.concatenate(off)
 
     def evaluate(self, port: Port, product: np.ndarray, weights: LayerWeights) -> Match | None:
         """How a port matches the reconstructions of which it says something; None where one cannot be explained."""
         match = Match()
-        for item, output in self._outputs(port, product, weights):
-            expected = _numbers(output, item.expected)
-            if reconstruction_problems([expected], [item.answer], self._d_model):
+        for number, expected, answer, output in self._outputs(port, product, weights):
+            predicted = _numbers(output, expected)
+            if reconstruction_problems([predicted], [answer], self._d_model):
                 return None
-            pairs = zip((*expected.first_10, expected.norm), (*item.answer.first_10, item.answer.norm))
-            difference = max(abs(value - printed) for value, printed in pairs)
-            match += Match(difference, frozenset({item.id}), int(item.is_wrong))
+            pairs = zip((*predicted.first_10, predicted.norm), (*answer.first_10, answer.norm))
+            is_wrong = bool(reconstruction_problems([expected], [answer], self._d_model))
+            case_id = self.layer.cases[number].case.id
+            match += Match(max(abs(value - printed) for value, printed in pairs), frozenset({case_id}), int(is_wrong))
         return match
 
-    def _outputs(self, port: Port, product: np.ndarray, weights: LayerWeights) -> list[tuple[_Printed, np.ndarray]]:
-        """What a port gives for each printed reconstruction, float64 [n_values], but for targets that W_dec does not have."""
+    def _outputs(
+        self, port: Port, product: np.ndarray, weights: LayerWeights
+    ) -> Iterator[tuple[int, Reconstruction, Reconstruction, np.ndarray]]:
+        """For each printed reconstruction the case's place, the expected one, the answer and what a port gives, float64 [n_values].
+
+        Targets that W_dec does not have are left out.
+        """
         n_targets = self.n_outputs(weights) // self._d_model
         by_target = product.reshape(len(product), n_targets, -1)
         n = by_target.shape[2]
         skip = np.array([port.skip.w_skip, port.skip.transposed, port.skip.residual])
-        outputs = []
-        for printed in self._printed:
-            if not 0 <= printed.target + port.target < n_targets:
-                continue
-            output = by_target[printed.case, printed.target + port.target]
-            if printed.target == 0 or port.skip.to_all:
-                output = output + skip @ self._skip_outputs[printed.case, :, :n]
-            outputs.append((printed, output + port.b_dec[min(printed.target, 1)] * self._b_dec[:n]))
-        return outputs
+        for number, place, expected, answer in self._printed:
+            if 0 <= place + port.target < n_targets:
+                output = by_target[number, place + port.target]
+                if place == 0 or port.skip.to_all:
+                    output = output + skip @ self._skip_outputs[number, :, :n]
+                yield number, expected, answer, output + port.b_dec[min(place, 1)] * self._b_dec[:n]
 
 
 def _numbers(output: np.ndarray, expected: Reconstruction) -> Reconstruction:

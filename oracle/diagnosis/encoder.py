@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -18,7 +17,6 @@ from oracle.diagnosis.mistakes import MISTAKES
 from oracle.diagnosis.port import ENCODER_FIELDS, ENCODER_PRODUCT, RESHAPED, W_DEC, Gate, Port, Selection, Source, right_index, same
 from oracle.diagnosis.products import Roundings, reshaped
 from oracle.references.document import Case, Reference
-from oracle.weights.formats import ENCODER, Format
 from oracle.weights.layer import LayerWeights
 
 MOST_ANSWERS_PER_CASE = 12  # of a long list, that are screened
@@ -41,23 +39,10 @@ class EncoderTrial:
         self.n_inputs = reference.d_model
         self._answers = [_indices_and_values(item.answer) for item in layer.cases]
         self._screened, self._right = _Lists(self._answers), _Lists([_indices_and_values(item.case) for item in layer.cases])
+        self.prints = len(self._screened.values) > 0
         n = reference.n_features
         features = np.unique(np.concatenate([by(lists.indices, n) for by in INDEX_MAPS for lists in (self._screened, self._right)]))
         self._features = features[features >= 0]
-
-    @property
-    def prints(self) -> bool:
-        """Whether the candidate printed anything here."""
-        return len(self._screened.values) > 0
-
-    @staticmethod
-    def role(_: Format) -> str:
-        """Which of a layer's files holds W_enc."""
-        return ENCODER
-
-    @staticmethod
-    def can_examine(_: Case, __: Case) -> bool:
-        return True
 
     def matrix(self, array: str, weights: LayerWeights) -> Matrix:
         """What a port takes for W_enc."""
@@ -140,15 +125,9 @@ def _indices_and_values(case: Case) -> tuple[np.ndarray, np.ndarray]:
 
 def _measure(name: str, pre: np.ndarray, activation: np.ndarray) -> np.ndarray:
     """The key or value of a Selection."""
-    if name.startswith("-"):
-        return -_measure(name[1:], pre, activation)
-    measures: dict[str, Callable[[], np.ndarray]] = {
-        "activation": lambda: activation,
-        "pre": lambda: pre,
-        "|pre|": lambda: np.abs(pre),
-        "index": lambda: np.arange(len(pre), dtype=np.float64),
-    }
-    return measures[name]()
+    places = np.arange(len(pre), dtype=np.float64)
+    measures = {"activation": activation, "-activation": -activation, "pre": pre, "|pre|": np.abs(pre), "-index": -places}
+    return np.asarray(measures[name])
 
 
 def max_difference(

@@ -19,20 +19,21 @@ from oracle.checking.lists import compare_case
 from oracle.checking.reconstructions import reconstruction_problems
 from oracle.checking.verdict import Comparison
 from oracle.diagnosis import mistakes
-from oracle.diagnosis.decoder import DecoderTrial
+from oracle.diagnosis.decoder import DecoderTrial, answered
 from oracle.diagnosis.encoder import EncoderTrial
 from oracle.diagnosis.explanation import Explanation, Fit, Match, ranked, relation
 from oracle.diagnosis.layers import BESIDE, OTHER_L0, ExaminedCase, ExaminedLayer, Neighbourhood
 from oracle.diagnosis.mistakes import GENERATOR, MISTAKES, ONE_TARGET, SEVERAL_TARGETS, THRESHOLD, W_SKIP, Hypothesis, Mistake
 from oracle.diagnosis.port import OWN, Port
-from oracle.diagnosis.products import Roundings, in_memory, multiply
+from oracle.diagnosis.products import in_memory, multiply
 from oracle.references.document import Candidate, Case, CaseId, DataError, Reference
 from oracle.references.recorded import RecordedLayer, RecordedWeights, residual_of
+from oracle.weights.formats import ENCODER
 from oracle.weights.layer import LayerWeights
 
 MOST_CASES_PER_LAYER = 6  # examined; those that disagree come first
 MOST_ROWS = 192  # of products that are evaluated of one matrix
-PRODUCT_BYTES = 24 * 1024 * 1024  # of products and factors held at once: 192 rows of 16,384 features
+PRODUCT_BYTES = 12 * 1024 * 1024  # of products and factors held at once
 
 Trial = EncoderTrial | DecoderTrial
 
@@ -73,9 +74,7 @@ def _with_targets_from_0(case: Case) -> Case:
 
 def _decodes_wrong(case: Case, answer: Case, d_model: int) -> bool:
     """Whether a reconstruction that the candidate has is wrong; one that is missing has no cause."""
-    answered = {output.target_layer for output in answer.reconstructions}
-    expected = [output for output in case.reconstructions if output.target_layer in answered]
-    return bool(reconstruction_problems(expected, answer.reconstructions, d_model))
+    return any(reconstruction_problems([expected], [output], d_model) for _, expected, output in answered(case, answer))
 
 
 def _examined(
@@ -85,7 +84,9 @@ def _examined(
     for file in recorded.files.values():
         if file.problem:
             raise DataError(f"{file.file.path} is not the file that the reference was made from: its sha256 differs")
-    cases = [case for case in recorded.cases if case.id in answers and trial.can_examine(case, answers[case.id])]
+    cases = [case for case in recorded.cases if case.id in answers]
+    if trial is DecoderTrial:
+        cases = [case for case in cases if answered(case, answers[case.id])]
     cases = sorted(cases, key=lambda case: case.id not in wrong)[:MOST_CASES_PER_LAYER]
     examined = [ExaminedCase(case, answers[case.id], residual_of(reference, case), case.id in wrong) for case in cases]
     return ExaminedLayer(recorded, (reference.d_model, reference.n_features), examined)
@@ -108,7 +109,7 @@ class _Search:
         return explanation
 
     def _search(self, weights: RecordedWeights) -> Explanation:
-        neighbourhood = Neighbourhood(weights, self._trial.role(weights.format))
+        neighbourhood = Neighbourhood(weights, ENCODER if self._trial is EncoderTrial else weights.format.w_dec.role)
         for layer in self._layers:
             layer.neighbours = neighbourhood.beside(layer.recorded)
         examined, not_tried = sum(len(layer.cases) for layer in self._layers), tuple(neighbourhood.not_tried)
@@ -160,31 +161,35 @@ class _Search:
         matches = dict.fromkeys(hypotheses, Match())
         for trial in self._trials:
             for name in (OWN, *(name for name, neighbour in trial.layer.neighbours.items() if neighbour)):
-                group = {hypothesis for hypothesis in matches if trial.layer.file_of(getattr(hypothesis.port, trial.MATRIX)) == name}
+                group = [hypothesis for hypothesis in matches if trial.layer.file_of(getattr(hypothesis.port, trial.MATRIX)) == name]
                 if not group:
                     continue
+                results: dict[Hypothesis, Match | None] = {}
                 with trial.layer.opened(name) as weights:
-                    for hypothesis, product in _predict(trial, weights, [item for item in matches if item in group], whole=whole):
-                        match = trial.evaluate(hypothesis.port, product, weights) if whole else self._screen(trial, hypothesis, product, weights)
-                        if match is not None:
-                            matches[hypothesis] += match
-                            group.remove(hypothesis)
+                    for hypothesis, product in _predict(trial, weights, group, whole=whole):
+                        arguments = hypothesis.port, product, weights
+                        results[hypothesis] = trial.evaluate(*arguments) if whole else self._screen(trial, *arguments)
                 for hypothesis in group:
-                    del matches[hypothesis]
+                    match = results.get(hypothesis)
+                    if match is None:
+                        del matches[hypothesis]
+                    else:
+                        matches[hypothesis] += match
         return matches
 
-    def _screen(self, trial: Trial, hypothesis: Hypothesis, product: np.ndarray, weights: LayerWeights) -> Match | None:
+    def _screen(self, trial: Trial, port: Port, product: np.ndarray, weights: LayerWeights) -> Match | None:
         """Whether a port prints the first values. Raises DataError where a right one does not print the reference's."""
-        values, printed, off = trial.first_values(hypothesis.port, product, weights)
-        if not hypothesis.mistakes:
-            self._printed.append((values, printed))
-            right, expected, near = trial.first_values(hypothesis.port, product, weights, of_reference=True)
-            if not np.all(np.abs(right - expected) <= near):
-                raise DataError(
-                    f"layer {trial.layer.recorded.layer}: the reference is not what these weights give, so they cannot explain a "
-                    "difference from it; `verify` says more"
-                )
-        return Match() if np.all(np.abs(values - printed) <= off) else None
+        values, printed, off = trial.first_values(port, product, weights)
+        if port != Port():
+            return Match() if np.all(np.abs(values - printed) <= off) else None
+        self._printed.append((values, printed))
+        values, expected, off = trial.first_values(port, product, weights, of_reference=True)
+        if not np.all(np.abs(values - expected) <= off):
+            raise DataError(
+                f"layer {trial.layer.recorded.layer}: the reference is not what these weights give, so they cannot explain a "
+                "difference from it; `verify` says more"
+            )
+        return Match()
 
 
 def _predict(
@@ -198,19 +203,16 @@ def _predict(
     n_cases = len(trial.layer.cases)
     for array, by_product in by_array.items():
         matrix, n_outputs = trial.matrix(array, weights), trial.n_outputs(weights)
-        ports = iter(list(by_product)[: max(1, MOST_ROWS // n_cases)] if whole else by_product)
-        if not whole:
+        ports = list(by_product)
+        if whole:
+            ports = ports[: max(1, MOST_ROWS // n_cases)]
+        else:
             outputs = trial.screened(weights)
             matrix, n_outputs = in_memory(matrix.columns(outputs)), len(outputs)
-        at_once = max(1, PRODUCT_BYTES // (n_cases * (8 * n_outputs + 4 * trial.n_inputs)))
-        while batch := list(itertools.islice(ports, at_once)):
-            by_roundings: dict[Roundings, list[Port]] = {}
-            for port in batch:
-                by_roundings.setdefault(trial.roundings(port), []).append(port)
-            factors = {key: np.concatenate([trial.factors(port, weights) for port in group]) for key, group in by_roundings.items()}
-            products = multiply(matrix, n_outputs, factors)
-            for key, group in by_roundings.items():
-                for port, product in zip(group, np.split(products[key], len(group))):
-                    for hypothesis in by_product[port]:
-                        yield hypothesis, product
-            del factors, products  # before the next batch's
+        at_once = max(1, PRODUCT_BYTES // (8 * n_cases * (n_outputs + trial.n_inputs)))
+        for start in range(0, len(ports), at_once):
+            batch = ports[start : start + at_once]
+            factors = [trial.factors(port, weights) for port in batch]
+            for port, product in zip(batch, multiply(matrix, n_outputs, factors, [trial.roundings(port) for port in batch])):
+                for hypothesis in by_product[port]:
+                    yield hypothesis, product

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from oracle.arithmetic.generator import SEED_STRIDE
-from oracle.diagnosis.port import LAYER_ABOVE, LAYER_BELOW, RESHAPED, W_DEC, Gate, Port, Rounding, Selection, Skip, Source, right_index
+from oracle.diagnosis.port import LAYER_ABOVE, LAYER_BELOW, RESHAPED, W_DEC, DecoderInput, Gate, Port, Rounding, Selection, Skip, Source, right_index
 
 # What there must be for a port to make a mistake. Without a threshold a mistake about it gives the right numbers.
 GENERATOR, THRESHOLD, W_SKIP = "a residual generator", "a threshold", "W_skip"
@@ -118,30 +118,32 @@ _SOURCES = (
     _source("seed and stream swapped", "seed and stream are swapped", Source(seed=(0, 1, 0), stream=(SEED_STRIDE, 1, 0))),
 )
 
+def _fires(rounding: Rounding) -> Callable[[DecoderInput], np.ndarray]:
+    return lambda encoded: rounding(encoded.activations())
+
+
+_JUMP, _SKIPS, _ONE, _SEVERAL = (THRESHOLD,), (W_SKIP,), (ONE_TARGET,), (SEVERAL_TARGETS,)
+_EXP = "the gate is exp(threshold), as if the file held its logarithm"
+_SUBTRACTED = "the threshold is subtracted from the activation: pre - threshold where JumpReLU gives pre"
 _SWAPPED = "buffer is read with its axes swapped: reshaped instead of transposed"
 _TF32 = "products are TF32: weights and residual"
-_SUBTRACTED = "the threshold is subtracted from the activation: pre - threshold where JumpReLU gives pre"
+_MAGNITUDE = "the top k are chosen by absolute value"
+_TO_ALL = "is added to every target layer"
 
 MISTAKES: tuple[Mistake, ...] = (
-    Mistake("relu", "gate", "plain ReLU instead of JumpReLU: the threshold is ignored", _gate(np.zeros_like), (THRESHOLD,)),
+    Mistake("relu", "gate", "plain ReLU instead of JumpReLU: the threshold is ignored", _gate(np.zeros_like), _JUMP),
     Mistake("no gate", "gate", "no gate at all: every feature counts as active", _gate(lambda t: np.full_like(t, -np.inf))),
-    Mistake("threshold halved", "gate", "the gate is half the threshold", _gate(lambda t: np.maximum(t, 0) / 2), (THRESHOLD,)),
-    Mistake("threshold doubled", "gate", "the gate is twice the threshold", _gate(lambda t: np.maximum(t, 0) * 2), (THRESHOLD,)),
-    Mistake(
-        "exp(threshold)",
-        "gate",
-        "the gate is exp(threshold), as if the file held its logarithm",
-        _gate(lambda t: np.exp(np.minimum(t, 700))),
-        (THRESHOLD,),
-    ),
-    Mistake("threshold subtracted", "gate", _SUBTRACTED, lambda t: Gate(np.maximum(t, 0), np.maximum(t, 0)), (THRESHOLD,)),
+    Mistake("threshold halved", "gate", "the gate is half the threshold", _gate(lambda t: np.maximum(t, 0) / 2), _JUMP),
+    Mistake("threshold doubled", "gate", "the gate is twice the threshold", _gate(lambda t: np.maximum(t, 0) * 2), _JUMP),
+    Mistake("exp(threshold)", "gate", _EXP, _gate(lambda t: np.exp(np.minimum(t, 700))), _JUMP),
+    Mistake("threshold subtracted", "gate", _SUBTRACTED, lambda t: Gate(np.maximum(t, 0), np.maximum(t, 0)), _JUMP),
     Mistake("b_enc left out", "b_enc", "b_enc is not added", 0),
     Mistake("b_enc twice", "b_enc", "b_enc is added twice", 2),
     Mistake("b_enc subtracted", "b_enc", "b_enc is subtracted", -1),
     Mistake("b_dec subtracted", "input", "b_dec is subtracted from the residual, as SAE loaders do", lambda r, b_dec: r - b_dec),
     Mistake("b_dec added", "input", "b_dec is added to the residual", lambda r, b_dec: r + b_dec),
     Mistake("W_enc reshaped", "w_enc", f"W_enc's {_SWAPPED}", RESHAPED),
-    Mistake("W_dec for W_enc", "w_enc", "W_dec is used for W_enc", W_DEC, (ONE_TARGET,)),
+    Mistake("W_dec for W_enc", "w_enc", "W_dec is used for W_enc", W_DEC, _ONE),
     Mistake("layer below", "w_enc", "the weights are those of layer L - 1, as where layers are counted from 1", LAYER_BELOW),
     Mistake("layer above", "w_enc", "the weights are those of layer L + 1", LAYER_ABOVE),
     Mistake("weights in bfloat16", "weight_rounding", "W_enc is rounded to bfloat16", bfloat16),
@@ -156,13 +158,8 @@ MISTAKES: tuple[Mistake, ...] = (
     Mistake("residual RMS-normalised", "norm", "the residual is divided by its root mean square", _rms_norm),
     Mistake("residual layer-normalised", "norm", "the residual is centred and divided by its deviation", _layer_norm),
     *_SOURCES,
-    Mistake("top k by |pre|", "selection", "the top k are chosen by absolute value", Selection("|pre|", True, "pre")),
-    Mistake(
-        "top k by |pre|, printed",
-        "selection",
-        "the top k are chosen by absolute value, which is what is printed",
-        Selection("|pre|", True, "|pre|"),
-    ),
+    Mistake("top k by |pre|", "selection", _MAGNITUDE, Selection("|pre|", True, "pre")),
+    Mistake("top k by |pre|, printed", "selection", f"{_MAGNITUDE}, which is what is printed", Selection("|pre|", True, "|pre|")),
     Mistake("top k ascending", "selection", "the top k stand in ascending order", Selection(order="ascending")),
     Mistake("smallest k", "selection", "the k smallest activations are taken: sorted in ascending order", Selection("-activation")),
     Mistake("top k by index", "selection", "the top k are sorted by index", Selection(order="by index")),
@@ -177,45 +174,24 @@ MISTAKES: tuple[Mistake, ...] = (
     Mistake("b_dec left out", "b_dec", "b_dec is not added to the reconstruction", (0, 0)),
     Mistake("b_dec twice", "b_dec", "b_dec is added to the reconstruction twice", (2, 0)),
     Mistake("b_dec taken off", "b_dec", "b_dec is subtracted from the reconstruction", (-1, 0)),
-    Mistake("b_dec to every target", "b_dec", "the source's b_dec is added to every target layer", (1, 1), (SEVERAL_TARGETS,)),
-    Mistake("W_skip left out", "skip", "W_skip is not applied", Skip(w_skip=0), (W_SKIP,)),
-    Mistake("W_skip transposed", "skip", "W_skip is applied transposed", Skip(w_skip=0, transposed=1), (W_SKIP,)),
-    Mistake("W_skip twice", "skip", "what W_skip gives is added twice", Skip(w_skip=2), (W_SKIP,)),
-    Mistake(
-        "W_skip to every target",
-        "skip",
-        "what W_skip gives is added to every target layer",
-        Skip(to_all=True),
-        (W_SKIP, SEVERAL_TARGETS),
-    ),
+    Mistake("b_dec to every target", "b_dec", f"the source's b_dec {_TO_ALL}", (1, 1), _SEVERAL),
+    Mistake("W_skip left out", "skip", "W_skip is not applied", Skip(w_skip=0), _SKIPS),
+    Mistake("W_skip transposed", "skip", "W_skip is applied transposed", Skip(w_skip=0, transposed=1), _SKIPS),
+    Mistake("W_skip twice", "skip", "what W_skip gives is added twice", Skip(w_skip=2), _SKIPS),
+    Mistake("W_skip to every target", "skip", f"what W_skip gives {_TO_ALL}", Skip(to_all=True), _SKIPS + _SEVERAL),
     Mistake("residual added", "skip", "the residual is added to the reconstruction", Skip(residual=1)),
-    Mistake("residual for W_skip", "skip", "the residual is added as it is, without W_skip", Skip(w_skip=0, residual=1), (W_SKIP,)),
-    Mistake("target below", "target", "the decoder is that of the target layer below", -1, (SEVERAL_TARGETS,)),
-    Mistake("target above", "target", "the decoder is that of the target layer above", 1, (SEVERAL_TARGETS,)),
-    Mistake("W_dec reshaped", "w_dec", f"W_dec's {_SWAPPED}", RESHAPED, (ONE_TARGET,)),
+    Mistake("residual for W_skip", "skip", "the residual is added as it is, without W_skip", Skip(w_skip=0, residual=1), _SKIPS),
+    Mistake("target below", "target", "the decoder is that of the target layer below", -1, _SEVERAL),
+    Mistake("target above", "target", "the decoder is that of the target layer above", 1, _SEVERAL),
+    Mistake("W_dec reshaped", "w_dec", f"W_dec's {_SWAPPED}", RESHAPED, _ONE),
     Mistake("W_dec of the layer below", "w_dec", "W_dec is that of layer L - 1", LAYER_BELOW),
     Mistake("W_dec of the layer above", "w_dec", "W_dec is that of layer L + 1", LAYER_ABOVE),
     Mistake("W_dec in bfloat16", "decoder_rounding", "W_dec is rounded to bfloat16", bfloat16),
     Mistake("W_dec cut to bfloat16", "decoder_rounding", "W_dec is cut off to bfloat16, not rounded", bfloat16_cut),
     Mistake("W_dec in float16", "decoder_rounding", "W_dec is rounded to float16", float16),
-    Mistake(
-        "activations in bfloat16",
-        "activations",
-        "the activations are rounded to bfloat16 before W_dec",
-        lambda encoded: bfloat16(encoded.activations()),
-    ),
-    Mistake(
-        "activations cut to bfloat16",
-        "activations",
-        "the activations are cut off to bfloat16 before W_dec",
-        lambda encoded: bfloat16_cut(encoded.activations()),
-    ),
-    Mistake(
-        "activations in float16",
-        "activations",
-        "the activations are rounded to float16 before W_dec",
-        lambda encoded: float16(encoded.activations()),
-    ),
+    Mistake("activations in bfloat16", "activations", "the activations are rounded to bfloat16 before W_dec", _fires(bfloat16)),
+    Mistake("activations cut to bfloat16", "activations", "the activations are cut off to bfloat16 before W_dec", _fires(bfloat16_cut)),
+    Mistake("activations in float16", "activations", "the activations are rounded to float16 before W_dec", _fires(float16)),
     Mistake(
         "top k decoded",
         "activations",
@@ -227,14 +203,14 @@ MISTAKES: tuple[Mistake, ...] = (
         "activations",
         "pre - threshold is decoded where JumpReLU gives pre",
         lambda encoded: np.where(encoded.pre > encoded.gate, encoded.pre - encoded.gate, 0),
-        (THRESHOLD,),
+        _JUMP,
     ),
     Mistake(
         "relu in decoding",
         "activations",
         "all positive pre-activations are decoded: the threshold is ignored",
         lambda encoded: np.maximum(encoded.pre, 0),
-        (THRESHOLD,),
+        _JUMP,
     ),
     Mistake("no gate in decoding", "activations", "all pre-activations are decoded, before the gate", lambda encoded: encoded.pre),
 )

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import reduce
 
 import numpy as np
 
@@ -15,30 +16,28 @@ Roundings = tuple[Rounding, ...]  # one after the other
 ROWS_AT_ONCE = 256  # of a matrix in memory
 
 
-def multiply(matrix: Matrix, n_outputs: int, factors: dict[Roundings, np.ndarray]) -> dict[Roundings, np.ndarray]:
-    """Factors, float32 [n, n_inputs], times the matrix that is rounded as their key says: float64 [n, n_outputs]."""
-    products = {roundings: np.zeros((len(rows), n_outputs)) for roundings, rows in factors.items()}
+def multiply(matrix: Matrix, n_outputs: int, factors: list[np.ndarray], roundings: list[Roundings]) -> list[np.ndarray]:
+    """Each factor, float32 [n, n_inputs], times the matrix as it is rounded for it: float64 [n, n_outputs]."""
+    stacks = {key: np.concatenate([factor for factor, own in zip(factors, roundings) if own == key]) for key in set(roundings)}
+    products = {key: np.zeros((len(rows), n_outputs)) for key, rows in stacks.items()}
     start = 0
     for block in matrix.blocks():
         span = slice(start, start + len(block))
         start = span.stop
-        for roundings, rows in factors.items():
-            rounded = block
-            for rounding in roundings:
-                rounded = rounding(rounded)
-            wide = rounded.astype(np.float64)
+        for key, rows in stacks.items():
+            wide = reduce(lambda values, rounding: rounding(values), key, block).astype(np.float64)
             if matrix.features_first:
                 # [n, n_inputs] @ [n_inputs, rows] -> [n, rows]
-                products[roundings][:, span] = rows.astype(np.float64) @ wide.T
+                products[key][:, span] = rows.astype(np.float64) @ wide.T
             else:
                 # [n, rows] @ [rows, n_outputs] -> [n, n_outputs]
-                products[roundings] += rows[:, span].astype(np.float64) @ wide
-    return products
-
-
-def product(matrix: Matrix, n_outputs: int, rows: np.ndarray) -> np.ndarray:
-    """The right product, float64 [n, n_outputs]."""
-    return multiply(matrix, n_outputs, {(): rows})[()]
+                products[key] += rows[:, span].astype(np.float64) @ wide
+    ends = dict.fromkeys(stacks, 0)
+    parts = []
+    for factor, key in zip(factors, roundings):
+        parts.append(products[key][ends[key] : ends[key] + len(factor)])
+        ends[key] += len(factor)
+    return parts
 
 
 def in_memory(values: np.ndarray) -> Matrix:
