@@ -13,6 +13,11 @@ MAX_SEEDS, MAX_LAYER, MAX_TOP_K, MAX_CONNECTIONS = 10_000, 1_000_000, 1 << 20, 6
 SAMPLE, ALL = "sample", "all"
 
 
+def _check_range(owner: str, name: str, value: object, most: int) -> None:
+    if type(value) is not int or not 1 <= value <= most:
+        raise BadUse(f"{owner}: {name} is {value!r}, not a whole number from 1 to {most}")
+
+
 @dataclass(frozen=True)
 class Origin:
     """Where weights come from. Raises BadUse.
@@ -72,8 +77,3 @@ class Job:
         numbers = self.layers if isinstance(self.layers, tuple) else ()
         if not numbers or not all(type(layer) is int and 0 <= layer <= MAX_LAYER for layer in numbers):
             raise BadUse(f"Job: layers is {self.layers!r}, not {ALL!r}, {SAMPLE!r} or a tuple of numbers from 0")
-
-
-def _check_range(owner: str, name: str, value: object, most: int) -> None:
-    if type(value) is not int or not 1 <= value <= most:
-        raise BadUse(f"{owner}: {name} is {value!r}, not a whole number from 1 to {most}")

@@ -43,7 +43,7 @@ def seed_case(layer: int, seed: int) -> CaseId:
 class TopFeature(NamedTuple):
     """A place of a case's list."""
 
-    index: int
+    feature: int
     activation: float
 
 
@@ -99,13 +99,13 @@ class SkippedSeed:
 
 @dataclass(frozen=True)
 class LayerRecord:
-    """The weight files of a layer. `repo` and `revision` are None where they are the reference's own."""
+    """The weight files of a layer; sha256 is None where one was streamed in part. The JSON leaves out the reference's own repo."""
 
     layer: int
     path: str
     sha256: str | None
-    repo: str | None = None
-    revision: str | None = None
+    repo: str
+    revision: str | None
     decoder_path: str | None = None
     decoder_sha256: str | None = None
 
@@ -221,7 +221,7 @@ def to_json(reference: Reference, *, with_residuals: bool = True) -> Document:
         "n_features_per_layer": reference.n_features,
         "top_k": reference.top_k,
         "tolerance": reference.tolerance,
-        "layers": [_record_json(record) for record in reference.layers],
+        "layers": [_record_json(record, reference) for record in reference.layers],
         **({} if reference.skipped_seeds is None else {"skipped_seeds": list(map(_skipped_json, reference.skipped_seeds))}),
         "residual_generator": generator_record(),
         "test_cases": [_case_json(case, reference.top_key, with_residuals) for case in reference.cases],
@@ -229,12 +229,16 @@ def to_json(reference: Reference, *, with_residuals: bool = True) -> Document:
     }
 
 
-def _record_json(record: LayerRecord) -> Document:
-    optional = {"repo": record.repo, "revision": record.revision}
-    if record.decoder_path:
-        optional |= {"decoder_path": record.decoder_path, "decoder_sha256": record.decoder_sha256}
-    kept = {key: value for key, value in optional.items() if value is not None or key == "decoder_sha256"}
-    return {"layer": record.layer, "path": record.path, "sha256": record.sha256, **kept}
+def _record_json(record: LayerRecord, reference: Reference) -> Document:
+    decoder = {"decoder_path": record.decoder_path, "decoder_sha256": record.decoder_sha256}
+    return {
+        "layer": record.layer,
+        "path": record.path,
+        "sha256": record.sha256,
+        **({"repo": record.repo} if record.repo != reference.weights_repo else {}),
+        **({"revision": record.revision} if record.revision != reference.weights_revision else {}),
+        **(decoder if record.decoder_path else {}),
+    }
 
 
 def _skipped_json(skipped: SkippedSeed) -> Document:
@@ -260,7 +264,7 @@ def _case_json(case: Case, top_key: str, with_residuals: bool) -> Document:
         "gate_margin": case.gate_margin,
         "gate_ties": _list(case.gate_ties),
         "flags": _list(case.flags),
-        top_key: [top._asdict() for top in case.top],
+        top_key: [{"index": top.feature, "activation": top.activation} for top in case.top],
         **({"reconstructions": list(map(_reconstruction_json, case.reconstructions))} if case.reconstructions else {}),
         **({"residual": case.residual} if with_residuals else {}),
     }

@@ -77,7 +77,7 @@ def parse_reference(document: Any, name: str = "the reference") -> Reference:
     # Residuals are made, and lists held against it, before any weight file says how large it is.
     d_model = fields.integer("d_model", 1, EXTENT_LIMIT)
     top_k = fields.integer("top_k", 1) if ours else 10
-    layers = tuple(_layer_records(fields)) if ours else ()
+    layers = tuple(_layer_records(fields, repos[0][1])) if ours else ()
     return Reference(
         format_version=FORMAT_VERSION if ours else None,
         repo_key=repos[0][0],
@@ -129,7 +129,7 @@ def _reference_cases(
     for case, item in _cases(fields, f"top_{top_k}"):
         if ours and case.id.layer not in listed:
             raise item.error(f"{case.id.layer}, which `layers` does not list", "layer")
-        if any(top.index >= n_features for top in case.top):
+        if any(top.feature >= n_features for top in case.top):
             raise item.error(f"a list with an index past the {n_features} features", f"top_{top_k}")
         residual = None
         if "residual" in item or not ours:
@@ -193,15 +193,23 @@ def _reconstructions(case: _Fields) -> Iterator[Reconstruction]:
         )
 
 
-def _layer_records(fields: _Fields) -> Iterator[LayerRecord]:
+def _layer_records(fields: _Fields, repo: str) -> Iterator[LayerRecord]:
     known: set[int] = set()
+    own_revision = fields.text_or_none("weights_revision")
     for record in fields.objects("layers"):
         layer = record.integer("layer")
         if layer in known:
             raise record.error(f"layer {layer}, which is there already")
         known.add(layer)
-        optional = ("sha256", "repo", "revision", "decoder_path", "decoder_sha256")
-        yield LayerRecord(layer, record.text("path"), **{key: record.text_or_none(key) for key in optional})
+        yield LayerRecord(
+            layer,
+            record.text("path"),
+            record.text_or_none("sha256"),
+            record.text_or_none("repo") or repo,
+            record.text_or_none("revision") if "revision" in record else own_revision,
+            record.text_or_none("decoder_path"),
+            record.text_or_none("decoder_sha256"),
+        )
 
 
 def _skipped_seeds(fields: _Fields, layers: tuple[LayerRecord, ...]) -> Iterator[SkippedSeed]:
