@@ -158,8 +158,8 @@ def _row(row: Row, y: int, left: float, right: float, place: Callable[[float], f
             drawn.append(f'<circle cx="{x}" cy="{y}" r="4">{label}</circle>')
     for first, last, text in _callouts(row, place):
         ends = last + CHARACTER * len(text) > 100
-        x, dx, side = (first, -9, ' class="c e"') if ends else (last, 9, ' class="c"')
-        drawn.append(f'<text{side} x="{_number(x)}%" dx="{dx}" y="{y + 4}">{text}</text>')
+        end, dx, side = (first, -9, ' class="c e"') if ends else (last, 9, ' class="c"')
+        drawn.append(f'<text{side} x="{_number(end)}%" dx="{dx}" y="{y + 4}">{text}</text>')
     return drawn
 
 

@@ -46,7 +46,7 @@ def _cause(explanation: Explanation | None) -> str:
 
     parts = []
     for is_list, lines in groupby(explanation.lines, key=lambda line: line.startswith(" ")):
-        parts += [markup.bullets(map(item, lines))] if is_list else [f"<p>{escape(line)}</p>" for line in lines]
+        parts += [markup.bullets(map(item, lines))] if is_list else [f"<p>{sentence(line)}</p>" for line in lines]
     return f'<div class="cause">{"".join(parts)}</div>'
 
 
@@ -106,10 +106,10 @@ def _values(case: Case, answer: Case, n_features: int, tolerance: float) -> str:
     """Each feature that either list has: its place and value in both, the reference's in their order first."""
     rest = list(enumerate(answer.top, start=1))
     rows = []
-    for place, (index, value) in enumerate(case.top, start=1):
-        entry = next((entry for entry in rest if entry[1].index == index), None)
+    for place, (feature, value) in enumerate(case.top, start=1):
+        entry = next((entry for entry in rest if entry[1].feature == feature), None)
         if entry is None:
-            rows.append(markup.row(index, place, exact(value), "\u2013", flag("not listed")))
+            rows.append(markup.row(feature, place, exact(value), "\u2013", flag("not listed")))
             continue
         rest.remove(entry)
         answered_place, (_, answered) = entry
@@ -118,10 +118,10 @@ def _values(case: Case, answer: Case, n_features: int, tolerance: float) -> str:
         text = f"{difference:+.3g}" if difference else "0"
         if abs(difference) > tolerance + stored(value, answered):
             text = flag(f"{text} off")
-        rows.append(markup.row(index, moved, exact(value), exact(answered), text))
-    for place, (index, value) in rest:
-        what = "new" if 0 <= index < n_features else "no such feature"
-        rows.append(markup.row(index, f"\u2192 {place}", "\u2013", exact(value), flag(what)))
+        rows.append(markup.row(feature, moved, exact(value), exact(answered), text))
+    for place, (feature, value) in rest:
+        what = "new" if 0 <= feature < n_features else "no such feature"
+        rows.append(markup.row(feature, f"\u2192 {place}", "\u2013", exact(value), flag(what)))
     active = f"{case.n_active:,} fire in the reference, {answer.n_active:,} in the candidate"
     if not rows:
         return f"<p>{active}. Neither lists a feature.</p>"

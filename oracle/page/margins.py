@@ -86,7 +86,7 @@ def _skipped(reference: Reference) -> str:
 def _unrecorded(reference: Reference) -> str:
     """What can be said of a reference without margins: which neighbours on its lists stand close."""
     close = [
-        f"{markup.name(case.id)}: features {case.top[place].index} and {case.top[place + 1].index} stand {rough(gap)} apart"
+        f"{markup.name(case.id)}: features {case.top[place].feature} and {case.top[place + 1].feature} stand {rough(gap)} apart"
         for case in reference.cases
         for place, gap in enumerate(gaps_of(case))
         if gap <= 2 * reference.tolerance
@@ -117,7 +117,7 @@ def _why(case: Case, text: str, tolerance: float) -> str:
         gaps = gaps_of(case)
         place = min(range(len(gaps)), key=gaps.__getitem__, default=None)
         if place is not None and gaps[place] <= 2 * tolerance:
-            pair = f"{case.top[place].index} and {case.top[place + 1].index}"
+            pair = f"{case.top[place].feature} and {case.top[place + 1].feature}"
             who = f"Features {pair}, places {place + 1} and {place + 2},"
         else:
             who = "The last feature of the list and the next one"

@@ -45,8 +45,8 @@ def code(value: Any) -> str:
 
 
 def sentence(line: str) -> str:
-    """A line of a verdict or a fact, as a sentence of the page."""
-    return escape(f"{line[:1].upper()}{line[1:]}.")
+    """A line of a verdict, a fact or an explanation, as a sentence of the page."""
+    return escape(line[:1].upper() + line[1:] + ("" if line.endswith(":") else "."))
 
 
 def flag(text: str) -> str:

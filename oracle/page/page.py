@@ -157,9 +157,8 @@ def _record(reference: Reference, record: LayerRecord) -> str:
     files = _file(record.path, record.sha256)
     if record.decoder_path:
         files += _file(record.decoder_path, record.decoder_sha256)
-    if record.repo or record.revision:
-        origin = _at(record.repo or reference.weights_repo, record.revision or reference.weights_revision)
-        files += f"<small>of {origin}</small>"
+    if (record.repo, record.revision) != (reference.weights_repo, reference.weights_revision):
+        files += f"<small>of {_at(record.repo, record.revision)}</small>"
     return files
 
 
@@ -191,7 +190,7 @@ def _firing(reference: Reference) -> str:
 
 
 def _float32_error(reference: Reference) -> float | None:
-    value = (reference.environment or {}).get("float32_max_abs_error")
+    value: Any = (reference.environment or {}).get("float32_max_abs_error")
     return abs(float(value)) if type(value) in (int, float) and abs(value) <= sys.float_info.max else None
 
 
@@ -251,13 +250,13 @@ def _top(case: Case, limit: float) -> str:
     """The list of a case; a gap of at most `limit` is a tie."""
     gaps = gaps_of(case)
     least = f" The smallest gap between two of them is {rough(min(gaps))}." if gaps else ""
-    first, last = (f"{rough(top.activation)}, feature {top.index}" for top in (case.top[0], case.top[-1]))
+    first, last = (f"{rough(top.activation)}, feature {top.feature}" for top in (case.top[0], case.top[-1]))
     title = f"The {len(case.top)} features that fire most: {case.id}"
     bars = charts.bars(anchor(case.id), title, f"From {first}, to {last}.{least}", [top.activation for top in case.top])
     picture = f'<td class="b" rowspan="{len(case.top)}">{bars}</td>'
     cells = [_gap(gap, gap <= limit) for gap in gaps] + [_last_gap(case, gaps)]
     rows = [
-        f'<tr><th scope="row">{top.index}</th>{picture if place == 0 else ""}<td>{markup.exact(top.activation)}</td>{gap}</tr>'
+        f'<tr><th scope="row">{top.feature}</th>{picture if place == 0 else ""}<td>{markup.exact(top.activation)}</td>{gap}</tr>'
         for place, (top, gap) in enumerate(zip(case.top, cells))
     ]
     head = '<th scope="col">feature</th><th scope="col" colspan="2">activation</th><th scope="col">to the next</th>'

@@ -21,6 +21,7 @@ from oracle.terminal.text import fits, say
 if TYPE_CHECKING:
     from concurrent.futures import Executor
     from contextlib import AbstractContextManager
+    from pathlib import Path
 
     from oracle.checking.verdict import Comparison, Verification
     from oracle.diagnosis.explanation import Explanation
@@ -56,43 +57,40 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _generate(options: argparse.Namespace) -> int:
-    job = job_of(options)
-    if job.origin.stream and job.origin.offline:
-        from oracle.sources.source import mirror_of
+    from oracle.references import workers
 
-        if mirror_of(job.origin) is None:  # not a folder
-            raise BadUse("--stream needs a server or a mirror, and --offline forbids servers: leave one out")
-    _write_reference(job, options, _executor(options))
+    executor: AbstractContextManager[Executor | None] = contextlib.nullcontext()
+    if options.dask:
+        executor = workers.dask(options.dask)
+    elif options.workers > 1:
+        executor = workers.threads(options.workers)
+    _write_reference(job_of(options), options.output, executor, omit_residuals=options.omit_residuals, quiet=options.quiet)
     return errors.DONE
 
 
-def _executor(options: argparse.Namespace) -> AbstractContextManager[Executor | None]:
-    """What encodes the layers, where the options want another than this thread."""
-    from oracle.references import workers
-
-    if options.dask:
-        return workers.dask(options.dask)
-    return workers.threads(options.workers) if options.workers > 1 else contextlib.nullcontext()
-
-
 def _write_reference(
-    job: Job, options: argparse.Namespace, executor: AbstractContextManager[Executor | None] = contextlib.nullcontext()
+    job: Job,
+    output: str | None,
+    executor: AbstractContextManager[Executor | None] = contextlib.nullcontext(),
+    *,
+    quiet: bool,
+    omit_residuals: bool = False,
 ) -> None:
-    """Run a job and write its reference, by default where the plan has it."""
+    """Run a job and write its reference, by default where the plan has it; `executor` encodes the layers."""
     from oracle.references import document, writing
     from oracle.references.generate import generate
     from oracle.terminal.progress import ProgressReporter
 
-    if options.output != "-":
-        writing.check_output(ANY_OUTPUT if options.output is None else options.output)
-    with ProgressReporter(quiet=options.quiet, output=options.output) as reporter, executor as pool:
+    if output != "-":
+        writing.check_output(ANY_OUTPUT if output is None else output)
+    with ProgressReporter(quiet=quiet, output=output) as reporter, executor as pool:
         reference = generate(job, reporter, pool)
-    output = reporter.output or ANY_OUTPUT
-    writing.write_text(writing.dump(document.to_json(reference, with_residuals=not options.omit_residuals)), output)
-    github.summarize_reference(reference, "standard output" if output == "-" else output)
-    if output != "-" and not options.quiet:
-        line = f"{len(reference.cases)} cases -> {output}"
-        with_size = f"{line} ({os.path.getsize(output) / 1024:.1f} KiB)"
+    path = reporter.output or ANY_OUTPUT
+    writing.write_text(writing.dump(document.to_json(reference, with_residuals=not omit_residuals)), path)
+    github.summarize_reference(reference, "standard output" if path == "-" else path)
+    if path != "-" and not quiet:
+        line = f"{len(reference.cases)} cases -> {path}"
+        with_size = f"{line} ({os.path.getsize(path) / 1024:.1f} KiB)"
         say(with_size if fits(with_size) else line)
 
 
@@ -225,8 +223,7 @@ def _demo(options: argparse.Namespace) -> int:
     weights = demo.make(options.folder, options.schema, decode=options.decode)
     if not options.quiet:
         say(f"synthetic weights: {weights.n_layers} layers of [{weights.d_model}, {weights.n_features}] in {weights.folder}")
-    options.output, options.omit_residuals = weights.output, False
-    _write_reference(weights.job, options)
+    _write_reference(weights.job, weights.output, quiet=options.quiet)
     if not options.quiet:
         origin = weights.job.origin
         say("These weights are synthetic: the numbers test a port's arithmetic, they say nothing about a real model.")

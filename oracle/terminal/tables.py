@@ -18,7 +18,7 @@ MOST_ROWS = 40  # of a table for people; the other formats have them all
 
 def case_texts(case: Case) -> tuple[str, str, str, str]:
     """What a person reads of a case of a reference: its first feature, rank margin, gate margin and flags."""
-    feature = f"{case.top[0].index} ({case.top[0].activation:.4f})" if case.top else "none"
+    feature = f"{case.top[0].feature} ({case.top[0].activation:.4f})" if case.top else "none"
     rank, gate = ("none" if value is None else f"{value:.6f}" for value in (case.rank_margin, case.gate_margin))
     return feature, rank, gate, ", ".join(case.flags or ())
 
