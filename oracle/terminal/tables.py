@@ -40,8 +40,8 @@ def closing(outcome: Comparison | Verification, explanation: Explanation | None 
 def table(outcome: Comparison | Verification, explanation: Explanation | None = None) -> str:
     """A line per case, and the lines below them."""
     rows, rest = case_rows(outcome.cases, MOST_ROWS)
-    width = max(len(name) for name, _, _ in rows) + 1
-    lines = [f"{f'{name}:':{width}} {status:8}  {summary}".rstrip() for name, status, summary in rows]
+    width = max(len(name) for name, _, _ in rows)
+    lines = [f"{name:>{width}}: {status:8}  {summary}".rstrip() for name, status, summary in rows]
     return "\n".join([*lines, *rest, *closing(outcome, explanation)])
 
 
