@@ -11,8 +11,8 @@ import numpy as np
 
 from oracle.arithmetic import decoder, encoder
 from oracle.arithmetic.generator import seeds
-from oracle.arithmetic.residual import fingerprint, residual
 from oracle.arithmetic.products import NotFiniteError
+from oracle.arithmetic.residual import fingerprint, residual
 from oracle.arithmetic.settling import Encoding
 from oracle.errors import BadData
 from oracle.job import Job
