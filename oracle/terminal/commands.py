@@ -88,10 +88,10 @@ def _write_reference(
     path = reporter.output or ANY_OUTPUT
     writing.write_text(writing.dump(document.to_json(reference, with_residuals=not omit_residuals)), path)
     github.summarize_reference(reference, "standard output" if path == "-" else path)
-    if path != "-" and not quiet:
+    if path != "-":
         line = f"{len(reference.cases)} cases -> {path}"
         with_size = f"{line} ({os.path.getsize(path) / 1024:.1f} KiB)"
-        say(with_size if fits(with_size) else line)
+        say(with_size if fits(with_size) else line, quiet=quiet)
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -103,16 +103,14 @@ def _verify(options: argparse.Namespace) -> int:
     reference = read_reference(options.reference)
     with ProgressReporter(quiet=options.quiet) as reporter:
         verification = verify(RecordedWeights.of(reference, origin_of(options), reporter))
-    if not options.quiet:
-        say(tables.table(verification))
+    say(tables.table(verification), quiet=options.quiet)
     return _conclude(verification, options)
 
 
 def _compare(options: argparse.Namespace) -> int:
     _, _, comparison, explanation = _compared(options)
     if options.format == "table":
-        if not options.quiet:
-            say(tables.table(comparison, explanation))
+        say(tables.table(comparison, explanation), quiet=options.quiet)
     else:
         from oracle.references.writing import write_text
 
@@ -166,8 +164,7 @@ def _report(options: argparse.Namespace) -> int:
         reference, candidate, comparison, explanation = _compared(options)
         text, verdict = page(reference, candidate, comparison, explanation), f"; {comparison.verdict}"
     writing.write_text([text], options.output)
-    if not options.quiet:
-        say(f"{len(reference.cases)} cases -> {options.output} ({len(text) / 1024:.1f} KiB){verdict}")
+    say(f"{len(reference.cases)} cases -> {options.output} ({len(text) / 1024:.1f} KiB){verdict}", quiet=options.quiet)
     return errors.DONE
 
 
@@ -182,8 +179,7 @@ def _mirror(options: argparse.Namespace) -> int:
         return errors.DONE
 
     def checked(entry: mirror.Entry, problem: str | None) -> None:
-        if problem or not options.quiet:
-            say(f"{entry.place} {problem or 'is right'}")
+        say(f"{entry.place} {problem or 'is right'}", quiet=options.quiet and problem is None)
 
     n_bad = mirror.check(destination, checked)
     if n_bad:
@@ -213,23 +209,20 @@ def _build_mirror(destination: Path, options: argparse.Namespace) -> None:
             entries = mirror.build(destination, files, listing, source.fetch, built)
         except PermissionError as error:
             raise BadUse(f"{destination} cannot be written to: {error.strerror}") from error
-    if not options.quiet:
-        say(f"{len(entries)} files -> {destination}; use it with --mirror {destination}, or serve it as it is")
+    say(f"{len(entries)} files -> {destination}; use it with --mirror {destination}, or serve it as it is", quiet=options.quiet)
 
 
 def _demo(options: argparse.Namespace) -> int:
     from oracle.vectors import demo
 
-    weights = demo.make(options.folder, options.schema, decode=options.decode)
-    if not options.quiet:
-        say(f"synthetic weights: {weights.n_layers} layers of [{weights.d_model}, {weights.n_features}] in {weights.folder}")
-    _write_reference(weights.job, weights.output, quiet=options.quiet)
-    if not options.quiet:
-        origin = weights.job.origin
-        say("These weights are synthetic: the numbers test a port's arithmetic, they say nothing about a real model.")
-        command = ["python", "-m", "oracle", "--offline", "--cache-dir", str(origin.cache_dir), "--repo", str(origin.repo)]
-        command += [word for path in origin.path for word in ("--path", path)] + ["--decode"] * options.decode
-        say(f"Again, by hand: {shlex.join(command)}")
+    weights, quiet = demo.make(options.folder, options.schema, decode=options.decode), options.quiet
+    say(f"synthetic weights: {weights.n_layers} layers of [{weights.d_model}, {weights.n_features}] in {weights.folder}", quiet=quiet)
+    _write_reference(weights.job, weights.output, quiet=quiet)
+    origin = weights.job.origin
+    command = ["python", "-m", "oracle", "--offline", "--cache-dir", str(origin.cache_dir), "--repo", str(origin.repo)]
+    command += [word for path in origin.path for word in ("--path", path)] + ["--decode"] * options.decode
+    say("These weights are synthetic: the numbers test a port's arithmetic, they say nothing about a real model.", quiet=quiet)
+    say(f"Again, by hand: {shlex.join(command)}", quiet=quiet)
     return errors.DONE
 
 
@@ -244,7 +237,8 @@ def _residual(options: argparse.Namespace) -> int:
         from oracle.arithmetic.residual import residual
 
         values = residual(options.seed, options.stream, options.length)
-        write_text((f"{bits:08x}\n" for bits in values.view("u4").tolist()) if options.hex else (f"{v!r}\n" for v in values.tolist()), "-")
+        lines = (f"{bits:08x}\n" for bits in values.view("u4").tolist()) if options.hex else (f"{v!r}\n" for v in values.tolist())
+        write_text(lines, "-")
     return errors.DONE
 
 

@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import re
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, NoReturn
 
@@ -56,41 +59,35 @@ def layers(text: str) -> tuple[int, ...] | str:
         return text.strip()
     chosen: set[int] = set()
     for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
+        span = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
+        if not span:
             raise argparse.ArgumentTypeError(f'{text!r} is not of the form "0,12,25", "0-25", "all" or "sample"')
-        low, high = int(first), int(last or first)
+        low, high = int(span[1]), int(span[2] or span[1])
         if low > high or high > MAX_LAYER:
             raise argparse.ArgumentTypeError(f"{part.strip()!r} is no range of layers")
         chosen.update(range(low, high + 1))
     return tuple(sorted(chosen))
 
 
-def integer(low: int, high: int) -> Any:
+def integer(low: int, high: int) -> Callable[[str], int]:
     """A parser of whole numbers, decimal or 0x..., from low to high."""
 
     def parse(text: str) -> int:
-        try:
-            value = int(text, 0)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{value} is not in {low} to {high}")
-        return value
+        with contextlib.suppress(ValueError):
+            if low <= int(text, 0) <= high:
+                return int(text, 0)
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} to {high}")
 
     return parse
 
 
 def tolerance(text: str) -> float:
     """A tolerance that margins of 6 decimals can be held against."""
-    try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-    if not MIN_TOLERANCE <= value <= MAX_TOLERANCE:
-        span = f"{MIN_TOLERANCE:g} to {MAX_TOLERANCE:g}"
-        raise argparse.ArgumentTypeError(f"{text} is not in {span}: margins are recorded to 6 decimals")
-    return value
+    with contextlib.suppress(ValueError):
+        if MIN_TOLERANCE <= float(text) <= MAX_TOLERANCE:
+            return float(text)
+    span = f"{MIN_TOLERANCE:g} to {MAX_TOLERANCE:g}"
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number from {span}: margins are recorded to 6 decimals")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -116,15 +113,19 @@ def parsers() -> tuple[argparse.ArgumentParser, list[str]]:
     parser.add_argument("--version", action="version", version=f"oracle {VERSION}")
     subparsers = parser.add_subparsers(metavar="COMMAND", help=argparse.SUPPRESS, prog="python -m oracle")
 
-    def command(name: str, description: str) -> _Parser:
+    def command(name: str, description: str, *, reference: bool = False) -> _Parser:
         subparser = subparsers.add_parser(name, description=description, epilog=EXIT_CODES)
         subparser.set_defaults(command=name)
         subparser.add_flag("--debug", "show the whole chain of an error")
+        subparser.add_flag("--quiet", "print errors alone")
+        if reference:
+            subparser.add_argument("reference", metavar="REFERENCE", help="a reference's JSON")
         return subparser
 
+    layers_help = '"0,12,25", "0-25", "all", or "sample": the first, the middle one and the last (sample)'
     generate = command("generate", "Write a reference: one JSON with residuals and their encodings.")
-    _add_layers(generate)
     add = generate.add_argument
+    add("--layers", type=layers, default=Job.layers, help=layers_help)
     add("--seeds", type=integer(1, MAX_SEEDS), default=Job.seeds, metavar="N", help="residuals per layer (3)")
     add("--top-k", type=integer(1, MAX_TOP_K), default=Job.top_k, metavar="K", help="features per case (10)")
     add("--tolerance", type=tolerance, default=Job.tolerance, help="what a port may be off by, absolute (1e-4)")
@@ -136,45 +137,37 @@ def parsers() -> tuple[argparse.ArgumentParser, list[str]]:
     many = generate.add_mutually_exclusive_group()
     many.add_argument("--workers", type=integer(1, 64), default=1, metavar="N", help="threads that encode layers (1)")
     many.add_argument("--dask", metavar="ADDRESS", help="have a Dask cluster encode the layers: tcp://scheduler:8786")
-    _add_origin(generate)
 
-    verify = command("verify", "Recompute every case of a reference from its weights; torch's references too.")
-    _add_reference(verify)
-    _add_origin(verify)
+    command("verify", "Recompute every case of a reference from its weights; torch's references too.", reference=True)
 
-    compare = command("compare", "A candidate's answers against a reference. Weights are needed for --explain alone.")
-    _add_reference(compare)
+    described = "A candidate's answers against a reference. Weights are needed for --explain alone."
+    compare = command("compare", described, reference=True)
     compare.add_argument("candidate", metavar="CANDIDATE", help="the port's JSON; `-` is standard input")
     compare.add_flag("--explain", "where they disagree, look for the mistake that gives these numbers")
     forms = ("table", "json", "junit")
     compare.add_argument("--format", choices=forms, default="table", help="json and junit go to standard output (table)")
-    _add_origin(compare)
 
-    report = command(
-        "report",
+    described = (
         "A reference as one HTML page, and a candidate beside it: no script, nothing from outside. It needs no weights "
         "but for --explain. Exit code 0 says that the page was written: whether the candidate agrees is said on standard "
-        "error and on the page, and is `compare`'s exit code.",
+        "error and on the page, and is `compare`'s exit code."
     )
-    _add_reference(report)
+    report = command("report", described, reference=True)
     report.add_argument("candidate", metavar="CANDIDATE", nargs="?", help="a port's JSON; `-` is standard input")
     report.add_argument("-o", "--output", default=DEFAULT_REPORT, metavar="FILE", help=f"`-` is standard output ({DEFAULT_REPORT})")
     report.add_flag("--explain", "as for compare: where they disagree, look for the mistake")
-    _add_origin(report)
 
     mirror = command("mirror", "Build a static mirror of the files that a job needs, or check one.")
     mirror.add_argument("destination", metavar="DEST", help="the folder; `python -m oracle --mirror DEST` reads it")
-    _add_layers(mirror)
+    mirror.add_argument("--layers", type=layers, default=Job.layers, help=layers_help)
     mirror.add_flag("--decode", "what --decode reads too: cross-layer decoders have their own files")
     mirror.add_flag("--check", "hash every file again, and compare with the manifest")
-    _add_origin(mirror)
 
     demo = command("demo", "The whole job on small synthetic weights, made on the spot; needs no network.")
     demo.add_argument("--folder", metavar="DIR", help="where to make it (default: a new temporary folder)")
     names = [format.name for format in FORMATS]
     demo.add_argument("--schema", choices=names, default=names[0], help=f"of which kind ({names[0]})")
     demo.add_flag("--decode", "add what the decoder makes of each case")
-    demo.add_flag("--quiet", "print errors alone")
 
     residual = command("residual", "Print one residual, a value a line, or the generator in Rust.")
     residual.add_argument("--seed", type=integer(0, 2**64 - 1), default=0)
@@ -183,20 +176,14 @@ def parsers() -> tuple[argparse.ArgumentParser, list[str]]:
     form = residual.add_mutually_exclusive_group()
     form.add_argument("--hex", action="store_true", help="print float32 bits, 8 hex digits each")
     form.add_argument("--rust", action="store_true", help="print residual.rs")
+
+    for name in ("generate", "verify", "compare", "report", "mirror"):
+        _add_origin(subparsers.choices[name])
     return parser, list(subparsers.choices)
 
 
-def _add_reference(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("reference", metavar="REFERENCE", help="a reference's JSON")
-
-
-def _add_layers(parser: argparse.ArgumentParser) -> None:
-    text = '"0,12,25", "0-25", "all", or "sample": the first, the middle one and the last (sample)'
-    parser.add_argument("--layers", type=layers, default=Job.layers, help=text)
-
-
 def _add_origin(parser: argparse.ArgumentParser) -> None:
-    """Where the weights come from, and how much is said about it."""
+    """Where the weights come from."""
     add = parser.add_argument_group("where the weights come from").add_argument
     repo = "the repo with the weights, or with the config.yaml that names them (mntss/gemma-scope-transcoders)"
     add("--repo", "--curation-repo", metavar="ORG/NAME", help=repo)
@@ -210,4 +197,3 @@ def _add_origin(parser: argparse.ArgumentParser) -> None:
     add("--offline", action="store_true", help="no requests, as HF_HUB_OFFLINE=1 has it: the cache, or a folder")
     count = integer(1, MAX_CONNECTIONS)
     add("--connections", type=count, default=Origin.connections, metavar="N", help="for each file of 64 MiB or more (4)")
-    add("--quiet", action="store_true", help="print errors alone")

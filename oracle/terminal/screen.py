@@ -111,20 +111,11 @@ def tqdm_line() -> Callable[[Bar, int], str] | None:
     def line(bar: Bar, width: int) -> str:
         if width < NARROW:
             return plain_line(bar, width)
-        return str(
-            tqdm.format_meter(
-                bar.done,
-                bar.size,
-                time.monotonic() - bar.began,
-                ncols=width,
-                prefix=shortened(bar.name, width // 3),
-                ascii="utf" not in encoding().lower(),
-                unit="B" if bar.is_file else "layer",
-                unit_scale=bar.is_file,
-                postfix=bar.streamed and f"{in_bytes(bar.streamed)} {bar.rate}",
-                initial=bar.first,
-                colour="green" if has_colours() else None,
-            )
-        )
+        meter = tqdm.format_meter(
+            bar.done, bar.size, time.monotonic() - bar.began, ncols=width, prefix=shortened(bar.name, width // 3),
+            ascii="utf" not in encoding().lower(), unit="B" if bar.is_file else "layer", unit_scale=bar.is_file, initial=bar.first,
+            postfix=bar.streamed and f"{in_bytes(bar.streamed)} {bar.rate}", colour="green" if has_colours() else None,
+        )  # fmt: skip
+        return str(meter)
 
     return line

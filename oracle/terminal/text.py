@@ -14,9 +14,9 @@ GREEN, PLAIN = "\x1b[32m", "\x1b[0m"
 _saying = threading.Lock()
 
 
-def say(text: str) -> None:
-    """Print for a person, on standard error."""
-    if sys.stderr is not None:  # it may have been closed, and print would take standard output for it
+def say(text: str, *, quiet: bool = False) -> None:
+    """Print for a person, on standard error, unless it is to be quiet."""
+    if not quiet and sys.stderr is not None:  # it may have been closed, and print would take standard output for it
         # Lines of two threads are not to run into each other. Where nobody listens any more the work is done all the same.
         with _saying, contextlib.suppress(OSError):
             print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
