@@ -226,7 +226,7 @@ def make_llama(cache: Path) -> None:
 def unsettled(arguments: list[str]) -> int:
     """The command line with float64 as the only referee: no bound leaves anything open, nothing is settled."""
     from oracle.arithmetic import encoder
-    from oracle.terminal.main import main as run
+    from oracle.terminal.commands import main as run
 
     draft = encoder.Draft.of
     encoder.Draft.of = lambda pre32, pre, gate, bound, *rest: draft(pre32, pre, gate, bound * 0, *rest)
