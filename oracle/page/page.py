@@ -44,7 +44,7 @@ def page(
         sections.insert(0, ("candidate", "The candidate", differences.section(reference, candidate, comparison, explanation)))
     if reference.decodes:
         sections.append(("outputs", "What the decoder makes of them", outputs.section(reference)))
-    repo = reference.weights_repo or "weights of no recorded repo"
+    repo = reference.repo.name or "weights of no recorded repo"
     links = "".join(f'<li><a href="#{key}">{name}</a></li>' for key, name, _ in sections)
     body = [
         f'<header>\n<p class="kicker">{kind}</p>\n<h1>{escape(repo)}</h1>',
@@ -101,7 +101,7 @@ def _span(cases: Iterable[Case]) -> str:
 
 
 def _encoded(reference: Reference) -> str:
-    pairs = [("weights", _at(reference.weights_repo, reference.weights_revision))]
+    pairs = [("weights", _at(reference.repo.name, reference.weights_revision))]
     if reference.curation_repo is not None:
         pairs.append(("curation", _at(reference.curation_repo, reference.curation_revision)))
     known = {
@@ -157,7 +157,7 @@ def _record(reference: Reference, record: LayerRecord) -> str:
     files = _file(record.path, record.sha256)
     if record.decoder_path:
         files += _file(record.decoder_path, record.decoder_sha256)
-    if (record.repo, record.revision) != (reference.weights_repo, reference.weights_revision):
+    if (record.repo, record.revision) != (reference.repo.name, reference.weights_revision):
         files += f"<small>of {_at(record.repo, record.revision)}</small>"
     return files
 

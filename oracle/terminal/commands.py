@@ -77,16 +77,17 @@ def _write_reference(
     omit_residuals: bool = False,
 ) -> None:
     """Run a job and write its reference, by default where the plan has it; `executor` encodes the layers."""
-    from oracle.references import document, writing
+    from oracle.references import document
     from oracle.references.generate import generate
+    from oracle.terminal import output as files
     from oracle.terminal.progress import ProgressReporter
 
     if output != "-":
-        writing.check_output(ANY_OUTPUT if output is None else output)
+        files.check_output(ANY_OUTPUT if output is None else output)
     with ProgressReporter(quiet=quiet, output=output) as reporter, executor as pool:
         reference = generate(job, reporter, pool)
     path = reporter.output or ANY_OUTPUT
-    writing.write_text(writing.dump(document.to_json(reference, with_residuals=not omit_residuals)), path)
+    files.write_text(files.dump(document.to_json(reference, with_residuals=not omit_residuals)), path)
     github.summarize_reference(reference, "standard output" if path == "-" else path)
     if path != "-":
         line = f"{len(reference.cases)} cases -> {path}"
@@ -112,7 +113,7 @@ def _compare(options: argparse.Namespace) -> int:
     if options.format == "table":
         say(tables.table(comparison, explanation), quiet=options.quiet)
     else:
-        from oracle.references.writing import write_text
+        from oracle.terminal.output import write_text
 
         text = tables.comparison_json if options.format == "json" else tables.comparison_junit
         write_text([text(comparison, explanation)], "-")
@@ -125,7 +126,7 @@ def _compared(options: argparse.Namespace) -> tuple[Reference, Candidate, Compar
     from oracle.references.reading import read_candidate, read_reference
 
     reference = read_reference(options.reference)
-    candidate = read_candidate(options.candidate, reference.top_key)
+    candidate = read_candidate(options.candidate, reference.top_k)
     comparison = compare(reference, candidate)
     if comparison.agrees or not options.explain:
         return reference, candidate, comparison, None
@@ -151,19 +152,20 @@ def _conclude(
 
 def _report(options: argparse.Namespace) -> int:
     from oracle.page.page import page
-    from oracle.references import reading, writing
+    from oracle.references import reading
+    from oracle.terminal import output as files
 
     if options.explain and options.candidate is None:
         raise BadUse("--explain is about a candidate, and none is named: name one after the reference")
     if options.output != "-":
-        writing.check_output(options.output)
+        files.check_output(options.output)
     if options.candidate is None:
         reference, verdict = reading.read_reference(options.reference), ""
         text = page(reference)
     else:
         reference, candidate, comparison, explanation = _compared(options)
         text, verdict = page(reference, candidate, comparison, explanation), f"; {comparison.verdict}"
-    writing.write_text([text], options.output)
+    files.write_text([text], options.output)
     say(f"{len(reference.cases)} cases -> {options.output} ({len(text) / 1024:.1f} KiB){verdict}", quiet=options.quiet)
     return errors.DONE
 
@@ -227,7 +229,7 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _residual(options: argparse.Namespace) -> int:
-    from oracle.references.writing import write_text
+    from oracle.terminal.output import write_text
 
     if options.rust:
         from importlib.resources import files

@@ -32,7 +32,7 @@ def summarize_reference(reference: Reference, output: str) -> None:
     rows = [(case.id.layer, case.id.number, case.n_active, *case_texts(case)) for case in reference.cases]
     heading = ("layer", "seed", "active", "top feature", "rank margin", "gate margin", "flags")
     closing = [f"... and {len(rows) - MOST_ROWS} cases more"] if len(rows) > MOST_ROWS else []
-    closing.append(f"{len(rows)} cases of {reference.weights_repo}, {reference.n_features} features a layer, in {output}")
+    closing.append(f"{len(rows)} cases of {reference.repo.name}, {reference.n_features} features a layer, in {output}")
     _summarize("oracle generate", heading, rows[:MOST_ROWS], closing)
 
 

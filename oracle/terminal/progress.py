@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from oracle.references.document import Case
 from oracle.references.generate import Events
-from oracle.references.writing import check_output
+from oracle.terminal.output import check_output
 from oracle.terminal.screen import Bar, screen_of
 from oracle.terminal.tables import case_texts
 from oracle.terminal.text import fitting, in_bytes, printable, say, shortened, terminal_width
