@@ -381,11 +381,3 @@ def test_sizes_that_no_file_has(old: Hub) -> None:
     for size in ("10000000000000000000", "9" * 5000, "-5", "\xb2"):
         old.inject(Fault(host="hub", method="HEAD", alter=lambda headers, size=size: headers.update({"Content-Length": size})))
         fails(generate(old), 3)
-
-
-def test_the_token_is_nowhere(served: Hub) -> None:
-    served.repos[WEIGHTS_REPO].token = "hf_secretsecret"
-    for arguments in ([], ["--debug", "--weights-revision", "none"]):
-        ran = generate(served, *arguments, environment={"HF_TOKEN": "hf_secretsecret"})
-        assert "secretsecret" not in ran.stderr + ran.stdout
-    assert "secretsecret" not in Path("plt_gemma_reference.json").read_text()

@@ -56,11 +56,12 @@ def test_nobody_reads(folder: Path, name: str) -> None:
         (folder / "out.json").unlink(missing_ok=True)
         reader, writer = os.pipe()
         os.close(reader)
-        streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
         streams |= {stream: writer for stream in streams if closed in (stream, "both")}
-        process = subprocess.Popen(command, cwd=folder, env=variables(), **streams)
+        process = subprocess.Popen(command, cwd=folder, env=variables(), text=True, **streams)
         os.close(writer)
-        assert process.wait(timeout=60) == expected, closed
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == expected and not set((said or "").split()) & {"Traceback", "BrokenPipeError:"}, (closed, said)
         if "out.json" in command:
             assert len(read(folder / "out.json")["test_cases"]) == 9
 
