@@ -179,7 +179,7 @@ def test_demos(schema: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 SIXTH = """
 import sys
-from oracle.terminal import commands as cli
+from oracle.__main__ import main
 from oracle.weights import formats as schemas
 from oracle.weights.formats import NAMES, Place, Schema
 
@@ -192,7 +192,7 @@ schemas.SCHEMAS += (
         threshold=Place("gate", ("n_features",)), decoder_file="block-{layer}.dec.safetensors",
     ),
 )
-sys.exit(cli.main(sys.argv[1:]))
+sys.exit(main(sys.argv[1:]))
 """
 
 

@@ -178,8 +178,8 @@ def test_the_same_bytes_on_every_kernel_and_thread_count(hub: Hub, tmp_path: Pat
 
 def test_help_imports_nothing_heavy() -> None:
     program = (
-        "import sys, oracle.terminal.commands\n"
-        "try: oracle.terminal.commands.main(['--help'])\nexcept SystemExit: pass\n"
+        "import sys\nfrom oracle.__main__ import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
         "print(sorted({'numpy', 'requests', 'yaml'} & set(sys.modules)), file=sys.stderr)"
     )
     ran = python("-c", program)
@@ -289,7 +289,7 @@ def test_wrong_bytes_from_the_hub(old: Hub) -> None:
 
 
 def test_no_network_and_no_cache(old: Hub) -> None:
-    fails(oracle("--mirror", "http://127.0.0.1:9"), 3, "127.0.0.1:9", "Connection refused", "--mirror", "HF_HUB_OFFLINE", "demo")
+    fails(run("--mirror", "http://127.0.0.1:9"), 3, "127.0.0.1:9", "Connection refused", "--mirror", "HF_HUB_OFFLINE", "demo")
     fails(run("--offline"), 3, "config.yaml of mntss/gemma-scope-transcoders", "demo")
     fails(run("--mirror", "http://does-not-exist.invalid"), 3, "does-not-exist.invalid")
     fails(run("--mirror", "nonsense"), 3, "nonsense")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from oracle.terminal.commands import main
+from oracle.__main__ import main
 from tests.support.places import ROOT
 
 Completed = subprocess.CompletedProcess[str]
@@ -42,7 +42,7 @@ def run(*arguments: str, environment: dict[str, str] | None = None, cwd: Path | 
             logger.handlers[:] = handlers
         for stream in (stdout, stderr):
             stream.flush()
-    printed, said = (stream.buffer.getvalue().decode() for stream in (stdout, stderr))  # type: ignore[attr-defined]
+    printed, said = (stream.buffer.getvalue().decode() for stream in (stdout, stderr))
     return subprocess.CompletedProcess(["oracle", *arguments], code, printed, said)
 
 

@@ -230,9 +230,10 @@ def test_many_threads_and_few_rows(tmp_path: Path) -> None:
 
 LINES = """
 import sys
-from oracle.terminal import commands as cli, progress
+from oracle.__main__ import main
+from oracle.terminal import progress
 progress.EVERY = {every}
-sys.exit(cli.main(sys.argv[1:]))
+sys.exit(main(sys.argv[1:]))
 """
 
 
