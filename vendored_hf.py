@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import quote, urljoin, urlsplit
 
 if os.name == "nt":
@@ -203,18 +203,33 @@ def _lock(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def replacing(target: str | Path) -> Iterator[BinaryIO]:
+    """A new file beside `target`, whose folder is made, and which takes its name when it is whole: a reader sees the old
+    one or the new one. Where writing fails the old one stays. No other process or thread has the new one's name."""
+    temporary = _beside(Path(target))
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
+    try:
+        with open(os.open(temporary, flags, 0o666), "wb") as file:
+            yield file
+        os.replace(temporary, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
 def _beside(path: Path) -> Path:
     """A name next to `path` that no other process or thread uses; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    return path.with_name(f"{path.name}.{os.urandom(4).hex()}.tmp")
+    return path.with_name(f"{path.name}.{os.urandom(8).hex()}.tmp")
 
 
 def _write_text(path: Path, text: str) -> None:
-    """Write a small file so that a reader sees the old one or the new one."""
+    """Write a small file, unless it says so already."""
     if not path.is_file() or path.read_bytes() != text.encode():
-        temporary = _beside(path)
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        with replacing(path) as file:
+            file.write(text.encode())
 
 
 def _write_ref(folder: Path, revision: str, commit: str | None) -> None:

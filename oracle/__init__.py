@@ -3,7 +3,7 @@
 
 >>> from oracle import Job, compare, demo_job, generate, residual, verify
 >>> reference, = generate([demo_job()])
->>> verify(reference, demo_job()).agrees
+>>> verify(reference, demo_job().origin).agrees
 True
 >>> compare(reference, {"test_cases": reference["test_cases"]}).agrees
 True
@@ -23,22 +23,23 @@ from oracle.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from oracle.arithmetic.residual import residual
-    from oracle.checking.compare import Comparison, compare
-    from oracle.checking.verify import Verification
+    from oracle.checking.verdict import Comparison, Verification
     from oracle.errors import BadData, BadUse, LayersFailed
-    from oracle.job import Events, Job
-    from oracle.library import demo_job, generate, verify
+    from oracle.job import Job, Origin
+    from oracle.library import compare, demo_job, generate, verify
+    from oracle.references.generate import Events
 
 # Looked up when they are asked for: `--help` is not to wait for NumPy.
 _MODULES = {
     "BadData": "errors",
     "BadUse": "errors",
-    "Comparison": "checking.compare",
-    "Events": "job",
+    "Comparison": "checking.verdict",
+    "Events": "references.generate",
     "Job": "job",
+    "Origin": "job",
     "LayersFailed": "errors",
-    "Verification": "checking.verify",
-    "compare": "checking.compare",
+    "Verification": "checking.verdict",
+    "compare": "library",
     "demo_job": "library",
     "generate": "library",
     "residual": "arithmetic.residual",
@@ -52,6 +53,7 @@ __all__ = [
     "Events",
     "Job",
     "LayersFailed",
+    "Origin",
     "Verification",
     "__version__",
     "compare",

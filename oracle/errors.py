@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""Whose affair an error is, and the exit code that says so."""
+"""Error classes and their exit codes."""
 
 from __future__ import annotations
 
 import vendored_hf
 
-DONE, DISAGREE, USAGE, SOURCE, DATA, OURS, INTERRUPTED = 0, 1, 2, 3, 4, 70, 130
+DONE, DISAGREE, USAGE, SOURCE, DATA, INTERNAL, INTERRUPTED = 0, 1, 2, 3, 4, 70, 130
 
 
 class BadData(Exception):
@@ -17,7 +17,7 @@ class BadUse(Exception):
 
 
 class LayersFailed(Exception):
-    """Layers that other processes were to encode: what each of them failed of. `code` is the exit code."""
+    """Layers that an executor's workers were to encode: what each of them failed of. `code` is the exit code."""
 
     def __init__(self, message: str, code: int):
         super().__init__(message)
@@ -25,7 +25,7 @@ class LayersFailed(Exception):
 
 
 def exit_code(error: BaseException) -> int:
-    """The exit code of an error: of one that a user can do something about, or a mistake of ours."""
+    """The exit code of an error: of one that a user can do something about, or of a mistake in oracle."""
     if isinstance(error, LayersFailed):
         return error.code
     if isinstance(error, (BadData, vendored_hf.ConsistencyError)):
@@ -34,13 +34,13 @@ def exit_code(error: BaseException) -> int:
         return USAGE
     if isinstance(error, (OSError, vendored_hf.EntryNotFoundError)):
         return SOURCE
-    return OURS
+    return INTERNAL
 
 
 def one_line(error: BaseException) -> str:
     """An error as a person reads it."""
     text = " ".join(str(error).split())
-    if exit_code(error) == OURS:
+    if exit_code(error) == INTERNAL:
         text = f"a mistake in oracle, please report it with what --debug shows: {type(error).__name__}: {text}"
     if isinstance(error, vendored_hf.LocalEntryNotFoundError):
         text += "; ways on: a filled cache with --offline (HF_HUB_OFFLINE=1), a mirror with --mirror URL, or `python -m oracle demo`"

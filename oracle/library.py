@@ -1,23 +1,26 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""What other programs call: jobs in, documents as they would read them from the files out."""
+"""What other programs call: jobs in, JSON documents as they would read them from the files out."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 from collections.abc import Iterable
-from concurrent.futures import Executor
+from typing import TYPE_CHECKING, Any
 
-from oracle.checking.verify import Verification
-from oracle.checking.verify import verify as verify_document
-from oracle.job import Events, Job
-from oracle.references import document
-from oracle.references import generate as reference
-from oracle.references.document import Document
-from oracle.vectors import demo
+from oracle.checking import compare as checking
+from oracle.checking.verdict import Comparison, Verification
+from oracle.job import Job, Origin
+from oracle.references.document import Document, to_json
+from oracle.references.reading import parse_candidate, parse_reference
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+    from oracle.references.generate import Events
 
 
-def generate(jobs: Iterable[Job], *, executor: Executor | None = None, events: Events = Events()) -> list[Document]:
+def generate(jobs: Iterable[Job], *, executor: Executor | None = None, events: Events | None = None) -> list[Document]:
     """The references of jobs, in their order, as the JSON holds them (see README.md).
 
     `executor`, any of concurrent.futures or one that works like it, encodes the layers of all jobs; without one they
@@ -28,28 +31,54 @@ def generate(jobs: Iterable[Job], *, executor: Executor | None = None, events: E
     >>> len(reference["test_cases"]), reference["schema"]
     (9, 'GemmaScopeNpz')
     """
+    from oracle.references.generate import Events, start
+
     with contextlib.ExitStack() as stack:
-        begun = [stack.enter_context(reference.begin(job, events, executor)) for job in jobs]
-        return [document.plain(reference.finish(one)) for one in begun]
+        runs = [stack.enter_context(start(job, events or Events(), executor)) for job in jobs]
+        return [_with_lists(to_json(run.reference())) for run in runs]
 
 
-def verify(recorded: Document, job: Job | None = None, *, events: Events = Events()) -> Verification:
-    """A reference recomputed from its weights: from where it says that they are, or from a job's source.
+def verify(reference: Document, origin: Origin = Origin(), *, events: Events | None = None) -> Verification:
+    """A reference recomputed from its weights: from where it says that they are, or from another origin.
 
     Raises as generate does.
 
     >>> from oracle import demo_job, generate, verify
     >>> [reference] = generate([demo_job()])
-    >>> verify(reference, demo_job()).agrees
+    >>> verify(reference, demo_job().origin).agrees
     True
     >>> reference["test_cases"][0]["n_active"] += 1
-    >>> verify(reference, demo_job()).agrees
+    >>> verify(reference, demo_job().origin).agrees
     False
     """
-    return verify_document(recorded, job or Job(), events)
+    from oracle.checking.verify import verify as verify_weights
+    from oracle.references.generate import Events
+    from oracle.references.recorded import RecordedWeights
+
+    return verify_weights(RecordedWeights.of(parse_reference(reference), origin, events or Events()))
+
+
+def compare(reference: Document, candidate: Document) -> Comparison:
+    """The verdict on a candidate's JSON. Raises BadData where one of the two is not what it should be.
+
+    >>> from oracle import compare, demo_job, generate
+    >>> [reference] = generate([demo_job()])
+    >>> compare(reference, {"test_cases": reference["test_cases"]}).agrees
+    True
+    """
+    parsed = parse_reference(reference)
+    return checking.compare(parsed, parse_candidate(candidate, parsed.top_key))
 
 
 @functools.cache
 def demo_job() -> Job:
     """A job on small synthetic weights, made in a temporary folder the first time: it needs no network."""
+    from oracle.vectors import demo
+
     return demo.make().job
+
+
+def _with_lists(document: Document) -> Document:
+    """The same reference with its residuals as lists, as one reads it from the file."""
+    cases: list[dict[str, Any]] = [{**case, "residual": case["residual"].tolist()} for case in document["test_cases"]]
+    return {**document, "test_cases": cases}

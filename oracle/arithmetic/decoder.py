@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from oracle.arithmetic.encoder import Firing
+from oracle.arithmetic.products import Matrix
+from oracle.arithmetic.settling import ActiveFeatures
 
 GROUP = 32
 UNIT_ROUNDOFF_32 = 2.0**-24
@@ -25,8 +26,8 @@ _SIGNIFICANT_DIGITS = 3  # of a tolerance
 
 
 @dataclass(frozen=True)
-class Reconstruction:
-    """What is said of an output, float64 [d_model]: its norm, sum, sum of squares and first values.
+class Output:
+    """What is said of an output, float64 [d_model]: its norm, sum, sum of squares and first ten values.
 
     `tolerance` is how far each value of a correct port's may be from these.
     """
@@ -34,7 +35,7 @@ class Reconstruction:
     norm: float
     sum: float
     sum_of_squares: float
-    first: list[float]
+    first_10: tuple[float, ...]
     tolerance: float
 
 
@@ -91,36 +92,36 @@ def fold(values: np.ndarray) -> np.ndarray:
     return values[:, 0]
 
 
-def decode(rows: Iterable[tuple[np.ndarray, np.ndarray]], firings: list[Firing], row_shape: tuple[int, ...]) -> list[Sums]:
+def decode(rows: Iterable[tuple[np.ndarray, np.ndarray]], cases: list[ActiveFeatures], row_shape: tuple[int, ...]) -> list[Sums]:
     """Each case's sum over its features of activation * W_dec[feature], float64 of `row_shape`.
 
     `rows` are parts of the features that any case has, ascending, and float32 W_dec of them, [n, *row_shape].
     """
-    sums = [Sums(row_shape) for _ in firings]
+    sums = [Sums(row_shape) for _ in cases]
     for features, block in rows:
-        for firing, total in zip(firings, sums):
-            first, last = np.searchsorted(firing.features, (features[0], features[-1] + 1))
+        for active, total in zip(cases, sums):
+            first, last = np.searchsorted(active.features, (features[0], features[-1] + 1))
             if first < last:
-                mine = np.searchsorted(features, firing.features[first:last])
+                own = np.searchsorted(features, active.features[first:last])
                 span = slice(first, last)
-                total.add(block[mine], firing.activations[span], firing.slack[span], firing.at_gate[span])
+                total.add(block[own], active.activations[span], active.slack[span], active.at_gate[span])
     for total in sums:
         total.close()
     return sums
 
 
-def skip(blocks: Iterable[np.ndarray], residuals: np.ndarray, *, by_output: bool) -> list[Sums]:
-    """Each residual's way past the features: float64 [d_model], for float32 residuals [n, d_model].
+def skip_connection(w_skip: Matrix, residuals: np.ndarray) -> list[Sums]:
+    """What W_skip gives for each of float32 residuals [n, d_model]: float64 [d_model].
 
-    The rows of W_skip, float32, are those of an input: residual @ W_skip; or `by_output`: W_skip @ residual.
+    Its rows are those of an input: residual @ W_skip; or of an output: W_skip @ residual.
     """
     sums = [Sums(residuals.shape[1:]) for _ in residuals]
     start = 0
-    for block in blocks:
+    for block in w_skip.blocks():
         span = slice(start, start + len(block))
         start = span.stop
         for residual, total in zip(residuals, sums):
-            if by_output:
+            if w_skip.features_first:
                 _add_outputs(total, span, block, residual)
             else:
                 total.add(block, residual[span], np.zeros(len(block)), np.zeros(len(block), bool))
@@ -138,7 +139,7 @@ def _add_outputs(total: Sums, span: slice, block: np.ndarray, residual: np.ndarr
     total.count = block.shape[1]
 
 
-def reconstruction(parts: list[Sums], b_dec: np.ndarray | None, target: int | None = None) -> Reconstruction:
+def output(parts: list[Sums], b_dec: np.ndarray | None, target: int | None = None) -> Output:
     """The sum of the parts, and b_dec where there is one; of parts [n_targets, d_model] that of one target.
 
     The tolerance is what the features at their gates move together, three times what the slack of the others moves by
@@ -156,15 +157,15 @@ def reconstruction(parts: list[Sums], b_dec: np.ndarray | None, target: int | No
     rounding = UNIT_ROUNDOFF_32 * math.sqrt(n_terms) * (np.abs(values) + np.sqrt(squares))
     worst = float(np.max(flips + SLACK_DEVIATIONS * np.sqrt(spread) + ROUNDING_DEVIATIONS * rounding))
     sum_of_squares = math.fsum((values * values).tolist())
-    return Reconstruction(
+    return Output(
         norm=math.sqrt(sum_of_squares),
         sum=math.fsum(values.tolist()),
         sum_of_squares=sum_of_squares,
-        first=values[:N_FIRST].tolist(),
+        first_10=tuple(values[:N_FIRST].tolist()),
         tolerance=float(f"{worst:.{_SIGNIFICANT_DIGITS}g}"),
     )
 
 
-def wanted(firings: list[Firing]) -> np.ndarray:
+def active_in_any(cases: list[ActiveFeatures]) -> np.ndarray:
     """The features that any case has, ascending."""
-    return np.unique(np.concatenate([firing.features for firing in firings]))
+    return np.unique(np.concatenate([active.features for active in cases]))

@@ -13,44 +13,34 @@ from functools import lru_cache
 
 import numpy as np
 
-NAME = "pcg32-polar-f32"
-VERSION = 1
+from oracle.arithmetic.generator import FNV_OFFSET_BASIS, FNV_PRIME, LN_2, LN_LAST_TERM, MAX_U64, MULTIPLIER, SQRT_HALF
 
-MULTIPLIER = 6364136223846793005
-SQRT_HALF = 0.7071067811865476
-LN_2 = 0.6931471805599453
-LN_LAST_TERM = 21
-
-FNV_OFFSET_BASIS = 0xCBF29CE484222325
-FNV_PRIME = 0x100000001B3
-
-_MASK = 2**64 - 1
 _PAIRS_AT_ONCE = 1 << 16
 
 
-def residual(seed: int, stream: int, n: int) -> np.ndarray:
-    """The first n values of the generator, float32 [n]: standard normal, the same bits on every machine.
+def residual(seed: int, stream: int, length: int) -> np.ndarray:
+    """The first `length` values of the generator, float32 [length]: standard normal, the same bits on every machine.
 
     `seed` and `stream` are integers in [0, 2^64); a stream's top bit is shifted out, as in PCG's own C.
-    Raises ValueError for anything else, or a negative n.
+    Raises ValueError for anything else, or a negative length.
     """
     for name, value in (("seed", seed), ("stream", stream)):
-        if not 0 <= value <= _MASK:
+        if not 0 <= value <= MAX_U64:
             raise ValueError(f"{name} {value} is not in [0, 2^64)")
-    if n < 0:
-        raise ValueError(f"a residual of {n} values does not exist")
-    increment = (stream << 1 | 1) & _MASK
-    state = ((increment + seed) * MULTIPLIER + increment) & _MASK
-    values = np.empty(n + n % 2, np.float32)
+    if length < 0:
+        raise ValueError(f"a residual of {length} values does not exist")
+    increment = (stream << 1 | 1) & MAX_U64
+    state = ((increment + seed) * MULTIPLIER + increment) & MAX_U64
+    values = np.empty(length + length % 2, np.float32)
     filled = 0
-    while filled < n:
+    while filled < length:
         # The polar method keeps pi/4 of all pairs: draw a little over 4/pi times as many as are missing.
-        pairs = min(_PAIRS_AT_ONCE, (n - filled) * 2 // 3 + 24)
+        pairs = min(_PAIRS_AT_ONCE, (length - filled) * 2 // 3 + 24)
         outputs, state = _pcg32(state, increment, 2 * pairs)
         normals = _polar(outputs)[: len(values) - filled]
         values[filled : filled + len(normals)] = normals
         filled += len(normals)
-    return values[:n]
+    return values[:length]
 
 
 def fingerprint(values: np.ndarray) -> str:
@@ -60,7 +50,7 @@ def fingerprint(values: np.ndarray) -> str:
     """
     state = FNV_OFFSET_BASIS
     for byte in values.astype("<f4", copy=False).tobytes():
-        state = (state ^ byte) * FNV_PRIME & _MASK
+        state = (state ^ byte) * FNV_PRIME & MAX_U64
     return f"0x{state:016x}"
 
 
@@ -74,8 +64,8 @@ def _jumps(count: int) -> tuple[np.ndarray, np.ndarray]:
     total = np.zeros(1, np.uint64)
     while len(power) < count:
         # Knowing the first n steps, the next n are those n on top of one jump of n steps.
-        jump = int(power[-1]) * MULTIPLIER & _MASK
-        offset = int(total[-1]) + int(power[-1]) & _MASK
+        jump = int(power[-1]) * MULTIPLIER & MAX_U64
+        offset = int(total[-1]) + int(power[-1]) & MAX_U64
         total = np.concatenate([total, total + power * np.uint64(offset)])
         power = np.concatenate([power, power * np.uint64(jump)])
     return power[:count], total[:count]
@@ -88,7 +78,7 @@ def _pcg32(state: int, increment: int, count: int) -> tuple[np.ndarray, int]:
     xorshifted = ((states >> np.uint64(18) ^ states) >> np.uint64(27)).astype(np.uint32)
     rotation = (states >> np.uint64(59)).astype(np.uint32)
     outputs = xorshifted >> rotation | xorshifted << (-rotation & np.uint32(31))
-    return outputs, (int(states[-1]) * MULTIPLIER + increment) & _MASK
+    return outputs, (int(states[-1]) * MULTIPLIER + increment) & MAX_U64
 
 
 def _polar(outputs: np.ndarray) -> np.ndarray:

@@ -1,50 +1,178 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""The reference as a JSON document: its fixed parts, and how it is written."""
+"""References and candidates as they are passed around: reading.py parses them out of a JSON, and `to_json` gives it back.
+
+No NumPy here: who compares two files does not wait for it.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import json
-import os
-import stat
-import sys
-from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
-import numpy as np
-
-from oracle.arithmetic.residual import (
-    FNV_OFFSET_BASIS,
-    FNV_PRIME,
-    LN_2,
-    LN_LAST_TERM,
-    MULTIPLIER,
-    NAME,
-    SQRT_HALF,
-    VERSION,
-)
-from oracle.errors import BadData, BadUse
-from oracle.weights import formats as schemas
+from oracle.arithmetic.generator import FNV_OFFSET_BASIS, FNV_PRIME, LN_2, LN_LAST_TERM, MULTIPLIER, NAME, SEED_STRIDE, SQRT_HALF, VERSION
+from oracle.errors import BadData
 
 FORMAT_VERSION = 1
-SEED_STRIDE = 100
 DEFAULT_TOLERANCE = 1e-4  # of references that torch wrote, which record none
+RANK_TIE, GATE_TIE, NO_ACTIVE_FEATURES = "rank-tie", "gate-tie", "no-active-features"
 
 Document = dict[str, Any]
 
 
-class OutputError(BadUse, OSError):
-    """A file cannot be written where it should go."""
-
-
 class DataError(BadData, ValueError):
-    """A JSON file is not the reference, or the candidate, that it should be."""
+    """A JSON is not the reference, or the candidate, that it should be."""
 
 
-class InputError(BadUse, OSError):
-    """A JSON file that was named cannot be read."""
+class CaseId(NamedTuple):
+    """Which case it is: of which layer, and which residual: by its seed."""
+
+    layer: int
+    kind: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"layer {self.layer} {self.kind} {self.number}"
+
+
+def seed_case(layer: int, seed: int) -> CaseId:
+    """The id of a case whose residual a seed gives."""
+    return CaseId(layer, "seed", seed)
+
+
+class TopFeature(NamedTuple):
+    """A place of a case's list."""
+
+    feature: int
+    activation: float
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What a decoder makes of a case for one target layer; `tolerance` is that of each value, None in a candidate."""
+
+    target_layer: int
+    norm: float
+    sum: float
+    sum_of_squares: float
+    first_10: tuple[float, ...]
+    tolerance: float | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """A case of a candidate: `id`, `n_active`, `top` and perhaps `reconstructions`; or of a reference, which says more.
+
+    `residual` is float32 [d_model] where oracle made it, and a list where it was read. What a reference does not say is
+    None: references that torch wrote have neither margins nor flags. An empty `reconstructions` says that there are none.
+    """
+
+    id: CaseId
+    n_active: int
+    top: tuple[TopFeature, ...]
+    reconstructions: tuple[Reconstruction, ...] = ()
+    stream: int | None = None
+    residual_fingerprint: str | None = None
+    n_active_bounds: tuple[int, int] | None = None
+    rank_margin: float | None = None
+    gate_margin: float | None = None
+    gate_ties: tuple[int, ...] | None = None
+    flags: tuple[str, ...] | None = None
+    residual: Any = field(default=None, compare=False, repr=False)
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """The fewest and the most features that may be active; where nobody says, exactly n_active."""
+        return self.n_active_bounds or (self.n_active, self.n_active)
+
+
+@dataclass(frozen=True)
+class SkippedSeed:
+    """A seed that --robust passed over, with the margins and flags of its case."""
+
+    id: CaseId
+    n_active_bounds: tuple[int, int]
+    rank_margin: float | None
+    gate_margin: float
+    flags: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """The weight files of a layer; sha256 is None where one was streamed in part. The JSON leaves out the reference's own repo."""
+
+    layer: int
+    path: str
+    sha256: str | None
+    repo: str
+    revision: str | None
+    decoder_path: str | None = None
+    decoder_sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A reference. `format_version` is None for those that torch wrote, `curation_repo` where no config.yaml named files.
+
+    `repo_key` is what the JSON calls the weights' repo, `other` the texts and numbers whose keys are not known here.
+    """
+
+    format_version: int | None
+    repo_key: str
+    weights_repo: str
+    weights_revision: str | None
+    curation_repo: str | None
+    curation_revision: str | None
+    methodology: str | None
+    schema: str | None
+    encoder_formula: str | None
+    d_model: int
+    n_features: int
+    top_k: int
+    tolerance: float
+    layers: tuple[LayerRecord, ...]
+    skipped_seeds: tuple[SkippedSeed, ...] | None
+    cases: tuple[Case, ...]
+    environment: Document | None
+    other: Document = field(default_factory=dict)
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether oracle wrote it: then every number can be made again."""
+        return self.format_version is not None
+
+    @property
+    def top_key(self) -> str:
+        """What the JSON calls the list of the features that fire most."""
+        return f"top_{self.top_k}"
+
+    @property
+    def decodes(self) -> bool:
+        """Whether it says what the decoder makes of its cases."""
+        return any(case.reconstructions for case in self.cases)
+
+    @property
+    def by_layer(self) -> dict[int, list[Case]]:
+        """The cases of each layer, layers ascending."""
+        layers: dict[int, list[Case]] = {}
+        for case in self.cases:
+            layers.setdefault(case.id.layer, []).append(case)
+        return dict(sorted(layers.items()))
+
+    def record_of(self, layer: int) -> LayerRecord | None:
+        """The files on record of a layer; None where none are."""
+        return next((record for record in self.layers if record.layer == layer), None)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A port's answers, each case once."""
+
+    cases: dict[CaseId, Case]
+
+    @property
+    def decodes(self) -> bool:
+        return any(case.reconstructions for case in self.cases.values())
 
 
 def generator_record() -> Document:
@@ -78,140 +206,80 @@ def generator_record() -> Document:
     }
 
 
-def omit_residuals(document: Document) -> Document:
-    """The same reference without the vectors; the generator and the fingerprints stay."""
-    cases = [{key: value for key, value in case.items() if key != "residual"} for case in document["test_cases"]]
-    return {**document, "test_cases": cases}
+def to_json(reference: Reference, *, with_residuals: bool = True) -> Document:
+    """The JSON of a reference that oracle wrote, its residuals as they are, or left out: they can be made again."""
+    curation = {"curation_repo": reference.curation_repo, "curation_revision": reference.curation_revision}
+    return {
+        "format_version": reference.format_version,
+        reference.repo_key: reference.weights_repo,
+        "weights_revision": reference.weights_revision,
+        **(curation if reference.curation_repo else {}),
+        "methodology": reference.methodology,
+        "schema": reference.schema,
+        "encoder_formula": reference.encoder_formula,
+        "d_model": reference.d_model,
+        "n_features_per_layer": reference.n_features,
+        "top_k": reference.top_k,
+        "tolerance": reference.tolerance,
+        "layers": [_record_json(record, reference) for record in reference.layers],
+        **({} if reference.skipped_seeds is None else {"skipped_seeds": list(map(_skipped_json, reference.skipped_seeds))}),
+        "residual_generator": generator_record(),
+        "test_cases": [_case_json(case, reference.top_key, with_residuals) for case in reference.cases],
+        "environment": reference.environment,
+    }
 
 
-def plain(document: Document) -> Document:
-    """The same reference with its residuals as lists, as one reads it from the file."""
-    cases = [
-        {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in case.items()}
-        for case in document["test_cases"]
-    ]
-    return {**document, "test_cases": cases}
+def _record_json(record: LayerRecord, reference: Reference) -> Document:
+    decoder = {"decoder_path": record.decoder_path, "decoder_sha256": record.decoder_sha256}
+    return {
+        "layer": record.layer,
+        "path": record.path,
+        "sha256": record.sha256,
+        **({"repo": record.repo} if record.repo != reference.weights_repo else {}),
+        **({"revision": record.revision} if record.revision != reference.weights_revision else {}),
+        **(decoder if record.decoder_path else {}),
+    }
 
 
-def dump(document: Document) -> Iterator[str]:
-    """The document as JSON, in parts, two spaces an indent; a list of numbers stands on one line.
-
-    A float32 is written with the digits of the same binary64 number, so that a reader that parses to binary64 and
-    casts gets its bits back, even one whose parser is off by a last bit.
-    """
-    yield from _dump(document, "\n")
-    yield "\n"
-
-
-def _dump(value: Any, newline: str) -> Iterator[str]:
-    if isinstance(value, np.ndarray):
-        value = value.tolist()  # one at a time: as lists, residuals take eight times their memory
-    nested = isinstance(value, (dict, list)) and len(value) > 0
-    if not nested or (isinstance(value, list) and not isinstance(value[0], (dict, list, str))):
-        yield json.dumps(value, allow_nan=False)
-        return
-    inner = newline + "  "
-    opening, closing = "{}" if isinstance(value, dict) else "[]"
-    between = opening + inner
-    for item in value.items() if isinstance(value, dict) else value:
-        yield between
-        between = "," + inner
-        if isinstance(value, dict):
-            key, item = item
-            yield f"{json.dumps(key)}: "
-        yield from _dump(item, inner)
-    yield newline + closing
+def _skipped_json(skipped: SkippedSeed) -> Document:
+    return {
+        "layer": skipped.id.layer,
+        skipped.id.kind: skipped.id.number,
+        "n_active_bounds": list(skipped.n_active_bounds),
+        "rank_margin": skipped.rank_margin,
+        "gate_margin": skipped.gate_margin,
+        "flags": list(skipped.flags),
+    }
 
 
-def check_output(path: str) -> None:
-    """Raise OutputError if `path` could not be written: better before an hour of work than after it."""
-    folder = os.path.dirname(os.path.abspath(path))
-    if not path or path.endswith(("/", os.sep)):
-        raise OutputError(f"{path!r} names no file; name one")
-    if os.path.isdir(path):
-        raise OutputError(f"{path} is a folder; name a file in it")
-    if not os.path.isdir(folder):
-        raise OutputError(f"{path}: the folder {folder} does not exist; make it first")
-    if os.path.exists(path) and not os.path.isfile(path):
-        return  # a device or a pipe
-    try:
-        with _renamed_over(os.path.realpath(path), keep=False) as temporary:
-            temporary.touch()
-    except OSError as error:
-        raise OutputError(f"{path}: the folder {folder} cannot be written to: {error.strerror}") from error
+def _case_json(case: Case, top_key: str, with_residuals: bool) -> Document:
+    return {
+        "layer": case.id.layer,
+        case.id.kind: case.id.number,
+        "stream": case.stream,
+        "residual_fingerprint": case.residual_fingerprint,
+        "n_active": case.n_active,
+        "n_active_bounds": _list(case.n_active_bounds),
+        "rank_margin": case.rank_margin,
+        "gate_margin": case.gate_margin,
+        "gate_ties": _list(case.gate_ties),
+        "flags": _list(case.flags),
+        top_key: [{"index": top.feature, "activation": top.activation} for top in case.top],
+        **({"reconstructions": list(map(_reconstruction_json, case.reconstructions))} if case.reconstructions else {}),
+        **({"residual": case.residual} if with_residuals else {}),
+    }
 
 
-def write(document: Document, path: str) -> None:
-    """Write the JSON beside `path` and rename it over: a reader never sees half, a failure leaves the old one.
-
-    `-` is standard output. Raises OutputError.
-    """
-    write_text(dump(document), path)
-
-
-def write_text(parts: Iterable[str], path: str) -> None:
-    """Write a text, of which there are parts, the way `write` does. Raises OutputError."""
-    target = os.path.realpath(path)
-    try:
-        if path == "-":
-            if sys.stdout is None:
-                raise OSError(errno.EBADF, "standard output is closed")
-            with to_reader():
-                sys.stdout.writelines(parts)
-        elif os.path.exists(target) and not stat.S_ISREG(os.stat(target).st_mode):
-            with open(target, "w", encoding="utf-8") as device:  # a pipe or a device cannot be renamed over
-                device.writelines(parts)
-        else:
-            with _renamed_over(target, keep=True) as temporary:
-                with temporary.open("w", encoding="utf-8") as file:
-                    file.writelines(parts)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror}") from error
+def _reconstruction_json(output: Reconstruction) -> Document:
+    return {
+        "target_layer": output.target_layer,
+        "norm": output.norm,
+        "sum": output.sum,
+        "sum_of_squares": output.sum_of_squares,
+        "tolerance": output.tolerance,
+        "first_10": list(output.first_10),
+    }
 
 
-@contextlib.contextmanager
-def to_reader() -> Iterator[None]:
-    """Write to standard output; where whoever reads it has seen enough, the rest is dropped, and that is no error."""
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Python would flush into the closed pipe once more at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-@contextlib.contextmanager
-def _renamed_over(target: str, *, keep: bool) -> Iterator[Path]:
-    """A file beside `target` to write to, which then takes its name, or goes where it is not to be kept."""
-    temporary = Path(f"{target}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        if keep:
-            os.replace(temporary, target)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
-def repo_keys() -> tuple[str, ...]:
-    """What the schemas call the repo of their weights."""
-    return tuple(dict.fromkeys(schema.repo_key for schema in schemas.SCHEMAS))
-
-
-def weights_repo(reference: Document) -> str:
-    """The repo of the weights, whatever its key is called. Raises DataError where there is none."""
-    keys = repo_keys()
-    repo = next((reference[key] for key in keys if key in reference), None)
-    if not isinstance(repo, str):
-        raise DataError(f"the reference names no repo of its weights: none of {', '.join(keys)}")
-    return repo
-
-
-def seeds(layer: int, numbers: range) -> list[int]:
-    """The seeds of a layer's residuals by their numbers, as generator_record tells it."""
-    return [SEED_STRIDE * number + layer for number in numbers]
-
-
-def top_key(reference: Document) -> str:
-    """The name of the list of the features that fire most."""
-    return f"top_{reference.get('top_k', 10)}"
+def _list(values: Iterable[Any] | None) -> list[Any]:
+    return list(values or ())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""One job from end to end: the plan, its layers, and the document that holds them; and such a document's files again."""
+"""One job from end to end: the plan, its layers, and the reference that holds them."""
 
 from __future__ import annotations
 
@@ -9,37 +9,46 @@ import platform
 import re
 import traceback
 from collections.abc import Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, cast
 
 import numpy as np
 
-import vendored_hf
 from oracle import errors
 from oracle.errors import LayersFailed
-from oracle.job import Events, Job
-from oracle.references import document, plan
-from oracle.references import layer as task
-from oracle.references.document import Document
-from oracle.references.layer import LayerResult
-from oracle.references.plan import Plan
+from oracle.job import CURATION_REPO, Job
+from oracle.references.document import FORMAT_VERSION, Case, Document, Reference
+from oracle.references.layer import LayerResult, encode_layer
+from oracle.references.plan import Plan, plan
 from oracle.references.workers import LayerFailure, LayerTask, run
-from oracle.sources import curation, mirror
 from oracle.sources.curation import HubFile
-from oracle.sources.source import Source
+from oracle.sources.listing import Listing
+from oracle.sources.source import FileEvents, Source
 from oracle.version import VERSION
-from oracle.weights import formats as schemas
-from oracle.weights.formats import Schema
-from oracle.weights.layer import Decoder, LayerWeights, open_decoder, open_layer
 from oracle.weights.tensors import WeightsError
 
 METHODOLOGY = "from-first-principles encoder oracle in NumPy (float32 products, float64 and exact referee; no torch)"
 
 
+class Events(FileEvents):
+    """What a caller may want to know while a job runs. Each method does nothing: a subclass shows what it likes."""
+
+    def planned(self, output: str) -> None:
+        """It is known what is read, and what the reference's file is called by default."""
+
+    def layers(self, count: int) -> None:
+        """So many layers will be encoded."""
+
+    def encoded(self, case: Case, n_features: int) -> None:
+        """A case is there."""
+
+    def layer_done(self, layer: int) -> None:
+        """A layer is done."""
+
+
 @dataclass(frozen=True)
-class Begun:
+class Run:
     """A job whose layers are on their way, in their order."""
 
     job: Job
@@ -47,68 +56,74 @@ class Begun:
     events: Events
     results: Iterator[LayerResult]
 
+    def reference(self) -> Reference:
+        """The reference, its residuals as arrays. Raises as `start` does, and LayersFailed where an executor's layers did."""
+        results = []
+        for result in self.results:
+            for case in result.cases:
+                self.events.encoded(case, result.n_features)
+            self.events.layer_done(result.record.layer)
+            results.append(result)
+        return _assemble(self.job, self.plan, results)
+
 
 @contextlib.contextmanager
-def begin(job: Job, events: Events = Events(), executor: Executor | None = None) -> Iterator[Begun]:
-    """Find out what a job reads, and have `executor` begin with its layers; without one nothing is done yet.
+def start(job: Job, events: Events = Events(), executor: Executor | None = None) -> Iterator[Run]:
+    """Plan a job, and have `executor` begin with its layers; without one they are encoded here, as they are asked for.
 
     Raises LayerError, CurationError, WeightsError, MirrorError, or an exception of vendored_hf.
     """
-    source = Source(job, events)
-    made = plan.make(job, source)
-    events.planned(made.output)
-    events.layers(len(made.files))
+    source = Source(job.origin, events)
+    job_plan = plan(job, source)
+    events.planned(job_plan.output)
+    events.layers(len(job_plan.layers))
     if executor is None:
-        yield Begun(job, made, events, _in_turn(job, made, source))
+        yield Run(job, job_plan, events, _in_turn(job, job_plan, source))
         return
-    futures = _submit(job, made, source, executor)
+    futures = _submit(job, job_plan, source, executor, events)
     try:
-        yield Begun(job, made, events, _gather(futures))
+        yield Run(job, job_plan, events, _gather(futures))
     finally:
         for future in futures.values():
             future.cancel()
 
 
-def finish(begun: Begun) -> Document:
-    """The reference, its residuals as arrays. Raises as begin does, and LayersFailed where an executor's did."""
-    results = []
-    for result in begun.results:
-        for case in result.cases:
-            begun.events.encoded(case, result.n_features)
-        begun.events.layer_done(result.record["layer"])
-        results.append(result)
-    return _assemble(begun.job, begun.plan, results)
+def generate(job: Job, events: Events = Events(), executor: Executor | None = None) -> Reference:
+    """Run a job from end to end. The bytes are the same with an executor and without. Raises as Run.reference does."""
+    with start(job, events, executor) as job_run:
+        return job_run.reference()
 
 
-def generate(job: Job, events: Events = Events(), executor: Executor | None = None) -> Document:
-    """Run a job and return the reference, as the JSON holds it but for its residuals, which are arrays.
-
-    `executor` encodes the layers; without one they are encoded here, one after the other. The bytes are the same.
-    Raises as begin and finish do.
-    """
-    with begin(job, events, executor) as begun:
-        return finish(begun)
+def files_of(job: Job, source: Source) -> tuple[list[HubFile], Listing | None]:
+    """Every file that a job reads, and the listing that told which they are, if one did. Errors as in start()."""
+    job_plan = plan(job, source)
+    return [*([job_plan.config] if job_plan.config else []), *_files_read(job, job_plan)], job_plan.listing
 
 
-def _in_turn(job: Job, made: Plan, source: Source) -> Iterator[LayerResult]:
+def _files_read(job: Job, job_plan: Plan) -> list[HubFile]:
+    return [file for layer in job_plan.layers.values() for file in layer.read(job.decode).files.values()]
+
+
+def _in_turn(job: Job, job_plan: Plan, source: Source) -> Iterator[LayerResult]:
     """Layers one after the other; the next one's file is fetched meanwhile."""
-    opened_in_turn = source.open_in_turn(files_read(job, made))
-    for layer in made.files:
+    opened = source.open_in_turn(_files_read(job, job_plan))
+    for layer, files in job_plan.layers.items():
         with contextlib.ExitStack() as stack:
-            opened = stack.enter_context(next(opened_in_turn))
-            decoder = stack.enter_context(next(opened_in_turn)) if job.decode and made.schema.decoder_file else None
-            yield task.encode_layer(job, made.schema, layer, opened, decoder)
+            yield encode_layer(
+                job, job_plan.format, layer, {role: stack.enter_context(next(opened)) for role in files.read(job.decode).files}
+            )
 
 
 def _submit(
-    job: Job, made: Plan, source: Source, executor: Executor
+    job: Job, job_plan: Plan, source: Source, executor: Executor, events: Events
 ) -> dict[int, Future[LayerResult | LayerFailure]]:
     """A task for each layer. All of a branch is to be of one commit, whoever fetches it."""
+    heard = (events,) if isinstance(executor, ThreadPoolExecutor) else ()  # other executors' tasks run where nobody hears them
     futures = {}
-    for layer, file in made.files.items():
-        decoder = plan.decoder_file(made.schema, layer, file) if job.decode else None
-        settled = source.settled(decoder) if decoder else None
-        futures[layer] = executor.submit(run, LayerTask(job, made.schema, layer, source.settled(file), settled))
+    for layer, files in job_plan.layers.items():
+        read = files.read(job.decode)
+        resolved = replace(read, files={role: source.resolve_commit(file) for role, file in read.files.items()})
+        futures[layer] = executor.submit(run, LayerTask(job, job_plan.format, resolved), *heard)
     return futures
 
 
@@ -135,212 +150,59 @@ def _result_of(layer: int, future: Future[LayerResult | LayerFailure]) -> LayerR
         return LayerFailure(layer, line, errors.SOURCE, "".join(traceback.format_exception(error)))
 
 
-def _assemble(job: Job, made: Plan, results: list[LayerResult]) -> Document:
-    """The document of a job's layers. Raises WeightsError where they are not of one shape."""
+def _assemble(job: Job, job_plan: Plan, results: list[LayerResult]) -> Reference:
+    """The reference of a job's layers. Raises WeightsError where they are not of one shape."""
     first = results[0]
     for result in results:
         if (result.d_model, result.n_features) != (first.d_model, first.n_features):
             raise WeightsError(
-                f"{result.record['path']}: W_enc has [d_model, n_features] = {[result.d_model, result.n_features]}, "
-                f"but that of layer {first.record['layer']} has {[first.d_model, first.n_features]}"
+                f"{result.record.path}: W_enc has [d_model, n_features] = {[result.d_model, result.n_features]}, "
+                f"but that of layer {first.record.layer} has {[first.d_model, first.n_features]}"
             )
         if result.has_threshold != first.has_threshold:
             raise WeightsError(
-                f"{result.record['path']}: it has {'a' if result.has_threshold else 'no'} threshold, unlike layer "
-                f"{first.record['layer']}: one reference has one formula"
+                f"{result.record.path}: it has {'a' if result.has_threshold else 'no'} threshold, unlike layer "
+                f"{first.record.layer}: one reference has one formula"
             )
-    _check_targets(made, results)
-    records = [dict(result.record) for result in results]
-    weights_repo, weights_revision = records[0]["repo"], records[0]["revision"]
-    for record in records:  # named per layer only where it differs from the document's own
-        for key, own in (("repo", weights_repo), ("revision", weights_revision)):
-            if record[key] == own:
-                del record[key]
-    curated = {"curation_repo": job.repo, "curation_revision": made.commit}
-    return {
-        "format_version": document.FORMAT_VERSION,
-        made.schema.repo_key: weights_repo,
-        "weights_revision": weights_revision,
-        **(curated if made.curated else {}),
-        "methodology": METHODOLOGY,
-        "schema": made.schema.name,
-        "encoder_formula": made.schema.encoder_formula(first.has_threshold, any(result.has_negative for result in results)),
-        "d_model": first.d_model,
-        "n_features_per_layer": first.n_features,
-        "top_k": job.top_k,
-        "tolerance": job.tolerance,
-        "layers": records,
-        **({"skipped_seeds": [seed for result in results for seed in result.skipped]} if job.robust else {}),
-        "residual_generator": document.generator_record(),
-        "test_cases": [case for result in results for case in result.cases],
-        "environment": _environment(
+    _check_targets(job_plan, results)
+    return Reference(
+        format_version=FORMAT_VERSION,
+        repo_key=job_plan.format.repo_key,
+        weights_repo=first.record.repo,
+        weights_revision=first.record.revision,
+        curation_repo=(job.origin.repo or CURATION_REPO) if job_plan.curated else None,
+        curation_revision=job_plan.commit if job_plan.curated else None,
+        methodology=METHODOLOGY,
+        schema=job_plan.format.name,
+        encoder_formula=job_plan.format.encoder_formula(
+            first.has_threshold, any(result.has_negative_threshold for result in results)
+        ),
+        d_model=first.d_model,
+        n_features=first.n_features,
+        top_k=job.top_k,
+        tolerance=job.tolerance,
+        layers=tuple(result.record for result in results),
+        skipped_seeds=tuple(seed for result in results for seed in result.skipped) if job.robust else None,
+        cases=tuple(case for result in results for case in result.cases),
+        environment=_environment(
             max(result.float32_max_abs_error for result in results), sum(result.n_settled for result in results)
         ),
-    }
+    )
 
 
-def _check_targets(made: Plan, results: list[LayerResult]) -> None:
+def _check_targets(job_plan: Plan, results: list[LayerResult]) -> None:
     """All layers of a cross-layer transcoder write up to its last one. Raises WeightsError."""
-    if "n_targets" not in made.schema.w_dec.axes:
+    if "n_targets" not in job_plan.format.w_dec.axes:
         return
     last = {
-        result.record["layer"]: case["reconstructions"][-1]["target_layer"]
-        for result in results
-        for case in result.cases
-        if "reconstructions" in case
+        case.id.layer: case.reconstructions[-1].target_layer for result in results for case in result.cases if case.reconstructions
     }
-    if made.is_whole and set(last.values()) - {max(made.known)}:
-        layer, target = next((layer, target) for layer, target in last.items() if target != max(made.known))
-        raise WeightsError(f"the decoder of layer {layer} ends at layer {target}, and the last layer is {max(made.known)}")
+    if job_plan.is_whole and set(last.values()) - {max(job_plan.known)}:
+        layer, target = next((layer, target) for layer, target in last.items() if target != max(job_plan.known))
+        raise WeightsError(f"the decoder of layer {layer} ends at layer {target}, and the last layer is {max(job_plan.known)}")
     if len(set(last.values())) > 1:
-        said = ", ".join(f"layer {layer} to layer {target}" for layer, target in last.items())
-        raise WeightsError(f"the decoders do not end at one layer: {said}")
-
-
-def files_read(job: Job, made: Plan) -> list[HubFile]:
-    """The weight files that a job reads, in that order: W_dec's behind its encoder's, where it has one and is read."""
-    files = []
-    for layer, file in made.files.items():
-        decoder = plan.decoder_file(made.schema, layer, file) if job.decode else None
-        files += [file, decoder] if decoder else [file]
-    return files
-
-
-def files_of(job: Job, source: Source) -> tuple[list[HubFile], mirror.Listing | None]:
-    """Every file that a job reads, and the listing that told which they are, if one did. Errors as in generate()."""
-    made = plan.make(job, source)
-    return [*([made.config] if made.config else []), *files_read(job, made)], made.listing
-
-
-@dataclass(frozen=True)
-class RecordedFile:
-    """A weight file of a reference: where it lies, the sha256 of its bytes, and the one on record, if any."""
-
-    file: HubFile
-    path: str
-    sha256: str
-    recorded_sha256: str | None
-
-    @property
-    def problem(self) -> str | None:
-        """What is wrong with the file, if anything."""
-        if self.recorded_sha256 in (None, self.sha256):
-            return None
-        return (
-            f"wrong sha256: {self.file.path} has {self.sha256[:16]}..., "
-            f"the reference was made from {str(self.recorded_sha256)[:16]}..."
-        )
-
-
-@dataclass(frozen=True)
-class RecordedLayer:
-    """A layer of a reference. `decodes` is whether the reference has what the decoder makes of its cases.
-
-    `decoder` is the file of W_dec then, where that is another.
-    """
-
-    layer: int
-    schema: Schema
-    weights: RecordedFile
-    decoder: RecordedFile | None
-    cases: list[Document]
-    decodes: bool
-
-    @contextlib.contextmanager
-    def opened(self) -> Iterator[tuple[LayerWeights, Decoder | None]]:
-        """The layer's weights, and W_dec where the reference decodes. Raises WeightsError."""
-        with contextlib.ExitStack() as stack:
-            reader = cast(BinaryIO, stack.enter_context(open(self.weights.path, "rb", buffering=0)))
-            path = self.weights.file.path
-            layer_weights = open_layer(self.schema, self.layer, reader, path, path)
-            w_dec = layer_weights.decoder if self.decodes else None
-            if self.decoder:
-                reader = cast(BinaryIO, stack.enter_context(open(self.decoder.path, "rb", buffering=0)))
-                w_dec = open_decoder(layer_weights, reader, self.decoder.file.path, self.decoder.file.path)
-            yield layer_weights, w_dec
-
-
-def recorded_layers(recorded: Document, job: Job, events: Events, *, by_curation: bool) -> Iterator[RecordedLayer]:
-    """The layers of a reference, fetched as they are asked for: the files that it names, at its commits.
-
-    What torch wrote names no files: there, and with `by_curation`, the job's repo says which they are. Of the job
-    only the source counts. Raises as generate does, and DataError for a schema that is not known.
-    """
-    schema = schema_of(recorded)
-    source = Source(job, events)
-    wanted = tuple(sorted({case["layer"] for case in recorded["test_cases"]}))
-    records = {record["layer"]: record for record in recorded.get("layers", [])}
-    if by_curation or not records:
-        files = plan.make(replace(job, layers=wanted, schema=schema.name), source).files
-    else:
-        files = {layer: _recorded_file(recorded, records[layer], records[layer]["path"]) for layer in wanted}
-    decodes = any("reconstructions" in case for case in recorded["test_cases"])
-    events.layers(len(files))
-    for layer, file in files.items():
-        if not file.path.endswith(schema.suffix):
-            raise document.DataError(f"the reference's schema is {schema.name}, but {file.path} is no {schema.suffix} file")
-        record = records.get(layer, {})
-        cases = [case for case in recorded["test_cases"] if case["layer"] == layer]
-        decoder_file = plan.decoder_file(schema, layer, file)
-        if "decoder_path" in record and not by_curation:
-            decoder_file = _recorded_file(recorded, record, record["decoder_path"])
-        decoder = None
-        if decoder_file and decodes:
-            decoder = _fetched(source, decoder_file, record.get("decoder_sha256"))
-        yield RecordedLayer(layer, schema, _fetched(source, file, record.get("sha256")), decoder, cases, decodes)
-        events.layer_done(layer)
-
-
-def _fetched(source: Source, file: HubFile, recorded_sha256: str | None) -> RecordedFile:
-    local = source.fetch(file)
-    sha256 = mirror.sha256_of(local.path)  # of the bytes themselves, whatever name the cache has for them
-    return RecordedFile(file, str(local.path), sha256, recorded_sha256)
-
-
-def schema_of(recorded: Document) -> Schema:
-    """The schema of a reference. Raises DataError where it is not known."""
-    try:
-        return schemas.by_name(recorded["schema"])
-    except KeyError:
-        known = ", ".join(schema.name for schema in schemas.SCHEMAS)
-        raise document.DataError(f"the reference's schema is {recorded.get('schema')}; known are {known}") from None
-
-
-def known_files(
-    recorded: Document, job: Job, events: Events = Events(), *, by_curation: bool
-) -> tuple[dict[int, HubFile], bool]:
-    """The files of all layers that the job's repo, or the reference, tells of; and whether these are sure to be all.
-
-    Whatever cannot be found out is left out.
-    """
-    schema, source = schema_of(recorded), Source(job, events)
-    records = [] if by_curation else recorded.get("layers", [])
-    own = {record["layer"]: _recorded_file(recorded, record, record["path"]) for record in records}
-    known: dict[int, HubFile] = {}
-    is_whole = False
-    first = tuple(sorted({case["layer"] for case in recorded["test_cases"]}))[:1]
-    with contextlib.suppress(OSError, ValueError, vendored_hf.EntryNotFoundError):
-        made = plan.make(replace(job, layers=first, schema=schema.name), source)
-        known, is_whole = made.known, made.is_whole
-    if not is_whole:
-        for file in list((own or known).values())[:1]:
-            with contextlib.suppress(OSError, ValueError, vendored_hf.EntryNotFoundError):
-                known = plan.like(schema, file, source.listing(file.repo, file.revision)) | known
-    return dict(sorted((known | own).items())), is_whole
-
-
-def fetch_weights(job: Job, events: Events, file: HubFile) -> str:
-    """The local path of a weight file that no reference names. Raises as Source.fetch does."""
-    return str(Source(job, events).fetch(file).path)
-
-
-def _recorded_file(recorded: Document, record: Document, path: str) -> HubFile:
-    repo = record.get("repo") or document.weights_repo(recorded)
-    try:
-        file = curation.parse_uri(f"hf://{repo}/{path}")
-    except curation.CurationError as error:
-        raise document.DataError(f"the reference names a weight file that cannot be: {error}") from error
-    return replace(file, revision=record.get("revision", recorded.get("weights_revision")))
+        ends = ", ".join(f"layer {layer} to layer {target}" for layer, target in last.items())
+        raise WeightsError(f"the decoders do not end at one layer: {ends}")
 
 
 def _environment(error32: float, n_settled: int) -> Document:

@@ -1,23 +1,22 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""Which files a job reads, and which schema they are of: found out from what the repo shows, or as the job says."""
+"""Which files a job reads, and which format they are of: found out from what the repo shows, or as the job says."""
 
 from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
 import vendored_hf
 from oracle.errors import BadUse
-from oracle.job import ALL, SAMPLE, Job
+from oracle.job import ALL, CURATION_REPO, SAMPLE, Job
 from oracle.sources import curation
 from oracle.sources.curation import CurationError, HubFile
-from oracle.sources.mirror import Listing
-from oracle.sources.source import ListingError, Source
-from oracle.weights import formats as schemas
-from oracle.weights.formats import LIST, NAMES, PATH, SCHEMAS, Schema
-from oracle.weights.layer import open_file
+from oracle.sources.listing import Listing, ListingError
+from oracle.sources.source import Source
+from oracle.weights import formats
+from oracle.weights.formats import DECODER, ENCODER, FORMATS, LIST, NAMES, PATH, Format
 
 CONFIG_FILE = "config.yaml"
 MOST_SHOWN = 8
@@ -29,8 +28,35 @@ class LayerError(BadUse, ValueError):
 
 
 @dataclass(frozen=True)
+class LayerFiles:
+    """The weight files of a layer, by their role: see weights/formats.py."""
+
+    layer: int
+    files: dict[str, HubFile]
+
+    @classmethod
+    def beside(cls, weights_format: Format, layer: int, encoder: HubFile) -> LayerFiles:
+        """All files of a layer, which lie beside that of its encoder."""
+        folder = posixpath.dirname(encoder.path)
+        others = {
+            role: replace(encoder, path=posixpath.join(folder, name.format(layer=layer)))
+            for role, name in weights_format.files.items()
+            if role != ENCODER
+        }
+        return cls(layer, {ENCODER: encoder, **others})
+
+    @property
+    def encoder(self) -> HubFile:
+        return self.files[ENCODER]
+
+    def read(self, decode: bool) -> LayerFiles:
+        """Those that are read: W_dec's own file only where it is decoded."""
+        return self if decode else LayerFiles(self.layer, {role: file for role, file in self.files.items() if role != DECODER})
+
+
+@dataclass(frozen=True)
 class Plan:
-    """`files` are those of the job's layers in order, `known` those of all layers that the repo tells of.
+    """`layers` are the files of the job's layers in order, `known` those of all layers that the repo tells of.
 
     `config` is the config.yaml that was read, None where there was none, and `commit` that of the repo where the
     source told it. `curated` is whether the config.yaml names the files: they may be in other repos then. `listing` is
@@ -38,12 +64,12 @@ class Plan:
     `model_name` is the model that was transcoded, as the config.yaml has it.
     """
 
-    schema: Schema
-    files: dict[int, HubFile]
-    known: dict[int, HubFile]
-    config: HubFile | None
-    commit: str | None
-    curated: bool
+    format: Format
+    layers: dict[int, LayerFiles]
+    known: dict[int, LayerFiles]
+    config: HubFile | None = None
+    commit: str | None = None
+    curated: bool = False
     model_name: str | None = None
     listing: Listing | None = None
 
@@ -54,9 +80,9 @@ class Plan:
     @property
     def output(self) -> str:
         """The default name of the reference's file, by the kind of the weights and the family of their model."""
-        repo = next(iter(self.files.values())).repo
+        repo = next(iter(self.layers.values())).encoder.repo
         family = _family(self.model_name or "") or _family(repo) or "model"
-        return f"{self.schema.output}_{family}_reference.json"
+        return f"{self.format.output}_{family}_reference.json"
 
 
 def _family(name: str) -> str:
@@ -65,149 +91,156 @@ def _family(name: str) -> str:
     return next((word for word in words if word not in KINDS_OF_WEIGHTS), "")
 
 
-def decoder_file(schema: Schema, layer: int, file: HubFile) -> HubFile | None:
-    """The file with W_dec that goes with an encoder's file; None where it is the same."""
-    if schema.decoder_file is None:
-        return None
-    return replace(file, path=posixpath.join(posixpath.dirname(file.path), schema.decoder_file.format(layer=layer)))
-
-
-def like(schema: Schema, file: HubFile, listing: Listing) -> dict[int, HubFile]:
+def sibling_files(weights_format: Format, file: HubFile, listing: Listing) -> dict[int, LayerFiles]:
     """The files of a repo that differ from this one in their layer alone, and in their L0, of which the nearest counts."""
-    own, own_l0 = _without_numbers(schema, file.path)
-    found: dict[int, tuple[int, str]] = {}
+    own, own_l0 = _without_numbers(weights_format, file.path)
+    nearest: dict[int, tuple[int, str]] = {}
     for path in listing.paths:
-        text, l0 = _without_numbers(schema, path)
-        if text == own:
-            layer = schema.layer_of(path)
-            layer = curation.layer_in(path) if layer is None else layer
-            if layer is not None:
-                candidate = abs(l0 - own_l0), path
-                found[layer] = min(found.get(layer, candidate), candidate)
-    return {layer: replace(file, path=path) for layer, (_, path) in found.items()}
+        text, l0 = _without_numbers(weights_format, path)
+        layer = _layer_in([weights_format], path) if text == own else None
+        if layer is not None:
+            sibling = abs(l0 - own_l0), path
+            nearest[layer] = min(nearest.get(layer, sibling), sibling)
+    return _beside(weights_format, {layer: replace(file, path=path) for layer, (_, path) in nearest.items()})
 
 
-def _without_numbers(schema: Schema, path: str) -> tuple[str, int]:
+def _without_numbers(weights_format: Format, path: str) -> tuple[str, int]:
     """A path without its layer and its L0, and the L0."""
-    before = re.escape(schema.file.partition("{layer}")[0] if "{layer}" in schema.file else "layer_")
+    name = weights_format.encoder_file
+    before = re.escape(name.partition("{layer}")[0] if "{layer}" in name else "layer_")
     l0 = re.search(r"l0_(\d+)", path)
     return re.sub(rf"((?:^|/)(?:layer_|{before})|l0_)\d+", r"\1#", path), int(l0[1]) if l0 else 0
 
 
-def make(job: Job, source: Source) -> Plan:
+def _layer_in(rows: Iterable[Format], path: str) -> int | None:
+    """The layer that a path says it is of, by the names of some formats or as `layer_N`. Raises CurationError."""
+    return next((layer for layer in (row.layer_of(path) for row in rows) if layer is not None), curation.layer_in(path))
+
+
+def plan(job: Job, source: Source) -> Plan:
     """Find out what a job reads. Raises LayerError, CurationError, WeightsError, or what the source raises."""
-    if job.schema is not None and job.schema not in {schema.name for schema in SCHEMAS}:
-        raise CurationError(f"there is no schema {ascii(job.schema)}; there are {', '.join(s.name for s in SCHEMAS)}")
-    are_files = {path.endswith(schemas.SUFFIXES) for path in job.paths}
+    origin = job.origin
+    repo = origin.repo or CURATION_REPO
+    if origin.schema is not None and origin.schema not in {row.name for row in FORMATS}:
+        raise CurationError(f"there is no schema {ascii(origin.schema)}; there are {', '.join(row.name for row in FORMATS)}")
+    are_files = {path.endswith(formats.SUFFIXES) for path in origin.path}
     if are_files == {True, False}:
-        raise LayerError(f"--path {' --path '.join(job.paths)}: name weight files or a folder of them, not both")
+        raise LayerError(f"--path {' --path '.join(origin.path)}: name weight files or a folder of them, not both")
     if True in are_files:
-        return _of_paths(job, source)
+        return _of_paths(job, repo, source)
     try:
-        config_file = HubFile(job.repo, job.revision, CONFIG_FILE)
-        with source.open(config_file) as opened:
-            config = curation.parse_config(opened.reader.read(curation.SIZE_LIMIT + 1))
+        config_file = HubFile(repo, origin.revision, CONFIG_FILE)
+        with source.open(config_file) as file:
+            config = curation.parse_config(file.open.reader.read(curation.SIZE_LIMIT + 1))
     except vendored_hf.EntryNotFoundError as missing:
         if isinstance(missing, vendored_hf.LocalEntryNotFoundError) and not source.is_local:
             raise  # the server is out of reach: nobody knows whether there is one
-        return _of_names(job, source, None, None, None, missing)
-    if config.files is None or job.paths:
-        made = _of_names(job, source, config.model_kind, config_file, opened.commit, None)
-        return replace(made, model_name=config.model_name)
+        return _of_names(job, repo, source, missing=missing)
+    if config.files is None or origin.path:
+        by_names = _of_names(job, repo, source, kind=config.model_kind, config=config_file, commit=file.commit)
+        return replace(by_names, model_name=config.model_name)
     known = {
-        layer: replace(file, revision=file.revision or job.weights_revision) for layer, file in config.files.items()
+        layer: replace(entry, revision=entry.revision or origin.weights_revision) for layer, entry in config.files.items()
     }
-    files = _wanted(job, known, len(known))
-    rows = [schema for schema in SCHEMAS if LIST in schema.found_by and _is_of_kind(schema, config.model_kind)]
-    schema = _schema(job, source, rows, files, f"the transcoders: list of {job.repo}")
-    return Plan(schema, files, known, config_file, opened.commit, True, config.model_name)
+    files = _wanted(job, repo, known, len(known))
+    rows = [row for row in FORMATS if LIST in row.found_by and _is_of_kind(row, config.model_kind)]
+    row = _format(job, source, rows, files, f"the transcoders: list of {repo}")
+    return Plan(row, _beside(row, files), _beside(row, known), config_file, file.commit, True, config.model_name)
 
 
-def _of_paths(job: Job, source: Source) -> Plan:
+def _beside(row: Format, encoders: dict[int, HubFile]) -> dict[int, LayerFiles]:
+    return {layer: LayerFiles.beside(row, layer, file) for layer, file in encoders.items()}
+
+
+def _of_paths(job: Job, repo: str, source: Source) -> Plan:
     """Files that the job names itself. A layer's number is in its path; a single file without one may be any layer's."""
     files: dict[int, HubFile] = {}
-    for path in job.paths:
+    for path in job.origin.path:
         try:
-            file = curation.parse_uri(f"hf://{job.repo}/{path}")
+            file = curation.parse_uri(f"hf://{repo}/{path}")
         except CurationError as error:
             raise CurationError(f"--path {path}: {error}") from error
-        layer = next((n for n in (schema.layer_of(path) for schema in SCHEMAS) if n is not None), curation.layer_in(path))
-        if layer is None and len(job.paths) == 1:
+        layer = _layer_in(FORMATS, path)
+        if layer is None and len(job.origin.path) == 1:
             layer = job.layers[0] if isinstance(job.layers, tuple) and len(job.layers) == 1 else 0
         if layer is None:
             raise LayerError(f"{path} does not say which layer it is of: name such a file alone, its layer with --layers")
         if layer in files:
             raise LayerError(f"{files[layer].path} and {path} are both of layer {layer}")
-        files[layer] = replace(file, revision=job.weights_revision or job.revision)
+        files[layer] = replace(file, revision=job.origin.weights_revision or job.origin.revision)
     if isinstance(job.layers, tuple) and set(job.layers) != set(files):
         raise LayerError(f"the paths are of the layers {sorted(files)}, and --layers says {sorted(set(job.layers))}")
     files = dict(sorted(files.items()))
-    rows = [schema for schema in SCHEMAS if PATH in schema.found_by]
-    return Plan(_schema(job, source, rows, files, "the path"), files, files, None, None, False)
+    row = _format(job, source, [row for row in FORMATS if PATH in row.found_by], files, "the path")
+    return Plan(row, _beside(row, files), _beside(row, files))
 
 
 def _of_names(
     job: Job,
+    repo: str,
     source: Source,
-    kind: str | None,
-    config: HubFile | None,
-    commit: str | None,
-    missing: vendored_hf.EntryNotFoundError | None,
+    *,
+    kind: str | None = None,
+    config: HubFile | None = None,
+    commit: str | None = None,
+    missing: vendored_hf.EntryNotFoundError | None = None,
 ) -> Plan:
     """The files of a repo that has them itself, by their names. `missing` is why there is no config.yaml."""
-    rows = [schema for schema in SCHEMAS if NAMES in schema.found_by and _is_of_kind(schema, kind)]
-    rows = [schema for schema in rows if job.schema in (None, schema.name)]
-    revision = job.weights_revision or commit or job.revision
+    origin = job.origin
+    rows = [row for row in FORMATS if NAMES in row.found_by and _is_of_kind(row, kind) and origin.schema in (None, row.name)]
+    revision = origin.weights_revision or commit or origin.revision
     try:
-        listing = source.listing(job.repo, revision)
+        listing = source.listing(repo, revision)
     except ListingError as error:
-        if missing is not None and job.schema is None:
+        if missing is not None and origin.schema is None:
             raise missing
         if not isinstance(job.layers, tuple) or len(rows) != 1:
-            raise ListingError(f"{error}: say --layers 0,1,... and --schema {'|'.join(s.name for s in rows)}") from error
-        folder = job.paths[0] if job.paths else ""
+            raise ListingError(f"{error}: say --layers 0,1,... and --schema {'|'.join(row.name for row in rows)}") from error
+        folder = origin.path[0] if origin.path else ""
         named = {
-            layer: HubFile(job.repo, revision, posixpath.join(folder, rows[0].file.format(layer=layer)))
+            layer: HubFile(repo, revision, posixpath.join(folder, rows[0].encoder_file.format(layer=layer)))
             for layer in job.layers
         }
-        return Plan(rows[0], named, named, config, commit, False)
+        layers = _beside(rows[0], named)
+        return Plan(rows[0], layers, layers, config, commit)
     if missing is not None and CONFIG_FILE in listing.paths:
         raise missing
     folders: dict[tuple[str, str], dict[int, HubFile]] = {}
     for path in listing.paths:
-        for schema in rows:
-            layer = schema.layer_of(path)
+        for row in rows:
+            layer = row.layer_of(path)
             if layer is not None:
-                of_folder = folders.setdefault((schema.name, posixpath.dirname(path)), {})
-                of_folder[layer] = HubFile(job.repo, listing.commit or revision, path)
-    chosen = {posixpath.normpath(path) for path in job.paths}
+                of_folder = folders.setdefault((row.name, posixpath.dirname(path)), {})
+                of_folder[layer] = HubFile(repo, listing.commit or revision, path)
+    chosen = {posixpath.normpath(path) for path in origin.path}
     if chosen and folders:
-        there = ", ".join(sorted({f"{folder or '.'}/" for _, folder in folders}))
+        existing = ", ".join(sorted({f"{folder or '.'}/" for _, folder in folders}))
         folders = {key: of for key, of in folders.items() if (key[1] or ".") in chosen}
         if not folders:
-            raise CurationError(f"--path {' --path '.join(job.paths)}: {job.repo} has no such weight files there, but in {there}")
-    said = f"{job.repo} ({f'model_kind {kind}' if kind else 'no config.yaml'})"
+            raise CurationError(f"--path {' --path '.join(origin.path)}: {repo} has no such weight files there, but in {existing}")
+    seen = f"{repo} ({f'model_kind {kind}' if kind else 'no config.yaml'})"
     if not folders:
         if missing is not None and not listing.paths:
             raise missing
         raise CurationError(
-            f"{said} has no files that are named like {' or '.join(s.file for s in rows) or 'those of a known schema'}; "
+            f"{seen} has no files that are named like {' or '.join(row.encoder_file for row in rows) or 'those of a known schema'}; "
             f"it has {_shown(listing.paths)}"
         )
     if len(folders) > 1:
-        seen = "; ".join(f"{name} in {folder or 'the root'}/: {len(of)} layers" for (name, folder), of in folders.items())
-        raise CurationError(f"{said} can be read in more than one way, {seen}: choose by --schema NAME or --path FOLDER")
+        ways = "; ".join(f"{name} in {folder or 'the root'}/: {len(of)} layers" for (name, folder), of in folders.items())
+        raise CurationError(f"{seen} can be read in more than one way, {ways}: choose by --schema NAME or --path FOLDER")
     ((name, _), known), = folders.items()
     known = dict(sorted(known.items()))
     if not listing.complete and job.layers in (ALL, SAMPLE):
-        there = f"the layer{'s' if len(known) > 1 else ''} {', '.join(map(str, known))}"
+        cached = f"the layer{'s' if len(known) > 1 else ''} {', '.join(map(str, known))}"
         raise ListingError(
-            f"nobody tells how many layers {job.repo} has; {there} can be had without the Hub: name them with --layers"
+            f"the number of layers of {repo} is unknown offline; {cached} can be had without the Hub: name them with --layers"
         )
-    return Plan(schemas.by_name(name), _wanted(job, known, max(known) + 1), known, config, commit, False, listing=listing)
+    row = formats.by_name(name)
+    return Plan(row, _beside(row, _wanted(job, repo, known, max(known) + 1)), _beside(row, known), config, commit, listing=listing)
 
 
-def _wanted(job: Job, known: dict[int, HubFile], n_layers: int) -> dict[int, HubFile]:
+def _wanted(job: Job, repo: str, known: dict[int, HubFile], n_layers: int) -> dict[int, HubFile]:
     """Of the files known those of the job's layers."""
     if job.layers == SAMPLE:
         layers = {0, (n_layers - 1) // 2, n_layers - 1}
@@ -216,45 +249,41 @@ def _wanted(job: Job, known: dict[int, HubFile], n_layers: int) -> dict[int, Hub
     missing = sorted(layers - known.keys())
     if missing:
         whole = sorted(known) == list(range(n_layers))
-        told = f"the layers 0 to {n_layers - 1}" if whole else f"the layers {', '.join(map(str, sorted(known)))}"
-        raise LayerError(f"{job.repo} lists {told}; it has no layer {missing[0]}")
+        listed = f"the layers 0 to {n_layers - 1}" if whole else f"the layers {', '.join(map(str, sorted(known)))}"
+        raise LayerError(f"{repo} lists {listed}; it has no layer {missing[0]}")
     return {layer: known[layer] for layer in sorted(layers)}
 
 
-def _schema(job: Job, source: Source, rows: list[Schema], files: dict[int, HubFile], where: str) -> Schema:
+def _format(job: Job, source: Source, rows: list[Format], files: dict[int, HubFile], where: str) -> Format:
     """The one row that fits what is seen: how the files end, and where that leaves several, the first one's tensors."""
-    if job.schema is not None:
-        rows = [schema for schema in SCHEMAS if schema.name == job.schema]
+    if job.origin.schema is not None:
+        rows = [formats.by_name(job.origin.schema)]
     layer, first = next(iter(files.items()))
-    left = [schema for schema in rows if all(file.path.endswith(schema.suffix) for file in files.values())]
+    left = [row for row in rows if all(file.path.endswith(row.suffix) for file in files.values())]
     if not left:
-        known = {suffix: file.path for file in files.values() for suffix in {s.suffix for s in rows} if file.path.endswith(suffix)}
+        known = {suffix: file.path for file in files.values() for suffix in {row.suffix for row in rows} if file.path.endswith(suffix)}
         if len(known) > 1:
             raise CurationError(f"{' and '.join(known.values())}: {where} names files of several formats, and a schema has one")
-        odd = next((f.path for f in files.values() if not f.path.endswith(tuple(known))), first.path)
+        odd = next((file.path for file in files.values() if not file.path.endswith(tuple(known))), first.path)
         raise CurationError(
             f"{odd}: no schema that {where} can name has such files; "
-            f"{', '.join(f'{s.name} has *{s.suffix}' for s in rows) or 'there is none of that kind'}"
+            f"{', '.join(f'{row.name} has *{row.suffix}' for row in rows) or 'there is none of that kind'}"
         )
-    if len(left) > 1:
-        with source.open(first) as opened:
-            file = open_file(opened.reader, first.path, opened.where)
-            tensors = list(file.in_order())
-        left = _only(left, lambda schema: schema.holds(tensors, layer), f"{first.path} has the tensors {_shown(tensors)}")
-    return left[0]
+    if len(left) == 1:
+        return left[0]
+    with source.open(first) as file:
+        names = file.open.tensors().names
+    seen = f"{first.path} has the tensors {_shown(names)}"
+    fitting = [row for row in left if row.holds(names, layer)]
+    if not fitting:
+        raise CurationError(f"{seen}: that is none of {', '.join(row.name for row in left)}")
+    if len(fitting) > 1:
+        raise CurationError(f"{seen}: that may be {' or '.join(row.name for row in fitting)}; choose by --schema")
+    return fitting[0]
 
 
-def _only(rows: list[Schema], fits: Callable[[Schema], bool], seen: str) -> list[Schema]:
-    left = [schema for schema in rows if fits(schema)]
-    if not left:
-        raise CurationError(f"{seen}: that is none of {', '.join(schema.name for schema in rows)}")
-    if len(left) > 1:
-        raise CurationError(f"{seen}: that may be {' or '.join(schema.name for schema in left)}; choose by --schema")
-    return left
-
-
-def _is_of_kind(schema: Schema, kind: str | None) -> bool:
-    return kind is None or schema.model_kind == kind
+def _is_of_kind(row: Format, kind: str | None) -> bool:
+    return kind is None or row.model_kind == kind
 
 
 def _shown(names: Collection[str]) -> str:

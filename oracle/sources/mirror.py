@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import re
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,13 +20,14 @@ from urllib.parse import unquote, urlsplit
 
 import vendored_hf
 from oracle.errors import BadData
+from oracle.sources import listing as listings
 from oracle.sources.curation import HubFile
+from oracle.sources.listing import Listing
 
 Commits = dict[tuple[str, str], str]  # by repo and revision
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
-MANIFEST_LIMIT = 16 * 1024 * 1024
 
 logger = logging.getLogger("vendored_hf")
 
@@ -54,20 +54,6 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Listing:
-    """The paths of a repo at a revision, and the commit that this is, if it is known.
-
-    `complete` is whether these are all that the repo has, and not only what somebody fetched of it.
-    """
-
-    repo: str
-    revision: str
-    commit: str | None
-    paths: tuple[str, ...]
-    complete: bool = True
-
-
-@dataclass(frozen=True)
 class Manifest:
     """What a manifest.json says."""
 
@@ -89,16 +75,16 @@ def parse_manifest(text: bytes, where: str) -> Manifest:
             if not re.fullmatch("[0-9a-f]{64}", entry.sha256) or not re.fullmatch("[0-9a-f]{40}", entry.commit or "0" * 40):
                 raise ValueError(entry)
             vendored_hf.hf_hub_url(entry.repo, entry.path, revision=entry.revision)  # refuses what leads out of the tree
-        listings = [
-            Listing(told["repo"], told["revision"], told["commit"], tuple(told["paths"])) for told in document.get("listings", [])
+        repos = [
+            Listing(item["repo"], item["revision"], item["commit"], tuple(item["paths"])) for item in document.get("listings", [])
         ]
-        if not all(isinstance(text, str) for one in listings for text in (one.repo, one.revision, one.commit or "", *one.paths)):
-            raise TypeError(listings)
+        if not all(isinstance(text, str) for repo in repos for text in (repo.repo, repo.revision, repo.commit or "", *repo.paths)):
+            raise TypeError(repos)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, MirrorError):
             raise
         raise MirrorError(f"{where} is not a manifest of this program: {type(error).__name__}") from error
-    return Manifest(entries, listings)
+    return Manifest(entries, repos)
 
 
 def folder_of(endpoint: str | None) -> Path | None:
@@ -150,7 +136,7 @@ class Mirror:
 
     def listing(self, repo: str, revision: str | None) -> Listing | None:
         """The paths of a repo; None where the mirror does not tell. Raises MirrorError."""
-        revision, manifest = revision or "main", self._told()
+        revision, manifest = revision or "main", self._loaded()
         for listing in manifest.listings:
             if listing.repo == repo and revision in (listing.revision, listing.commit):
                 return listing
@@ -159,53 +145,34 @@ class Mirror:
             return Listing(repo, revision, listed[0].commit, tuple(entry.path for entry in listed), complete=False)
         if self.folder is None:
             return None
-        # Somebody laid this out by hand: what is there is what there is.
-        tree = self.folder / repo / "resolve" / revision
-        paths = tuple(sorted(there.relative_to(tree).as_posix() for there in tree.rglob("*") if there.is_file()))
-        return Listing(repo, revision, None, paths)
+        # A tree that was laid out by hand: its files are all that there are.
+        return Listing(repo, revision, None, listings.files_below(self.folder / repo / "resolve" / revision))
 
     def _find(self, file: HubFile) -> Entry | None:
         revision = file.revision or "main"
         return next(
-            (e for e in self._told().entries if (e.repo, e.path) == (file.repo, file.path) and revision in (e.revision, e.commit)),
+            (e for e in self._loaded().entries if (e.repo, e.path) == (file.repo, file.path) and revision in (e.revision, e.commit)),
             None,
         )
 
-    def _told(self) -> Manifest:
+    def _loaded(self) -> Manifest:
         if self._manifest is None:
-            self._manifest = self._read() or Manifest([], [])
+            self._manifest = load_manifest(self.folder) if self.folder else self._from_server()
         return self._manifest
 
-    def _read(self) -> Manifest | None:
+    def _from_server(self) -> Manifest:
         if self.endpoint is None:
-            return None
-        if self.folder is not None:
-            place = self.folder / MANIFEST
-            return parse_manifest(place.read_bytes(), str(place)) if place.is_file() else None
-        import requests
-
-        url = f"{self.endpoint}/{MANIFEST}"
+            return Manifest([], [])
         try:
-            answer = vendored_hf.Hub(self.endpoint).request("GET", url, timeout=10.0)
+            return parse_manifest(*listings.fetch_json(self.endpoint, MANIFEST))
         except vendored_hf.HfHubHTTPError as error:
-            if error.status_code in (429, 500, 502, 503, 504):
+            if error.status_code in listings.BUSY:
                 raise  # there may be one, and without it nothing would be verified
-            return None  # most servers have none
-        except vendored_hf.HubConnectionError:
-            return None  # out of reach: the request that needs the server reports it
-        url = url.rpartition("@")[2]  # as messages may show it
-        text = b""
-        with answer:
-            if "json" not in answer.headers.get("Content-Type", ""):
-                return None
-            try:
-                for chunk in answer.iter_content(1 << 16):
-                    text += chunk
-                    if len(text) > MANIFEST_LIMIT:
-                        raise MirrorError(f"{url} has more than {MANIFEST_LIMIT} bytes")
-            except requests.RequestException as error:
-                raise MirrorError(f"{url} cannot be read: {type(error).__name__}") from error
-        return parse_manifest(text, url)
+        except (listings.NotJsonError, vendored_hf.HubConnectionError):
+            pass  # out of reach: the request that needs the server reports it
+        except listings.ListingError as error:
+            raise MirrorError(str(error)) from error
+        return Manifest([], [])  # most servers have none
 
 
 def sha256_of(path: str | Path) -> str:
@@ -220,14 +187,15 @@ def sha256_of(path: str | Path) -> str:
 def commits_of(destination: Path) -> Commits:
     """The commits at which the mirror at `destination` has what it has: it grows at these. Raises MirrorError."""
     commits: Commits = {}
-    for entry in _manifest_of(destination).entries:
+    for entry in load_manifest(destination).entries:
         if entry.commit and commits.setdefault((entry.repo, entry.revision), entry.commit) != entry.commit:
             raise MirrorError(f"{entry.place} {_of_another_commit(entry, commits)}: build it anew, in another folder")
     return commits
 
 
-def _manifest_of(destination: Path) -> Manifest:
-    place = destination / MANIFEST
+def load_manifest(folder: Path) -> Manifest:
+    """The manifest of a mirror in a folder; an empty one where there is none. Raises MirrorError."""
+    place = folder / MANIFEST
     return parse_manifest(place.read_bytes(), str(place)) if place.is_file() else Manifest([], [])
 
 
@@ -245,16 +213,16 @@ def build(
 ) -> list[Entry]:
     """Add files to the mirror at `destination`, and to its manifest after each; what is there already is kept.
 
-    `listing` is that of the repo where its files' names tell which they are: the mirror tells it on, if it is complete.
+    `listing` is that of the repo where its files' names tell which they are: the mirror has it too, if it is complete.
     `fetch` gives a verified local copy, at the mirror's commits. `on_file(entry, kept)` is called for each. Raises
     MirrorError, also where a repo's files at one revision would be of two commits, and OSError.
     """
-    commits, there = commits_of(destination), _manifest_of(destination)
-    entries = {entry.place: entry for entry in there.entries}
-    listings = {(one.repo, one.revision): one for one in there.listings}
-    is_new = listing is not None and listing.complete and listing not in there.listings
+    commits, manifest = commits_of(destination), load_manifest(destination)
+    entries = {entry.place: entry for entry in manifest.entries}
+    repos = {(repo.repo, repo.revision): repo for repo in manifest.listings}
+    is_new = listing is not None and listing.complete and listing not in manifest.listings
     if listing and is_new:
-        listings[listing.repo, listing.revision] = listing
+        repos[listing.repo, listing.revision] = listing
     for file in files:
         local = fetch(file)
         sha256 = local.sha256 or sha256_of(local.path)
@@ -265,30 +233,28 @@ def build(
         target = destination / entry.place
         kept = entries.get(entry.place) == entry and target.is_file() and target.stat().st_size == size
         if not kept:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            partial = target.with_name(target.name + ".incomplete")
-            shutil.copyfile(local.path, partial)
-            if sha256_of(partial) != sha256:
-                partial.unlink()
-                raise MirrorError(f"{local.path} does not have the sha256 {sha256} that names it: delete it and fetch it again")
-            partial.replace(target)
+            digest = hashlib.sha256()
+            with vendored_hf.replacing(target) as copy, open(local.path, "rb", buffering=0) as original:
+                while chunk := original.read(1 << 18):
+                    digest.update(chunk)
+                    copy.write(chunk)
+                if digest.hexdigest() != sha256:
+                    raise MirrorError(f"{local.path} does not have the sha256 {sha256} that names it: delete it and fetch it again")
             entries[entry.place] = entry
-            _write_manifest(destination, entries, listings)
+            _write_manifest(destination, entries, repos)
         on_file(entry, kept)
     if is_new:
-        _write_manifest(destination, entries, listings)
+        _write_manifest(destination, entries, repos)
     return list(entries.values())
 
 
-def _write_manifest(destination: Path, entries: dict[str, Entry], listings: dict[tuple[str, str], Listing]) -> None:
-    told: dict[str, Any] = {"format_version": FORMAT_VERSION, "files": [asdict(entries[key]) for key in sorted(entries)]}
-    told["listings"] = [
-        {"repo": one.repo, "revision": one.revision, "commit": one.commit, "paths": one.paths}
-        for _, one in sorted(listings.items())
+def _write_manifest(destination: Path, entries: dict[str, Entry], repos: dict[tuple[str, str], Listing]) -> None:
+    document: dict[str, Any] = {"format_version": FORMAT_VERSION, "files": [asdict(entries[place]) for place in sorted(entries)]}
+    document["listings"] = [
+        {"repo": repo.repo, "revision": repo.revision, "commit": repo.commit, "paths": repo.paths} for _, repo in sorted(repos.items())
     ]
-    partial = destination / f"{MANIFEST}.tmp"
-    partial.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
-    partial.replace(destination / MANIFEST)
+    with vendored_hf.replacing(destination / MANIFEST) as file:
+        file.write((json.dumps(document, indent=2) + "\n").encode())
 
 
 def check(destination: Path, on_file: Callable[[Entry, str | None], None]) -> int:
@@ -297,7 +263,7 @@ def check(destination: Path, on_file: Callable[[Entry, str | None], None]) -> in
     if not place.is_file():
         raise MirrorError(f"{place} does not exist: {destination} is no mirror of this program's")
     n_bad, commits = 0, Commits()
-    for entry in _manifest_of(destination).entries:
+    for entry in load_manifest(destination).entries:
         path = destination / entry.place
         problem = None
         if not path.is_file():

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import io
-import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -14,19 +13,20 @@ import vendored_hf
 if TYPE_CHECKING:
     import requests
 
-logger = logging.getLogger("vendored_hf")
-
 TAIL = 1 << 18  # bytes at the end, fetched first: a zip keeps its directory there, and small tensors lie beside it
 READ_AHEAD = 1 << 14
+
+
+class NoRangeError(OSError):
+    """The server sends whole files alone."""
 
 
 class RemoteFile(io.RawIOBase):
     """A seekable reader. `metadata` is what HEAD told; `received` counts the bytes that crossed the wire.
 
     Reads inside a stretch that advise() announced stream over one connection, which is taken up again where it
-    breaks; others read a little ahead. A server that knows no Range is read from the start, and what nobody asked
-    for is dropped. Every answer is checked: its Range, its ETag against the first. Raises HubConnectionError,
-    HfHubHTTPError, ConsistencyError.
+    breaks; others read a little ahead. Every answer is checked: its Range, its ETag against the first. Raises NoRangeError
+    where the server knows no Range, HubConnectionError, HfHubHTTPError, ConsistencyError.
     """
 
     def __init__(self, hub: vendored_hf.Hub, metadata: vendored_hf.HfFileMetadata):
@@ -41,22 +41,18 @@ class RemoteFile(io.RawIOBase):
         self._chunks: Iterator[bytes] = iter(())
         self._unread = b""  # of the last chunk
         self._at = self._until = 0  # where the open answer stands, and where it ends
-        self._whole = False  # the open answer is the whole file, though a Range was asked for
         self._advised = (0, 0)
         self._kept, self._kept_at = b"", 0
         self._tail, self._tail_at = b"", self._size
         tail_at = max(0, self._size - TAIL)
-        self._open_at(tail_at, self._size)  # shows whether the server knows Ranges
-        if not self._whole:
-            self._tail = self._fetch(tail_at, self._size)
-            self._tail_at = tail_at
+        self._tail = self._fetch(tail_at, self._size)  # shows whether the server knows Ranges
+        self._tail_at = tail_at
 
     def readable(self) -> bool:
         return True
 
     def seekable(self) -> bool:
-        """False where the server knows no Range. To seek backwards is then to begin again, at the whole file's cost."""
-        return not self._whole
+        return True
 
     def tell(self) -> int:
         return self._position
@@ -117,24 +113,18 @@ class RemoteFile(io.RawIOBase):
 
     def _go_to(self, position: int, stop: int) -> None:
         """Have an answer open that stands at `position`."""
-        reachable = position == self._at or (self._whole and position > self._at)
-        if self._response is None or not reachable or position >= self._until:
+        if self._response is None or position != self._at or position >= self._until:
             advised = self._advised[1] if self._advised[0] <= position < self._advised[1] else stop
             self._open_at(position, min(max(stop, advised), self._tail_at))
-        while self._at < position:
-            chunk = self._next_chunk()
-            dropped = min(len(chunk), position - self._at)
-            self._unread = chunk[dropped:]
-            self._at += dropped
 
     def _open_at(self, position: int, until: int) -> None:
         self._hang_up()
         self._response = self._source.open(position, until)
-        self._whole = self._response.status_code != 206 and (position, until) != (0, self._size)
-        self._at, self._until = (0, self._size) if self._whole else (position, until)
+        if self._response.status_code != 206 and (position, until) != (0, self._size):
+            self._hang_up()
+            raise NoRangeError(f"{self._source.shown}: the server knows no Range, which --stream needs: leave --stream out")
+        self._at, self._until = position, until
         self._chunks = self._response.iter_content(vendored_hf.CHUNK)
-        if self._whole:
-            logger.warning("%s: the server knows no Range; all is read, and what is not needed is dropped", self._source.shown)
 
     def _next_chunk(self) -> bytes:
         if self._unread:

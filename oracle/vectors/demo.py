@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""A small synthetic repo of any schema, laid out as a Hub cache, so that everything runs without a network."""
+"""A small synthetic repo of any format, laid out as a Hub cache, so that everything runs without a network."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ import numpy as np
 
 import vendored_hf
 from oracle.arithmetic.residual import residual
-from oracle.job import Job
-from oracle.references import document
-from oracle.sources.source import LISTINGS
-from oracle.weights import formats as schemas
-from oracle.weights.formats import LIST, NAMES, SCHEMAS, Place, Schema
+from oracle.job import Job, Origin
+from oracle.references.writing import OutputError
+from oracle.sources import listing
+from oracle.weights import formats
+from oracle.weights.formats import DECODER, FORMATS, LIST, NAMES, Format, TensorSpec
 
 # Not the name of a real repo: a reference from these weights must not pass for one of Gemma Scope's.
 OWNER = "oracle-demo"
@@ -31,7 +31,7 @@ SAMPLE_LAYERS = (0, 12, 25)
 
 @dataclass(frozen=True)
 class Demo:
-    """What was made: the folder, the job that encodes it, and where its reference goes."""
+    """Synthetic weights: their folder, the job that encodes them, and where its reference goes."""
 
     folder: Path
     job: Job
@@ -41,79 +41,78 @@ class Demo:
     n_features: int = N_FEATURES
 
 
-def weights_repo(schema: Schema) -> str:
-    """The repo of a schema's synthetic weights."""
-    return f"{OWNER}/synthetic-{schema.name}"
+def weights_repo(row: Format) -> str:
+    """The repo of a format's synthetic weights."""
+    return f"{OWNER}/synthetic-{row.name}"
 
 
-def job_repo(schema: Schema) -> str:
-    """The repo that a job on them names: where the schema has lists, the one with the list."""
-    return weights_repo(schema) + ("-curation" if NAMES not in schema.found_by and LIST in schema.found_by else "")
+def job_repo(row: Format) -> str:
+    """The repo that a job on them names: where the format has lists, the one with the list."""
+    return weights_repo(row) + ("-curation" if NAMES not in row.found_by and LIST in row.found_by else "")
 
 
-def make(folder: str | None = None, name: str = SCHEMAS[0].name, *, decode: bool = False) -> Demo:
-    """Make the weights of a schema in `folder`, or a new temporary one. Raises document.OutputError."""
-    schema = schemas.by_name(name)
+def make(folder: str | None = None, name: str = FORMATS[0].name, *, decode: bool = False) -> Demo:
+    """Make the weights of a format in `folder`, or a new temporary one. Raises OutputError."""
+    row = formats.by_name(name)
     paths: list[str] = []
     listed: list[str] = []
     try:
         place = Path(folder or tempfile.mkdtemp(prefix="oracle-demo-"))
         cache = place / "hub"
         for layer in range(N_LAYERS):
-            files = layer_files(schema, layer)
+            files = layer_files(row, layer)
             paths.append(next(iter(files)))
             listed += files
             for path, content in files.items():
-                _add(cache, weights_repo(schema), path, content)
-        if schema.model_kind:
-            config = f"model_kind: {schema.model_kind}\n"
-            if NAMES not in schema.found_by:
-                config += "transcoders:\n" + "".join(f'  - "hf://{weights_repo(schema)}/{path}"\n' for path in paths)
-            _add(cache, job_repo(schema), "config.yaml", config.encode())
+                _add(cache, weights_repo(row), path, content)
+        if row.model_kind:
+            config = f"model_kind: {row.model_kind}\n"
+            if NAMES not in row.found_by:
+                config += "transcoders:\n" + "".join(f'  - "hf://{weights_repo(row)}/{path}"\n' for path in paths)
+            _add(cache, job_repo(row), "config.yaml", config.encode())
             listed.append("config.yaml")
-        listings = cache / vendored_hf.repo_folder_name(weights_repo(schema)) / LISTINGS
-        listings.mkdir(exist_ok=True)
-        (listings / f"{COMMIT}.json").write_text(json.dumps(listed), encoding="utf-8")
+        cached = cache / vendored_hf.repo_folder_name(weights_repo(row))
+        listing.remember(cached, listing.Listing(weights_repo(row), "main", COMMIT, tuple(listed)))
     except OSError as error:
-        raise document.OutputError(f"the demo cannot be made in {folder or 'a temporary folder'}: {error.strerror}") from error
-    named = () if schema.model_kind else tuple(paths[layer] for layer in SAMPLE_LAYERS)
-    job = Job(repo=job_repo(schema), paths=named, cache_dir=str(cache), offline=True, decode=decode)
-    return Demo(place, job, str(place / f"{schema.output}_gemma_reference.json"))
+        raise OutputError(f"the demo cannot be made in {folder or 'a temporary folder'}: {error.strerror}") from error
+    named = () if row.model_kind else tuple(paths[layer] for layer in SAMPLE_LAYERS)
+    job = Job(Origin(job_repo(row), named, cache_dir=str(cache), offline=True), decode=decode)
+    return Demo(place, job, str(place / f"{row.output}_gemma_reference.json"))
 
 
-def layer_files(schema: Schema, layer: int) -> dict[str, bytes]:
+def layer_files(row: Format, layer: int) -> dict[str, bytes]:
     """One layer's files by their paths, the encoder's first.
 
-    Pre-activations have a deviation of about 1; one feature in fourteen fires, or half of them where the schema does
-    with plain ReLU. Tensors that a schema need not have are left out, but for W_skip.
+    Pre-activations have a deviation of about 1; one feature in fourteen fires, or half of them where the format does
+    with plain ReLU. Tensors that a format need not have are left out, but for W_skip.
     """
     scale = np.float32(D_MODEL**-0.5)
     extents = {"d_model": D_MODEL, "d_model_out": D_MODEL, "n_features": N_FEATURES, "n_targets": N_LAYERS - layer}
 
-    def draw(stream: int, place: Place, factor: np.float32) -> np.ndarray:
-        shape = [extents[axis] for axis in place.axes]
+    def draw(stream: int, spec: TensorSpec, factor: np.float32) -> np.ndarray:
+        shape = [extents[axis] for axis in spec.axes]
         return residual(layer, 1000 + stream, int(np.prod(shape))).reshape(shape) * factor
 
-    def named(arrays: dict[Place, np.ndarray]) -> dict[str, np.ndarray]:
-        return {place.name.format(layer=layer): values for place, values in arrays.items()}
+    def named(arrays: dict[TensorSpec, np.ndarray]) -> dict[str, np.ndarray]:
+        return {spec.name.format(layer=layer): values for spec, values in arrays.items()}
 
     encoder = {
-        schema.w_enc: draw(0, schema.w_enc, scale),
-        schema.b_enc: draw(2, schema.b_enc, np.float32(0.1)),
-        schema.b_dec: draw(3, schema.b_dec, np.float32(0.1)),
+        row.w_enc: draw(0, row.w_enc, scale),
+        row.b_enc: draw(2, row.b_enc, np.float32(0.1)),
+        row.b_dec: draw(3, row.b_dec, np.float32(0.1)),
     }
-    decoder = {schema.w_dec: draw(1, schema.w_dec, scale)}
-    if schema.threshold and schema.threshold.required:
-        encoder[schema.threshold] = np.float32(1.5) + draw(4, schema.threshold, np.float32(0.1))
-    if schema.w_skip:
-        encoder[schema.w_skip] = draw(5, schema.w_skip, scale)
-    write = _npz if schema.suffix == ".npz" else _safetensors
-    first = schema.file.format(layer=layer)
-    if NAMES not in schema.found_by:
+    decoder = {row.w_dec: draw(1, row.w_dec, scale)}
+    if row.threshold and row.threshold.required:
+        encoder[row.threshold] = np.float32(1.5) + draw(4, row.threshold, np.float32(0.1))
+    if row.w_skip:
+        encoder[row.w_skip] = draw(5, row.w_skip, scale)
+    write = _npz if row.suffix == ".npz" else _safetensors
+    first = row.encoder_file.format(layer=layer)
+    if NAMES not in row.found_by:
         first = f"layer_{layer}/width_{N_FEATURES}/average_l0_40/{first}"
-    if schema.decoder_file is None:
+    if row.w_dec.role != DECODER:
         return {first: write(named(encoder | decoder))}
-    return {first: write(named(encoder)), schema.decoder_file.format(layer=layer): write(named(decoder))}
+    return {first: write(named(encoder)), row.files[DECODER].format(layer=layer): write(named(decoder))}
 
 
 def _npz(arrays: dict[str, np.ndarray]) -> bytes:
@@ -129,7 +128,7 @@ def _safetensors(arrays: dict[str, np.ndarray]) -> bytes:
     for name, values in arrays.items():
         end = len(data) + 2 * values.size
         header[name] = {"dtype": "BF16", "shape": values.shape, "data_offsets": [len(data), end]}
-        data += (values.view("<u4") >> np.uint32(16)).astype("<u2").tobytes()
+        data += (values.astype("<f4").view("<u4") >> np.uint32(16)).astype("<u2").tobytes()
     text = json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + data
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""One row per transcoder schema: how a repo names its files and lays out its tensors. A new schema is a new row."""
+"""One row per format: how a repo names its files and lays out its tensors. A new format is a new row."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
+EXTENT_LIMIT = 1 << 24  # of one dimension: a vector takes at most 128 MiB
 SUFFIXES = (".npz", ".safetensors")
 
 # How a repo may tell which file holds which layer: an hf:// list in its config.yaml, its files' names alone, or
 # nothing: somebody names the path.
 LIST, NAMES, PATH = "a transcoders: list", "its files' names", "a path"
 
+ENCODER, DECODER = "encoder", "decoder"  # what a layer's files are for: W_dec may stand in a file of its own
+
 
 @dataclass(frozen=True)
-class Place:
-    """Where a tensor stands: its name, with {layer} where it has the layer in it, and its axes in their order.
+class TensorSpec:
+    """A tensor: its name, with {layer} where it has the layer in it, its axes in their order, and the file that it is in.
 
     One that is not `required` may be missing.
     """
@@ -24,143 +27,150 @@ class Place:
     name: str
     axes: tuple[str, ...]
     required: bool = True
+    role: str = ENCODER
 
 
 @dataclass(frozen=True)
-class Schema:
-    """A row. Places of None: the schema has no such tensor. Axes are d_model, n_features and n_targets.
+class Format:
+    """A row. A tensor of None: the format has none such. Axes are d_model, n_features and n_targets.
 
-    `file` is how the files are called in a repo that has them itself, `decoder_file` where W_dec stands in one of its
-    own; `found_by` is how a repo says which they are, and `model_kind` what its config.yaml calls it. A file with a
-    tensor of `absent` is none of this schema. W_skip's axes say how it is applied: it maps its d_model to d_model_out.
+    `encoder_file` is how the files are called in a repo that has them itself, `decoder_file` where W_dec stands in one of
+    its own; `found_by` is how a repo says which they are, and `model_kind` what its config.yaml calls it. A file with a
+    tensor of `absent` is none of this format. W_skip's axes say how it is applied: it maps its d_model to d_model_out.
     `repo_key` names the weights' repo in the JSON, `output` begins the default file name.
     """
 
     name: str
-    file: str
+    encoder_file: str
     found_by: tuple[str, ...]
     model_kind: str
     repo_key: str
     output: str
-    w_enc: Place
-    b_enc: Place
-    w_dec: Place
-    b_dec: Place
-    threshold: Place | None = None
-    w_skip: Place | None = None
+    w_enc: TensorSpec
+    b_enc: TensorSpec
+    w_dec: TensorSpec
+    b_dec: TensorSpec
+    threshold: TensorSpec | None = None
+    w_skip: TensorSpec | None = None
     decoder_file: str | None = None
     absent: tuple[str, ...] = ()
 
     @property
     def suffix(self) -> str:
-        return next(suffix for suffix in SUFFIXES if self.file.endswith(suffix))
+        return next(suffix for suffix in SUFFIXES if self.encoder_file.endswith(suffix))
 
     @property
-    def places(self) -> tuple[Place, ...]:
-        """Those of the encoder's file; W_dec stands there too, unless it has a file of its own."""
-        there = (self.w_enc, self.b_enc, None if self.decoder_file else self.w_dec, self.b_dec, self.threshold, self.w_skip)
-        return tuple(place for place in there if place)
+    def files(self) -> dict[str, str]:
+        """How the files of a layer are called, by their role."""
+        return {ENCODER: self.encoder_file, **({DECODER: self.decoder_file} if self.decoder_file else {})}
 
-    def encoder_formula(self, has_threshold: bool, has_negative: bool = False) -> str:
+    def tensors(self, role: str) -> tuple[TensorSpec, ...]:
+        """Those of one of a layer's files, W_enc first."""
+        specs = (self.w_enc, self.b_enc, self.w_dec, self.b_dec, self.threshold, self.w_skip)
+        return tuple(spec for spec in specs if spec and spec.role == role)
+
+    def encoder_formula(self, has_threshold: bool, has_negative_threshold: bool = False) -> str:
         """What is computed, as the field's references write it; thresholds below zero let nothing negative through."""
         w_enc = _base(self.w_enc.name) + (".T" if self.w_enc.axes[0] == "d_model" else "")
         if not has_threshold:
             return f"ReLU({w_enc} @ residual + b_enc)"
-        gate = "max(threshold, 0)" if has_negative else "threshold"
+        gate = "max(threshold, 0)" if has_negative_threshold else "threshold"
         return f"pre = {w_enc} @ residual + b_enc; acts = pre * (pre > {gate})"
 
     def layer_of(self, path: str) -> int | None:
-        """The layer of a file of a repo whose files' names say it; None where the name is not of this schema."""
-        return _layer_by(self.file, path)
+        """The layer of a file of a repo whose files' names say it; None where the name is not of this format."""
+        return _layer_by(self.encoder_file, path)
 
-    def holds(self, tensors: Collection[str], layer: int) -> bool:
-        """Whether a file with these tensors can be one of this schema."""
-        required = (place.name.format(layer=layer) for place in self.places if place.required)
-        return set(required) <= set(tensors) and not set(self.absent) & set(tensors)
+    def holds(self, names: Collection[str], layer: int) -> bool:
+        """Whether an encoder's file with tensors of these names can be one of this format."""
+        required = (spec.name.format(layer=layer) for spec in self.tensors(ENCODER) if spec.required)
+        return set(required) <= set(names) and not set(self.absent) & set(names)
 
 
 _D_MODEL, _N_FEATURES = ("d_model",), ("n_features",)
 _BY_INPUT, _BY_FEATURE = ("d_model", "n_features"), ("n_features", "d_model")
 
-SCHEMAS = (
-    Schema(
+FORMATS = (
+    Format(
         name="GemmaScopeNpz",
-        file="params.npz",
+        encoder_file="params.npz",
         found_by=(LIST,),
         model_kind="transcoder_set",
         repo_key="weights_repo",
         output="plt",
-        w_enc=Place("W_enc", _BY_INPUT),
-        b_enc=Place("b_enc", _N_FEATURES),
-        w_dec=Place("W_dec", _BY_FEATURE),
-        b_dec=Place("b_dec", _D_MODEL),
-        threshold=Place("threshold", _N_FEATURES),
+        w_enc=TensorSpec("W_enc", _BY_INPUT),
+        b_enc=TensorSpec("b_enc", _N_FEATURES),
+        w_dec=TensorSpec("W_dec", _BY_FEATURE),
+        b_dec=TensorSpec("b_dec", _D_MODEL),
+        threshold=TensorSpec("threshold", _N_FEATURES),
         absent=("W_skip",),
     ),
-    Schema(
+    Format(
         name="PltBundle",
-        file="layer_{layer}.safetensors",
+        encoder_file="layer_{layer}.safetensors",
         found_by=(LIST, NAMES, PATH),
         model_kind="transcoder_set",
         repo_key="plt_repo",
         output="plt",
-        w_enc=Place("W_enc", _BY_FEATURE),
-        b_enc=Place("b_enc", _N_FEATURES),
-        w_dec=Place("W_dec", _BY_FEATURE),
-        b_dec=Place("b_dec", _D_MODEL),
-        threshold=Place("activation_function.threshold", _N_FEATURES, required=False),
-        w_skip=Place("W_skip", ("d_model_out", "d_model"), required=False),
+        w_enc=TensorSpec("W_enc", _BY_FEATURE),
+        b_enc=TensorSpec("b_enc", _N_FEATURES),
+        w_dec=TensorSpec("W_dec", _BY_FEATURE),
+        b_dec=TensorSpec("b_dec", _D_MODEL),
+        threshold=TensorSpec("activation_function.threshold", _N_FEATURES, required=False),
+        w_skip=TensorSpec("W_skip", ("d_model_out", "d_model"), required=False),
         absent=("log_thresholds",),
     ),
-    Schema(
+    Format(
         name="CltSplit",
-        file="W_enc_{layer}.safetensors",
+        encoder_file="W_enc_{layer}.safetensors",
         found_by=(NAMES, PATH),
         model_kind="cross_layer_transcoder",
         repo_key="clt_repo",
         output="clt",
-        w_enc=Place("W_enc_{layer}", _BY_FEATURE),
-        b_enc=Place("b_enc_{layer}", _N_FEATURES),
-        w_dec=Place("W_dec_{layer}", ("n_features", "n_targets", "d_model")),
-        b_dec=Place("b_dec_{layer}", _D_MODEL),
-        threshold=Place("threshold_{layer}", _N_FEATURES, required=False),
-        w_skip=Place("W_skip_{layer}", ("d_model", "d_model_out"), required=False),
+        w_enc=TensorSpec("W_enc_{layer}", _BY_FEATURE),
+        b_enc=TensorSpec("b_enc_{layer}", _N_FEATURES),
+        w_dec=TensorSpec("W_dec_{layer}", ("n_features", "n_targets", "d_model"), role=DECODER),
+        b_dec=TensorSpec("b_dec_{layer}", _D_MODEL),
+        threshold=TensorSpec("threshold_{layer}", _N_FEATURES, required=False),
+        w_skip=TensorSpec("W_skip_{layer}", ("d_model", "d_model_out"), required=False),
         decoder_file="W_dec_{layer}.safetensors",
     ),
-    Schema(
+    Format(
         name="GemmaScope2",
-        file="params.safetensors",
+        encoder_file="params.safetensors",
         found_by=(LIST, PATH),
         model_kind="transcoder_set",
         repo_key="weights_repo",
         output="plt",
-        w_enc=Place("w_enc", _BY_INPUT),
-        b_enc=Place("b_enc", _N_FEATURES),
-        w_dec=Place("w_dec", _BY_FEATURE),
-        b_dec=Place("b_dec", _D_MODEL),
-        threshold=Place("threshold", _N_FEATURES),
-        w_skip=Place("affine_skip_connection", ("d_model", "d_model_out"), required=False),
+        w_enc=TensorSpec("w_enc", _BY_INPUT),
+        b_enc=TensorSpec("b_enc", _N_FEATURES),
+        w_dec=TensorSpec("w_dec", _BY_FEATURE),
+        b_dec=TensorSpec("b_dec", _D_MODEL),
+        threshold=TensorSpec("threshold", _N_FEATURES),
+        w_skip=TensorSpec("affine_skip_connection", ("d_model", "d_model_out"), required=False),
     ),
-    Schema(
+    Format(
         name="Sae",
-        file="params.npz",
+        encoder_file="params.npz",
         found_by=(PATH,),
         model_kind="",
         repo_key="sae_repo",
         output="sae",
-        w_enc=Place("W_enc", _BY_INPUT),
-        b_enc=Place("b_enc", _N_FEATURES),
-        w_dec=Place("W_dec", _BY_FEATURE),
-        b_dec=Place("b_dec", _D_MODEL),
-        threshold=Place("threshold", _N_FEATURES, required=False),
+        w_enc=TensorSpec("W_enc", _BY_INPUT),
+        b_enc=TensorSpec("b_enc", _N_FEATURES),
+        w_dec=TensorSpec("W_dec", _BY_FEATURE),
+        b_dec=TensorSpec("b_dec", _D_MODEL),
+        threshold=TensorSpec("threshold", _N_FEATURES, required=False),
         absent=("W_skip",),
     ),
 )
 
+REPO_KEYS = tuple(dict.fromkeys(row.repo_key for row in FORMATS))  # what the formats call the repo of their weights
 
-def by_name(name: str) -> Schema:
+
+def by_name(name: str) -> Format:
     """The row of that name. Raises KeyError."""
-    return {schema.name: schema for schema in SCHEMAS}[name]
+    return {row.name: row for row in FORMATS}[name]
 
 
 def _base(name: str) -> str:
@@ -171,5 +181,5 @@ def _layer_by(pattern: str, path: str) -> int | None:
     if "{layer}" not in pattern:
         return None
     before, after = map(re.escape, pattern.split("{layer}"))
-    found = re.fullmatch(f"(?:.*/)?{before}(0|[1-9][0-9]{{0,5}}){after}", path)
-    return int(found[1]) if found else None
+    match = re.fullmatch(f"(?:.*/)?{before}(0|[1-9][0-9]{{0,5}}){after}", path)
+    return int(match[1]) if match else None

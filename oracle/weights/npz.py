@@ -8,7 +8,6 @@ the data of a stored member is not aligned, so that it cannot be mapped either.
 from __future__ import annotations
 
 import ast
-import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -17,16 +16,16 @@ from typing import BinaryIO
 
 import numpy as np
 
+from oracle.weights.formats import EXTENT_LIMIT
 from oracle.weights.tensors import (
-    EXTENT_LIMIT,
+    Float32Converter,
     Section,
     Tensor,
     WeightsError,
-    Widener,
     advise,
     check_rows,
     fill,
-    named,
+    listed,
     rows_at_once,
 )
 
@@ -46,28 +45,19 @@ class Npz:
     def __init__(self, reader: BinaryIO, label: str):
         self._reader = reader
         self._label = label
-        self.forwards_alone = not reader.seekable()
         self._size = reader.seek(0, 2)
-        self._archive: zipfile.ZipFile | None = None
         self._members: dict[str, zipfile.ZipInfo] = {}
-        if self.forwards_alone:
-            return
         try:
             self._check_directory_size()
             self._archive = zipfile.ZipFile(reader)  # type: ignore[arg-type,unused-ignore]
         except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError) as error:
             raise self._error(f"not a readable .npz archive: {error}") from error
         for info in self._archive.infolist():
-            self._add(info)
-
-    def in_order(self) -> Iterator[str]:
-        if self._archive is not None:
-            yield from sorted(self._members, key=lambda name: self._members[name].header_offset)
-            return
-        offset = 0
-        while info := self._local_header(offset):
-            offset = self._data_offset(info) + info.compress_size
-            yield self._add(info)
+            name = info.filename.removesuffix(".npy")
+            if name in self._members:
+                raise self._error(f"two members are named {info.filename}")
+            self._members[name] = info
+        self.names = sorted(self._members, key=lambda name: self._members[name].header_offset)
 
     def tensor(self, name: str) -> Tensor:
         stream = self._open(name)
@@ -112,7 +102,7 @@ class Npz:
         check_rows(tensor, self._label)
         n_rows, at_once = tensor.shape[0], rows_at_once(tensor)
         buffers = [np.empty((min(at_once, n_rows), *tensor.row_shape), tensor.raw) for _ in range(BUFFERS)]
-        widen = Widener(tensor, len(buffers[0]))
+        to_float32 = Float32Converter(tensor, len(buffers[0]))
         stream = self._open(tensor.name)
         info = self._members[tensor.name]
         advise(self._reader, self._data_offset(info), self._data_offset(info) + info.compress_size)
@@ -129,7 +119,7 @@ class Npz:
                 checks[number % BUFFERS].result()
                 self._fill(stream, raw, tensor.name)
                 checks[number % BUFFERS] = checker.submit(add_to_crc, raw)
-                yield widen(raw)
+                yield to_float32(raw)
         self._check_crc(tensor.name, crc)
 
     def rows(self, tensor: Tensor, wanted: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -140,38 +130,6 @@ class Npz:
             if first < last:
                 yield wanted[first:last], block[wanted[first:last] - start]
             start += len(block)
-
-    def _add(self, info: zipfile.ZipInfo) -> str:
-        name = info.filename.removesuffix(".npy")
-        if name in self._members:
-            raise self._error(f"two members are named {info.filename}")
-        self._members[name] = info
-        return name
-
-    def _local_header(self, offset: int) -> zipfile.ZipInfo | None:
-        """The member that begins at `offset`; None where the directory begins. For files without random access."""
-        self._reader.seek(offset)
-        header = self._reader.read(30)
-        if header[:4] in (b"PK\x01\x02", b"PK\x05\x06"):
-            return None
-        if len(header) < 30 or header[:4] != b"PK\x03\x04":
-            raise self._error(f"not a readable .npz archive: no member begins at byte {offset}; truncated, or something else")
-        _, flags, method, _, _, crc, packed, size, name_length, extra_length = struct.unpack("<5H3I2H", header[4:])
-        name, extra = self._reader.read(name_length), self._reader.read(extra_length)
-        while len(extra) >= 4:
-            kind, length = struct.unpack("<2H", extra[:4])
-            if kind == 1 and 16 <= length <= len(extra) - 4 and packed == size == 0xFFFFFFFF:  # zip64, which np.savez always writes
-                size, packed = struct.unpack("<2Q", extra[4:20])
-            extra = extra[4 + length :]
-        info = zipfile.ZipInfo(name.decode("utf-8", "replace"))
-        info.header_offset, info.flag_bits, info.compress_type = offset, flags, method
-        info.CRC, info.compress_size, info.file_size = crc, packed, size
-        if flags & 8 or method != zipfile.ZIP_STORED:
-            raise self._error(
-                f"{info.filename} cannot be read from a server without Range, as it is compressed, or its size stands "
-                "behind it: leave out --stream"
-            )
-        return info
 
     def _error(self, problem: str) -> WeightsError:
         return WeightsError(f"{self._label}: {problem}")
@@ -191,7 +149,7 @@ class Npz:
     def _open(self, name: str) -> BinaryIO:
         """The data of a member, from its first byte."""
         if name not in self._members:
-            raise self._error(f"it has no tensor {name}; it has {named(self._members)}")
+            raise self._error(f"it has no tensor {name}; it has {listed(self._members)}")
         info = self._members[name]
         if info.flag_bits & 1:
             raise self._error(f"{info.filename} is encrypted")
@@ -203,13 +161,12 @@ class Npz:
             raise self._error(f"{info.filename} is stored, but claims {info.file_size} bytes out of {info.compress_size}")
         if info.header_offset + 30 + info.compress_size > self._size:
             raise self._error(f"the file ends inside {name}; it is truncated")
-        if self._archive is not None:
-            try:
-                member = self._archive.open(info)  # checks the local header
-            except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, ValueError) as error:
-                raise self._error(f"{info.filename} cannot be read: {error}") from error
-            if info.compress_type == zipfile.ZIP_DEFLATED:
-                return member  # type: ignore[return-value]
+        try:
+            member = self._archive.open(info)  # checks the local header
+        except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, ValueError) as error:
+            raise self._error(f"{info.filename} cannot be read: {error}") from error
+        if info.compress_type == zipfile.ZIP_DEFLATED:
+            return member  # type: ignore[return-value]
         return Section(self._reader, self._data_offset(info), info.file_size)  # type: ignore[return-value]
 
     def _data_offset(self, info: zipfile.ZipInfo) -> int:

@@ -13,16 +13,16 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from oracle import strict_json
+from oracle.weights.formats import EXTENT_LIMIT
 from oracle.weights.tensors import (
-    EXTENT_LIMIT,
+    Float32Converter,
     Section,
     Tensor,
     WeightsError,
-    Widener,
     advise,
     check_rows,
     fill,
-    named,
+    listed,
     rows_at_once,
 )
 
@@ -40,7 +40,6 @@ class Safetensors:
 
     def __init__(self, reader: BinaryIO, label: str):
         self._reader, self._label = reader, label
-        self.forwards_alone = not reader.seekable()
         size = reader.seek(0, 2)
         reader.seek(0)
         prefix = np.empty(8, np.uint8)
@@ -61,16 +60,13 @@ class Safetensors:
             raise self._error("the file ends inside its header; it is truncated")
         self._data_at, self._size = 8 + length, size
         self._entries = self._parse(header.tobytes())
+        self.names = sorted(self._entries, key=lambda name: self._entries[name]["data_offsets"])
         self._check_offsets()
-
-    def in_order(self) -> Iterator[str]:
-        """As WeightFile has it."""
-        yield from sorted(self._entries, key=lambda name: self._entries[name]["data_offsets"])
 
     def tensor(self, name: str) -> Tensor:
         """As WeightFile has it."""
         if name not in self._entries:
-            raise self._error(f"it has no tensor {name}; it has {named(self._entries)}")
+            raise self._error(f"it has no tensor {name}; it has {listed(self._entries)}")
         entry = self._entries[name]
         shape, (start, stop) = tuple(entry["shape"]), entry["data_offsets"]
         if entry["dtype"] not in _FLOATS:
@@ -93,27 +89,27 @@ class Safetensors:
         """As WeightFile has it."""
         raw = np.empty(tensor.shape, tensor.raw)
         self._fill(Section(self._reader, tensor.offset, raw.nbytes), raw, tensor)
-        return Widener(tensor, len(raw))(raw)
+        return Float32Converter(tensor, len(raw))(raw)
 
     def blocks(self, tensor: Tensor) -> Iterator[np.ndarray]:
         """As WeightFile has it."""
         check_rows(tensor, self._label)
         n_rows, at_once = tensor.shape[0], rows_at_once(tensor)
         buffer = np.empty((min(at_once, n_rows), *tensor.row_shape), tensor.raw)
-        widen = Widener(tensor, len(buffer))
+        to_float32 = Float32Converter(tensor, len(buffer))
         n_bytes = n_rows * tensor.row_bytes
         section = Section(self._reader, tensor.offset, n_bytes)
         advise(self._reader, tensor.offset, tensor.offset + n_bytes)
         for start in range(0, n_rows, at_once):
             raw = buffer[: min(at_once, n_rows - start)]
             self._fill(section, raw, tensor)
-            yield widen(raw)
+            yield to_float32(raw)
 
     def rows(self, tensor: Tensor, wanted: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """As WeightFile has it. Only the stretches of the file that hold these rows are read."""
         check_rows(tensor, self._label)
         at_once = rows_at_once(tensor)
-        widen = Widener(tensor, at_once)
+        to_float32 = Float32Converter(tensor, at_once)
         place = 0
         while place < len(wanted):
             first = int(wanted[place])
@@ -124,7 +120,7 @@ class Safetensors:
             start = tensor.offset + first * tensor.row_bytes
             advise(self._reader, start, start + raw.nbytes)
             self._fill(Section(self._reader, start, raw.nbytes), raw, tensor)
-            yield part, widen(raw[part - first])
+            yield part, to_float32(raw[part - first])
             place += len(part)
 
     def _fill(self, section: Section, raw: np.ndarray, tensor: Tensor) -> None:
@@ -151,7 +147,7 @@ class Safetensors:
     def _check_offsets(self) -> None:
         """The tensors have to cover the data from end to end, each byte once."""
         reached, before = 0, "the header"
-        for name in self.in_order():
+        for name in self.names:
             start, stop = self._entries[name]["data_offsets"]
             if stop < start:
                 raise self._error(f"the header says that {_shown(name)} ends before it begins: {start} to {stop}")

@@ -17,14 +17,13 @@ import numpy as np
 
 from oracle.errors import BadData
 
-EXTENT_LIMIT = 1 << 24  # of one dimension: a vector takes at most 128 MiB
 BLOCK_BYTES = 1024 * 1024  # of float32: blocks of this size, and the products' operands, stay in the L2 cache
 MIN_BLOCK_ROWS = 8
 ROW_BYTES_LIMIT = 16 * 1024 * 1024  # of float32: a block is at least MIN_BLOCK_ROWS of them
 
 
 class WeightsError(BadData, ValueError):
-    """A weight file is damaged, or is not what its schema says."""
+    """A weight file is damaged, or is not what its format says."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +52,7 @@ class Tensor:
 class WeightFile(Protocol):
     """The tensors of one weight file. Every method raises WeightsError, which says what is wrong with the file."""
 
-    forwards_alone: bool
-
-    def in_order(self) -> Iterator[str]:
-        """The names of the tensors as they follow each other in the file.
-
-        Where it can be read forwards alone, a tensor is to be read before the next name is asked for.
-        """
+    names: list[str]  # of the tensors, as they follow each other in the file
 
     def tensor(self, name: str) -> Tensor:
         """The header of one tensor; its data is not read."""
@@ -86,25 +79,25 @@ def check_rows(tensor: Tensor, label: str) -> None:
         raise WeightsError(f"{label}: {tensor.name} has shape {list(tensor.shape)}, with rows too long to be read")
 
 
-class Widener:
+class Float32Converter:
     """Turns rows as they lie in the file into float32 [rows, ...], in one buffer that it uses again."""
 
     def __init__(self, tensor: Tensor, n_rows: int):
         self._tensor = tensor
-        self._is_float32 = tensor.raw == np.float32 and not tensor.bfloat16
-        # bfloat16 is the upper half of float32: the lower half of the buffer stays zero.
-        self._buffer = None if self._is_float32 else np.zeros((n_rows, *tensor.row_shape), np.float32)
+        as_it_lies = tensor.raw == np.float32 and not tensor.bfloat16
+        self._buffer = None if as_it_lies else np.zeros((n_rows, *tensor.row_shape), "<f4")
 
     def __call__(self, raw: np.ndarray) -> np.ndarray:
         if self._buffer is None:
             return raw
-        wide = self._buffer[: len(raw)]
+        rows = self._buffer[: len(raw)]
         if self._tensor.bfloat16:
-            wide.view("<u2").reshape(-1, 2)[:, 1] = raw.reshape(-1)
+            # bfloat16 is the upper half of float32, whose lower half stays zero here; both are little-endian by name.
+            rows.view("<u2").reshape(-1, 2)[:, 1] = raw.reshape(-1)
         else:
             with np.errstate(over="ignore"):  # what is too large for float32 becomes inf, and is refused as inf
-                np.copyto(wide, raw, casting="same_kind")
-        return wide
+                np.copyto(rows, raw, casting="same_kind")
+        return rows.astype(np.float32, copy=False)
 
 
 def fill(reader: BinaryIO, array: np.ndarray) -> bool:
@@ -134,7 +127,7 @@ class Section:
         return count
 
 
-def named(names: Iterable[str]) -> str:
+def listed(names: Iterable[str]) -> str:
     """The first of these names, as a message may show them."""
     first = [name[:80] for name in islice(names, 11)]
     return ", ".join(first[:10]) + (", ..." if len(first) > 10 else "") or "none"
@@ -142,6 +135,5 @@ def named(names: Iterable[str]) -> str:
 
 def advise(reader: BinaryIO, start: int, stop: int) -> None:
     """Tell a reader that wants to know it that these bytes will be read in order."""
-    told = getattr(reader, "advise", None)
-    if told:
-        told(start, stop)
+    if hasattr(reader, "advise"):
+        reader.advise(start, stop)

@@ -228,9 +228,9 @@ def unsettled(arguments: list[str]) -> int:
     from oracle.__main__ import main
     from oracle.arithmetic import encoder
 
-    draft = encoder._Draft.of
-    encoder._Draft.of = lambda pre32, pre, gate, bound, *rest: draft(pre32, pre, gate, bound * 0, *rest)
-    encoder._settle = lambda w_enc, b_enc, residuals, open_features: [{} for _ in open_features]
+    draft = encoder.Draft.of
+    encoder.Draft.of = lambda pre32, pre, gate, bound, *rest: draft(pre32, pre, gate, bound * 0, *rest)
+    encoder.settle = lambda w_enc, b_enc, residuals, open_features: [{} for _ in open_features]
     return main(arguments)
 
 

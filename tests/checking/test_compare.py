@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oracle.checking.compare import DIFFERS, ROUNDING, SAME, compare_case
+from oracle.checking import lists
+from oracle.checking.verdict import DIFFERS, ROUNDING, SAME, CaseVerdict
+from oracle.references.document import Case, TopFeature, seed_case
+from oracle.references.reading import parse_reference
 from oracle.vectors import demo
-from oracle.weights.formats import SCHEMAS
+from oracle.weights.formats import FORMATS
 from tests.support import rust
 from tests.support.encodings import stripped
 from tests.support.independent import exact_encode
@@ -43,22 +47,25 @@ def run_compare(demo_folder: Path, candidate: Any, *arguments: str) -> subproces
 # --- the rules ----------------------------------------------------------------------------------------------------
 
 
-def a_case(top: list[tuple[int, float]], n_active: int = 50, **more: Any) -> dict[str, Any]:
-    entries = [{"index": index, "activation": value} for index, value in top]
-    return {
-        "layer": 0,
-        "seed": 0,
-        "n_active": n_active,
-        "n_active_bounds": [n_active, n_active],
-        "gate_ties": [],
-        "flags": [],
-        "top_4": entries,
-        **more,
+REFERENCE = parse_reference(
+    {
+        "weights_repo": "org/weights", "d_model": 1, "n_features_per_layer": 100,
+        "test_cases": [{"layer": 0, "seed": 0, "n_active": 0, "top_10": [], "residual": [0.0]}],
     }
+)  # fmt: skip
 
 
-def status(case: dict[str, Any], answer: dict[str, Any]) -> str:
-    return compare_case(case, answer, "top_4", 100, TOLERANCE).status
+def a_case(top: list[tuple[int, float]], n_active: int = 50, **more: Any) -> Case:
+    fields = {"n_active_bounds": (n_active, n_active), "gate_ties": (), "flags": (), **more}
+    return Case(seed_case(0, 0), n_active, tuple(TopFeature(*entry) for entry in top), **fields)
+
+
+def compare_case(case: Case, answer: Case, n_features: int = 100, k: int = 4, tolerance: float = TOLERANCE) -> CaseVerdict:
+    return lists.compare_case(replace(REFERENCE, n_features=n_features, top_k=k, tolerance=tolerance), case, answer)
+
+
+def status(case: Case, answer: Case) -> str:
+    return compare_case(case, answer).status
 
 
 FOUR = [(7, 4.0), (3, 3.0), (9, 2.0), (1, 1.0)]
@@ -67,8 +74,8 @@ FOUR = [(7, 4.0), (3, 3.0), (9, 2.0), (1, 1.0)]
 def test_the_same_and_within_the_tolerance() -> None:
     assert status(a_case(FOUR), a_case(FOUR)) == SAME
     assert status(a_case(FOUR), a_case([(7, 4.00009), *FOUR[1:]])) == ROUNDING
-    verdict = compare_case(a_case(FOUR), a_case([FOUR[0], (3, 3.25), *FOUR[2:]]), "top_4", 100, TOLERANCE)
-    assert verdict.status == DIFFERS and verdict.largest == 0.25 and verdict.feature == 3
+    verdict = compare_case(a_case(FOUR), a_case([FOUR[0], (3, 3.25), *FOUR[2:]]))
+    assert verdict.status == DIFFERS and verdict.max_difference == 0.25 and verdict.feature == 3
     assert verdict.problems == ("feature 3 is 3.25, the reference has 3: off by 0.25",)
 
 
@@ -112,7 +119,7 @@ def test_a_feature_at_its_gate_may_come_and_go_anywhere() -> None:
         assert status(case, a_case(wrong, n_active)) == DIFFERS, wrong
     assert status(short, a_case([*FOUR[:2], (61, 0.1)], 3)) == DIFFERS
     # and none where the reference does not say which they are
-    del case["gate_ties"]
+    case = replace(case, gate_ties=None)
     assert status(case, a_case(came, 51)) == status(case, a_case(went, 49)) == DIFFERS
     assert status(case, a_case(FOUR, 49)) == ROUNDING
 
@@ -121,7 +128,7 @@ def test_what_float32_cannot_hold_is_no_difference() -> None:
     first, second = np.float32(47.0), np.nextafter(np.float32(47.0), np.float32(99))  # 3.8e-6 apart
     case = a_case([(7, float(second)), *FOUR[1:]])
     verdicts = [
-        compare_case(case, a_case([(7, float(value)), *FOUR[1:]]), "top_4", 100, 1e-6).status
+        compare_case(case, a_case([(7, float(value)), *FOUR[1:]]), tolerance=1e-6).status
         for value in (first, first - np.float32(1e-5))
     ]
     assert verdicts == [ROUNDING, DIFFERS]
@@ -152,26 +159,15 @@ def test_what_the_tolerance_allows_passes(seed: int, k: int, grain: int, scale: 
     gate = (rng.integers(-3, 8, n) * grain * tolerance + base).astype(np.float32)
     bases = np.full(n, base, np.float32)
     exact = exact_encode(steps[None], bases, gate, np.ones(1, np.float32), k, tolerance)
-    case = {
-        "layer": 0,
-        "seed": 0,
-        "n_active": exact["n_active"],
-        "n_active_bounds": list(exact["n_active_bounds"]),
-        **{key: exact[key] for key in ("rank_margin", "gate_ties", "flags")},
-        f"top_{k}": [{"index": index, "activation": value} for index, value in exact["top"]],
-    }
+    margins = {key: exact[key] for key in ("n_active_bounds", "rank_margin", "gate_ties", "flags")}
+    case = a_case(exact["top"], exact["n_active"], **margins)
     for _ in range(8):
         # a little under the tolerance, so that float64 does not carry it over
         pre = steps.astype(np.float64) + base + rng.choice([-0.99, 0.0, 0.99], n) * tolerance
         nudged = pre.astype(np.float32)
         active = sorted((j for j in range(n) if pre[j] > gate[j]), key=lambda j: (-nudged[j], j))
-        answer = {
-            "layer": 0,
-            "seed": 0,
-            "n_active": len(active),
-            f"top_{k}": [{"index": j, "activation": float(nudged[j])} for j in active[:k]],
-        }
-        verdict = compare_case(case, answer, f"top_{k}", n, tolerance)
+        answer = a_case([(j, float(nudged[j])) for j in active[:k]], len(active))
+        verdict = compare_case(case, answer, n, k, tolerance)
         assert verdict.agrees, (verdict, case, answer)
 
 
@@ -190,7 +186,7 @@ def test_missing_and_extra_cases(demo_folder: Path, reference: dict[str, Any]) -
     candidate = stripped(reference)
     del candidate["test_cases"][4]
     ran = run_compare(demo_folder, candidate)
-    assert ran.returncode == 1 and "layer 12 seed  112: missing" in ran.stderr
+    assert ran.returncode == 1 and "layer 12 seed 112: missing" in ran.stderr
     candidate = stripped(reference)
     candidate["test_cases"].append({"layer": 3, "seed": 5, "n_active": 0, "top_10": []})
     ran = run_compare(demo_folder, candidate)
@@ -342,7 +338,7 @@ def test_other_weights_explain_nothing(demo_folder: Path, reference: dict[str, A
     cache = tmp_path / "hub"
     shutil.copytree(demo_folder / "hub", cache, symlinks=True)
     target = next(cache.glob("models--*/snapshots/*/layer_12/*/*/params.npz"))
-    content = next(iter(demo.layer_files(SCHEMAS[0], 99).values()))
+    content = next(iter(demo.layer_files(FORMATS[0], 99).values()))
     target.unlink()
     target.write_bytes(content)
     candidate = stripped(reference)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from oracle.vectors import demo
-from oracle.weights import formats as schemas
+from oracle.weights import formats
 from tests.support import screens
 from tests.support.process import run
 
@@ -30,7 +30,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
     assert run("demo", "--schema", "CltSplit", "--folder", str(folder), "--quiet").returncode == 0
     paths = [folder / "reference.json", folder / "candidate.json"]
-    source = "--offline", "--cache-dir", str(folder / "hub"), "--curation-repo", demo.job_repo(schemas.by_name("CltSplit"))
+    source = "--offline", "--cache-dir", str(folder / "hub"), "--curation-repo", demo.job_repo(formats.by_name("CltSplit"))
     assert run("--layers", "all", "--decode", "-o", str(paths[0]), "--quiet", *source).returncode == 0
     reference = json.loads(paths[0].read_text())
     for number, case in enumerate(reference["test_cases"][::3]):

@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oracle.terminal import progress
+from oracle.terminal import progress, screen, text
 from tests.support.hub import Hub
 from tests.support.places import ROOT
 from tests.support.process import python, run, variables
@@ -107,7 +107,7 @@ def bars(frame: list[str], looks: re.Pattern[str]) -> list[str]:
 @pytest.mark.parametrize("width", [40, 80, 200])
 @pytest.mark.parametrize("kind", ["plain", "tqdm"])
 def test_a_cast(casts: Callable[..., Cast], kind: str, width: int) -> None:
-    looks = TQDM_BAR if kind == "tqdm" and width >= progress.NARROW else PLAIN_BAR
+    looks = TQDM_BAR if kind == "tqdm" and width >= screen.NARROW else PLAIN_BAR
     for anew in (False, True, True):
         cast = casts(f"{kind} at {width}", anew)
         assert cast.code == 0, cast.text
@@ -198,19 +198,19 @@ def test_a_terminal_that_becomes_narrower(casts: Callable[[str], Cast]) -> None:
 
 MANY_THREADS = """
 import logging, sys, threading, time
-from oracle.terminal.progress import Narrator
+from oracle.terminal.progress import ProgressReporter
 def fetch(number):
     path = f"file-{number}"
-    arrived = narrator.fetching(path)
+    arrived = reporter.fetching(path)
     for done in range(50):
         arrived(done * 20000, 1000000)
         if done % 10 == 0:
-            narrator.say(f"thread {number} says {done}")
+            reporter.say(f"thread {number} says {done}")
             logging.getLogger("vendored_hf").warning("thread %d\\x1b[2J warns %d", number, done)
         time.sleep(0.012)
-    narrator.fetched(path, sys.executable)
-with Narrator() as narrator:
-    narrator.layers(8)
+    reporter.fetched(path, sys.executable)
+with ProgressReporter() as reporter:
+    reporter.layers(8)
     threads = [threading.Thread(target=fetch, args=(number,)) for number in range(8)]
     for thread in threads: thread.start()
     for thread in threads: thread.join()
@@ -283,11 +283,11 @@ def test_a_line_every_ten_seconds(tmp_path: Path) -> None:
 def test_no_bar_is_wider_than_its_terminal(
     name: str, done: int, more: int, first: int, streamed: int, in_bytes: bool, width: int, age: float
 ) -> None:
-    bar = progress.Bar(name, done + more, done, in_bytes, streamed, first, time.monotonic() - age)
-    draw = progress.tqdm_line()
-    for line in (progress.plain_line(bar, width), draw(bar, width) if draw else ""):
+    bar = screen.Bar(name, done + more, done, in_bytes, streamed, first, time.monotonic() - age)
+    draw = screen.tqdm_line()
+    for line in (screen.plain_line(bar, width), draw(bar, width) if draw else ""):
         bare = COLOUR.sub("", line)
-        assert progress.columns_of(line) <= width and longest(line) <= width and bare.isprintable()
+        assert text.columns_of(line) <= width and longest(line) <= width and bare.isprintable()
 
 
 def markdown_rows(text: str) -> list[list[str]]:
@@ -329,7 +329,8 @@ def test_the_summary_of_a_step(hub: Hub, workflow: Path) -> None:
     assert len(annotations) == 1 and annotations[0].startswith("::error title=oracle compare::9 cases: 8 same, 1 diff")
     added = workflow.read_text().removeprefix(text)
     rows = markdown_rows(added)[2:]
-    assert [row[2] for row in rows] == ["same"] * 4 + ["differs"] + ["same"] * 4 and "n&#95;active" in rows[4][3]
+    assert [row[1] for row in rows] == ["same"] * 4 + ["differs"] + ["same"] * 4 and "n&#95;active" in rows[4][2]
+    assert rows[4][0] == "layer 1 seed 101"
     assert "the candidate DISAGREES" in added
 
     made = json.loads(Path(output).read_text())
@@ -339,8 +340,8 @@ def test_the_summary_of_a_step(hub: Hub, workflow: Path) -> None:
     assert verified.returncode == 1 and verified.stderr == ""
     added = workflow.read_text().removeprefix(text)
     rows = markdown_rows(added[added.index("### oracle verify") :])[2:]
-    assert "8 of 9 cases" in added and [len(row) for row in rows] == [4] * 9
-    assert "wrong fingerprint: |<b>*x*</b>| :" in html.unescape(rows[2][3]) and not set(rows[2][3]) & set("<>*")
+    assert "8 of 9 cases" in added and [len(row) for row in rows] == [3] * 9
+    assert "wrong fingerprint: |<b>*x*</b>| :" in html.unescape(rows[2][2]) and not set(rows[2][2]) & set("<>*")
 
 
 def test_errors_are_annotations(workflow: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -370,7 +371,7 @@ def test_a_summary_that_cannot_be_written(hub: Hub, workflow: Path, monkeypatch:
 
 SPEAKERS = """
 import threading
-from oracle.terminal.progress import say
+from oracle.terminal.text import say
 threads = [threading.Thread(target=lambda: [say("x" * 30) for _ in range(2000)]) for _ in range(4)]
 for thread in threads: thread.start()
 for thread in threads: thread.join()

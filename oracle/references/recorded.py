@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""The weights of a reference again: which files they are, and where."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import BinaryIO, cast
+
+import numpy as np
+
+import vendored_hf
+from oracle.arithmetic.residual import residual
+from oracle.job import Job, Origin
+from oracle.references.document import Case, DataError, LayerRecord, Reference
+from oracle.references.generate import Events
+from oracle.references.plan import LayerFiles, plan, sibling_files
+from oracle.sources import curation, mirror
+from oracle.sources.curation import HubFile
+from oracle.sources.source import Source
+from oracle.weights.formats import DECODER, ENCODER, FORMATS, Format
+from oracle.weights.layer import LayerWeights, OpenFile
+
+
+@dataclass(frozen=True)
+class RecordedFile:
+    """A weight file of a reference: where it lies, the sha256 of its bytes, and the one on record, if any."""
+
+    file: HubFile
+    path: str
+    sha256: str
+    recorded_sha256: str | None
+
+    @property
+    def problem(self) -> str | None:
+        """What is wrong with the file, if anything."""
+        if self.recorded_sha256 in (None, self.sha256):
+            return None
+        return (
+            f"wrong sha256: {self.file.path} has {self.sha256[:16]}..., "
+            f"the reference was made from {str(self.recorded_sha256)[:16]}..."
+        )
+
+
+@dataclass(frozen=True)
+class RecordedLayer:
+    """A layer of a reference: its files, on disk, by their role, and its cases."""
+
+    layer: int
+    format: Format
+    files: dict[str, RecordedFile]
+    cases: list[Case]
+
+    @property
+    def problems(self) -> list[str]:
+        """What is wrong with its files."""
+        return [file.problem for file in self.files.values() if file.problem]
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[LayerWeights]:
+        """The layer's weights. Raises WeightsError."""
+        with contextlib.ExitStack() as stack:
+            files = {}
+            for role, file in self.files.items():
+                reader = cast(BinaryIO, stack.enter_context(open(file.path, "rb", buffering=0)))
+                files[role] = OpenFile(reader, file.file.path, file.file.path)
+            yield LayerWeights(self.format, self.layer, files)
+
+
+@dataclass(frozen=True)
+class RecordedWeights:
+    """The weights of a reference, from an origin.
+
+    The files are those on record, at their commits, unless `ignore_recorded_files` says that the origin's repo names
+    them, as it does for what torch wrote, which names none.
+    """
+
+    reference: Reference
+    origin: Origin
+    events: Events
+    format: Format
+    ignore_recorded_files: bool
+
+    @classmethod
+    def of(cls, reference: Reference, origin: Origin = Origin(), events: Events = Events()) -> RecordedWeights:
+        """Where a reference's weights are: as it says itself, unless the origin names files. Raises DataError."""
+        weights_format = next((row for row in FORMATS if row.name == reference.schema), None)
+        if weights_format is None:
+            known = ", ".join(row.name for row in FORMATS)
+            raise DataError(f"the reference's schema is {reference.schema}; known are {known}")
+        ignore = origin.names_files or not reference.layers
+        if not origin.repo:
+            curated = reference.curation_repo is not None
+            revision = reference.curation_revision if curated else reference.weights_revision
+            origin = replace(
+                origin, repo=reference.curation_repo or reference.weights_repo, revision=origin.revision or revision
+            )
+        return cls(reference, origin, events, weights_format, ignore)
+
+    def offline(self) -> RecordedWeights:
+        """The same, without requests."""
+        return replace(self, origin=replace(self.origin, offline=True))
+
+    def layers(self) -> Iterator[RecordedLayer]:
+        """The reference's layers, fetched as they are asked for. Raises as generate does, and DataError."""
+        source = Source(self.origin, self.events)
+        cases = self.reference.by_layer
+        layers = self._planned(tuple(cases), source) if self.ignore_recorded_files else self._recorded(tuple(cases))
+        self.events.layers(len(layers))
+        for layer, files in layers.items():
+            yield RecordedLayer(layer, self.format, self._fetched(source, files), cases[layer])
+            self.events.layer_done(layer)
+
+    def known_files(self) -> tuple[dict[int, LayerFiles], bool]:
+        """The files of all layers that the origin's repo, or the reference, tells of; and whether these are sure to be all.
+
+        Whatever cannot be found out is left out.
+        """
+        source = Source(self.origin, self.events)
+        own = {} if self.ignore_recorded_files else self._recorded(tuple(record.layer for record in self.reference.layers))
+        known: dict[int, LayerFiles] = {}
+        is_whole = False
+        with contextlib.suppress(OSError, ValueError, vendored_hf.EntryNotFoundError):
+            job_plan = plan(self._job(tuple(self.reference.by_layer)[:1]), source)
+            known, is_whole = job_plan.known, job_plan.is_whole
+        if not is_whole:
+            for files in list((own or known).values())[:1]:
+                with contextlib.suppress(OSError, ValueError, vendored_hf.EntryNotFoundError):
+                    listing = source.listing(files.encoder.repo, files.encoder.revision)
+                    known = sibling_files(self.format, files.encoder, listing) | known
+        return dict(sorted((known | own).items())), is_whole
+
+    def fetch(self, file: HubFile) -> str:
+        """The local path of a weight file that no reference names. Raises as Source.fetch does."""
+        return str(Source(self.origin, self.events).fetch(file).path)
+
+    def _job(self, layers: tuple[int, ...]) -> Job:
+        return Job(replace(self.origin, schema=self.format.name), layers)
+
+    def _planned(self, layers: tuple[int, ...], source: Source) -> dict[int, LayerFiles]:
+        return plan(self._job(layers), source).layers
+
+    def _recorded(self, layers: tuple[int, ...]) -> dict[int, LayerFiles]:
+        """The files on record. Raises DataError where they cannot be files of the format."""
+        files = {}
+        for layer in layers:
+            record = self.reference.record_of(layer)
+            if record is not None:
+                encoder = _hub_file(record, record.path)
+                files[layer] = LayerFiles.beside(self.format, layer, encoder)
+                if record.decoder_path:
+                    files[layer].files[DECODER] = _hub_file(record, record.decoder_path)
+        return files
+
+    def _fetched(self, source: Source, layer: LayerFiles) -> dict[str, RecordedFile]:
+        """A layer's files on disk, that of the decoder where the reference decodes."""
+        if not layer.encoder.path.endswith(self.format.suffix):
+            raise DataError(f"the reference's schema is {self.format.name}, but {layer.encoder.path} is no {self.format.suffix} file")
+        record = self.reference.record_of(layer.layer)
+        recorded = {ENCODER: record.sha256, DECODER: record.decoder_sha256} if record else {}
+        files = {}
+        for role, file in layer.read(self.reference.decodes).files.items():
+            local = source.fetch(file)
+            sha256 = mirror.sha256_of(local.path)  # of the bytes themselves, whatever name the cache has for them
+            files[role] = RecordedFile(file, str(local.path), sha256, recorded.get(role))
+        return files
+
+
+def residual_of(reference: Reference, case: Case) -> np.ndarray:
+    """The residual of a case, float32 [d_model]: from the generator where oracle wrote the reference, else the recorded one.
+
+    Raises DataError where the recorded one overflows float32.
+    """
+    if reference.is_ours:
+        return residual(case.id.number, case.stream or 0, reference.d_model)
+    with np.errstate(over="ignore"):
+        values = np.array(case.residual, np.float64).astype(np.float32)
+    if not np.all(np.isfinite(values)):
+        raise DataError(f"{case.id}: its residual overflows float32")
+    return values
+
+
+def _hub_file(record: LayerRecord, path: str) -> HubFile:
+    try:
+        file = curation.parse_uri(f"hf://{record.repo}/{path}")
+    except curation.CurationError as error:
+        raise DataError(f"the reference names a weight file that cannot be: {error}") from error
+    return replace(file, revision=record.revision)

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""JSON as it is written, and files that are replaced whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import stat
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import vendored_hf
+from oracle.errors import BadUse
+from oracle.references.document import Document
+
+
+class OutputError(BadUse, OSError):
+    """A file cannot be written where it should go."""
+
+
+def dump(document: Document) -> Iterator[str]:
+    """The document as JSON, in parts, two spaces an indent; a list of numbers stands on one line.
+
+    A float32 is written with the digits of the same binary64 number, so that a reader that parses to binary64 and
+    casts gets its bits back, even one whose parser is off by a last bit.
+    """
+    yield from _dump(document, "\n")
+    yield "\n"
+
+
+def _dump(value: Any, newline: str) -> Iterator[str]:
+    if hasattr(value, "tolist"):
+        value = value.tolist()  # one at a time: as lists, residuals take eight times their memory
+    nested = isinstance(value, (dict, list)) and len(value) > 0
+    if not nested or (isinstance(value, list) and not isinstance(value[0], (dict, list, str))):
+        yield json.dumps(value, allow_nan=False)
+        return
+    inner = newline + "  "
+    opening, closing = "{}" if isinstance(value, dict) else "[]"
+    between = opening + inner
+    for item in value.items() if isinstance(value, dict) else value:
+        yield between
+        between = "," + inner
+        if isinstance(value, dict):
+            key, item = item
+            yield f"{json.dumps(key)}: "
+        yield from _dump(item, inner)
+    yield newline + closing
+
+
+def check_output(path: str) -> None:
+    """Raise OutputError if `path` could not be written: better before an hour of work than after it."""
+    folder = os.path.dirname(os.path.abspath(path))
+    if not path or path.endswith(("/", os.sep)):
+        raise OutputError(f"{path!r} names no file; name one")
+    if os.path.isdir(path):
+        raise OutputError(f"{path} is a folder; name a file in it")
+    if not os.path.isdir(folder):
+        raise OutputError(f"{path}: the folder {folder} does not exist; make it first")
+    if os.path.exists(path) and not os.path.isfile(path):
+        return  # a device or a pipe
+    import tempfile  # not at the top: few commands need it, and it takes 5 ms
+
+    try:
+        with tempfile.TemporaryFile(dir=os.path.dirname(os.path.realpath(path))):
+            pass
+    except OSError as error:
+        raise OutputError(f"{path}: the folder {folder} cannot be written to: {error.strerror}") from error
+
+
+def write_text(parts: Iterable[str], path: str) -> None:
+    """Write a text, of which there are parts, beside `path` and rename it over: a reader never sees half.
+
+    A failure leaves the old file. `-` is standard output. Raises OutputError.
+    """
+    target = os.path.realpath(path)
+    try:
+        if path == "-":
+            if sys.stdout is None:
+                raise OSError(errno.EBADF, "standard output is closed")
+            with to_reader():
+                sys.stdout.writelines(parts)
+        elif os.path.exists(target) and not stat.S_ISREG(os.stat(target).st_mode):
+            with open(target, "w", encoding="utf-8") as device:  # a pipe or a device cannot be renamed over
+                device.writelines(parts)
+        else:
+            with vendored_hf.replacing(target) as file:
+                for part in parts:
+                    file.write(part.encode())
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def to_reader() -> Iterator[None]:
+    """Write to standard output; where whoever reads it has seen enough, the rest is dropped, and that is no error."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python would flush into the closed pipe once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""Which files a repo has: as the Hub tells it, as the cache remembers it, or what a folder holds."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import vendored_hf
+
+LIMIT = 16 * 1024 * 1024  # bytes of a listing or a manifest
+FOLDER = "listings"  # of ours, in a repo's part of the cache
+BUSY = (429, 500, 502, 503, 504)  # answers that say nothing of whether there is a listing or a manifest
+
+
+class ListingError(OSError):
+    """The source does not tell which files a repo has."""
+
+
+class NotJsonError(ListingError):
+    """The server answers with something else, a web page perhaps."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The paths of a repo at a revision, and the commit that this is, if it is known.
+
+    `complete` is whether these are all that the repo has, and not only what somebody fetched of it.
+    """
+
+    repo: str
+    revision: str
+    commit: str | None
+    paths: tuple[str, ...]
+    complete: bool = True
+
+
+def fetch_json(endpoint: str, path: str) -> tuple[bytes, str]:
+    """A JSON of a server, at most LIMIT bytes of it, and what messages call its address.
+
+    Raises ListingError where it cannot be read whole, NotJsonError, or an exception of vendored_hf.
+    """
+    import requests
+
+    url = f"{endpoint.rstrip('/')}/{path}"
+    shown = url.rpartition("@")[2]
+    text = b""
+    with vendored_hf.Hub(endpoint).request("GET", url, timeout=10.0) as answer:
+        if "json" not in answer.headers.get("Content-Type", ""):
+            raise NotJsonError(f"{shown} is no JSON")
+        try:
+            for chunk in answer.iter_content(1 << 16):
+                text += chunk
+                if len(text) > LIMIT:
+                    raise ListingError(f"{shown} has more than {LIMIT} bytes")
+        except requests.RequestException as error:
+            raise ListingError(f"{shown} cannot be read: {type(error).__name__}") from error
+    return text, shown
+
+
+def from_hub(endpoint: str, repo: str, revision: str | None) -> Listing:
+    """The Hub's listing of a repo. Raises ListingError where the server has none, or an exception of vendored_hf."""
+    vendored_hf.hf_hub_url(repo, "config.yaml", revision=revision, endpoint=endpoint)  # refuses names that are none
+    try:
+        text, shown = fetch_json(endpoint, f"api/models/{repo}/revision/{quote(revision or 'main', safe='')}")
+    except (vendored_hf.RepositoryNotFoundError, vendored_hf.RevisionNotFoundError):
+        raise
+    except vendored_hf.HfHubHTTPError as error:
+        if error.status_code in BUSY:
+            raise
+        raise ListingError(f"the server does not list the files of {repo}: it answers {error.status_code}") from error
+    try:
+        answer = json.loads(text)
+        paths, commit = tuple(sibling["rfilename"] for sibling in answer["siblings"]), answer.get("sha")
+        if not all(isinstance(path, str) for path in paths) or not isinstance(commit, (str, type(None))):
+            raise TypeError
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ListingError(f"{shown} does not list the repo's files: its answer is no such list") from error
+    return Listing(repo, revision or "main", commit, paths)
+
+
+def from_cache(folder: Path, repo: str, revision: str | None) -> Listing:
+    """What is known of a repo without the Hub; `folder` is its part of the cache. Raises ListingError."""
+    commit = revision or "main"
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        commit = (folder / "refs" / commit).read_text(encoding="utf-8").strip()
+    with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
+        paths = json.loads((folder / FOLDER / f"{commit}.json").read_bytes())
+        if isinstance(paths, list) and paths and all(isinstance(path, str) for path in paths):
+            return Listing(repo, revision or "main", commit, tuple(paths))
+    paths = files_below(folder / "snapshots" / commit)
+    if not paths:
+        raise ListingError(f"the cache has no file of {repo} at {revision or 'main'}")
+    return Listing(repo, revision or "main", commit if _is_commit(commit) else None, paths, complete=False)
+
+
+def remember(folder: Path, listing: Listing) -> None:
+    """Keep a listing beside the files in the cache: without the Hub the number of layers would be unknown."""
+    if _is_commit(listing.commit):
+        with contextlib.suppress(OSError), vendored_hf.replacing(folder / FOLDER / f"{listing.commit}.json") as file:
+            file.write(json.dumps(listing.paths).encode())
+
+
+def files_below(folder: Path) -> tuple[str, ...]:
+    """The paths of a folder's files, relative to it, sorted."""
+    return tuple(sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()))
+
+
+def _is_commit(name: str | None) -> bool:
+    return bool(re.fullmatch("[0-9a-f]{40}", name or ""))
