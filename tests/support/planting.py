@@ -216,20 +216,6 @@ def candidate(
     return {"test_cases": [encode_case(weights, layer, i, names) for layer in layers for i in range(seeds)]}
 
 
-def judge(names: Sequence[str], found: Explanation, gives: Callable[[list[str]], bool]) -> str:
-    """`first`: named first. `equal`: named, among others that give the same numbers. Else what went wrong."""
-    if not found.named:
-        return f"not found: {found.known}"
-    sets = [set(fit.mistakes) for fit in found.named]
-    others = [named for named in sets if named != set(names)]
-    for other in others:
-        if not gives(sorted(other)):
-            return f"wrongly named: {other}"
-    if set(names) in sets:
-        return "equal" if others else "first"
-    return "equal" if others and all(len(other) < len(names) for other in others) else f"not named: {sets}"
-
-
 class World:
     """Synthetic weights in a cache, their reference, and ports of it."""
 
@@ -279,8 +265,20 @@ class World:
         )
 
     def judge(self, names: Sequence[str]) -> str:
+        """`first`: named first. `equal`: named, among others that give the same numbers. Else what went wrong."""
         answers, found = self.explain(names)
-        return "agrees" if found is None else judge(names, found, lambda other: self.gives(other, answers))
+        if found is None:
+            return "agrees"
+        if not found.named:
+            return "not found"
+        sets = [set(fit.mistakes) for fit in found.named]
+        others = [named for named in sets if named != set(names)]
+        for other in others:
+            if not self.gives(sorted(other), answers):
+                return f"wrongly named: {other}"
+        if set(names) in sets:
+            return "equal" if others else "first"
+        return "equal" if others and all(len(other) < len(names) for other in others) else f"not named: {sets}"
 
 
 # Where more than k features fire in every case, or no more than k: the port is right then.

@@ -19,7 +19,7 @@ from oracle.job import Job
 from oracle.references import document
 from oracle.references import generate as reference
 from tests.support import worlds
-from tests.support.planting import bf16, half, judge, to_bits, write_cache
+from tests.support.planting import bf16, half, to_bits, write_cache
 
 
 def fires(pre: np.ndarray, gate: np.ndarray) -> np.ndarray:
@@ -147,6 +147,18 @@ class Decoders:
         )
 
     def judge(self, names: Sequence[str]) -> str:
+        """`first`: named first. `equal`: named, among others that give the same numbers. Else what went wrong."""
         answers = self.candidate(names)
         found = self.explain_answers(answers)
-        return "agrees" if found is None else judge(names, found, lambda other: self.gives(other, answers))
+        if found is None:
+            return "agrees"
+        if not found.named:
+            return f"not found: {found.known}"
+        sets = [set(fit.mistakes) for fit in found.named]
+        others = [named for named in sets if named != set(names)]
+        for other in others:
+            if not self.gives(sorted(other), answers):
+                return f"wrongly named: {other}"
+        if set(names) in sets:
+            return "equal" if others else "first"
+        return "equal" if others and all(len(other) < len(names) for other in others) else f"not named: {sets}"
