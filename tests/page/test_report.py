@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import re
+import shutil
 import struct
 import tempfile
 from pathlib import Path
@@ -23,9 +23,10 @@ from oracle.references import document, reading
 from oracle.vectors import demo
 from oracle.weights.formats import FORMATS
 from tests.support import worlds
+from tests.support.encodings import read, stripped
 from tests.support.pages import Page, text_of
 from tests.support.places import shared
-from tests.support.process import oracle
+from tests.support.process import oracle, run
 
 HOSTILE = "\"><script>alert(1)</script></title></style><!--' &amp; &lt;b&gt; {0} \u20ac"
 UNPRINTABLE = "a\u0000b\u001b[31m\ud800\u202ec\n]]>"
@@ -34,30 +35,19 @@ OFFLINE = "--offline", "--curation-repo", demo.job_repo(FORMATS[0])
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's weights and references: of 3 layers, and of all 26."""
-    made = tmp_path_factory.mktemp("demo")
-    assert oracle("demo", "--folder", str(made), "--quiet").returncode == 0
-    source = (*OFFLINE, "--cache-dir", str(made / "hub"), "--quiet")
-    assert oracle("--layers", "all", "-o", str(made / "all.json"), *source).returncode == 0
-    assert oracle("--top-k", "50", "-o", str(made / "k50.json"), *source).returncode == 0
-    assert oracle("--top-k", "1", "--tolerance", "0.01", "-o", str(made / "k1.json"), *source).returncode == 0
-    return made
+def folder(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """References of the demo's weights: of 3 layers, and of all 26."""
+    references = tmp_path_factory.mktemp("references")
+    shutil.copy(demo_folder / "plt_gemma_reference.json", references)
+    for name, options in {"all": "--layers all", "k50": "--top-k 50", "k1": "--top-k 1 --tolerance 0.01"}.items():
+        source = (*OFFLINE, "--cache-dir", str(demo_folder / "hub"), "--quiet")
+        assert run(*options.split(), "-o", str(references / f"{name}.json"), *source).returncode == 0
+    return references
 
 
 @pytest.fixture
 def recorded(folder: Path) -> dict[str, Any]:
     return read(folder / "plt_gemma_reference.json")
-
-
-def read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text())
-
-
-def stripped(reference: dict[str, Any]) -> dict[str, Any]:
-    """The reference's own answers, as a candidate."""
-    keys = ("layer", "seed", "n_active", f"top_{reference.get('top_k', 10)}")
-    return {"test_cases": [{key: copy.deepcopy(case[key]) for key in keys} for case in reference["test_cases"]]}
 
 
 def made_from(tmp_path: Path, reference: Any, candidate: Any = None, *options: str) -> Page:
@@ -67,7 +57,7 @@ def made_from(tmp_path: Path, reference: Any, candidate: Any = None, *options: s
     if candidate is not None:
         paths.append(tmp_path / "candidate.json")
         paths[1].write_text(json.dumps(candidate))
-    ran = oracle("report", *map(str, paths), "-o", str(tmp_path / "report.html"), *options)
+    ran = run("report", *map(str, paths), "-o", str(tmp_path / "report.html"), *options)
     assert ran.returncode == 0, ran.stderr
     return Page((tmp_path / "report.html").read_text(encoding="ascii"))
 
@@ -138,7 +128,7 @@ def test_the_features_of_a_tie_are_named(recorded: dict[str, Any], tmp_path: Pat
 def test_the_same_bytes_and_ascii(folder: Path, tmp_path: Path) -> None:
     reference = folder / "plt_gemma_reference.json"
     for name in ("one", "other"):
-        assert oracle("report", str(reference), "-o", str(tmp_path / name), cwd=tmp_path).returncode == 0
+        assert run("report", str(reference), "-o", str(tmp_path / name), cwd=tmp_path).returncode == 0
     one = (tmp_path / "one").read_bytes()
     assert one == (tmp_path / "other").read_bytes() and one.isascii()
     printed = oracle("report", str(reference), "-o", "-", environment={"PYTHONIOENCODING": "ascii"})
@@ -325,14 +315,14 @@ def test_26_layers_all_wrong_stay_small(folder: Path, tmp_path: Path) -> None:
     assert len(page.source) < WHOLE_PAGE_LIMIT and "78 differs" in page.text
 
 
-def test_the_cause(folder: Path, recorded: dict[str, Any], tmp_path: Path) -> None:
+def test_the_cause(demo_folder: Path, recorded: dict[str, Any], tmp_path: Path) -> None:
     candidate = stripped(recorded)
     unexplained = made_from(tmp_path, recorded, {"test_cases": candidate["test_cases"][:8]})
     assert "It was not looked for" in unexplained.text
     for case in candidate["test_cases"]:
         for entry in case["top_10"]:
             entry["index"] += 1
-    page = made_from(tmp_path, recorded, candidate, "--explain", "--offline", "--cache-dir", str(folder / "hub"))
+    page = made_from(tmp_path, recorded, candidate, "--explain", "--offline", "--cache-dir", str(demo_folder / "hub"))
     causes = [text_of(name) for name in page.root.iter("strong")]
     assert "indices from 1" in causes and "The candidate's numbers are those of" in page.text
     assert "9 of 9 cases matched" in page.text
@@ -343,7 +333,7 @@ def test_the_cause(folder: Path, recorded: dict[str, Any], tmp_path: Path) -> No
 
 def test_exit_codes_and_the_old_page(folder: Path, recorded: dict[str, Any], tmp_path: Path) -> None:
     reference, output = str(folder / "plt_gemma_reference.json"), tmp_path / "report.html"
-    ran = oracle("report", reference, cwd=tmp_path)
+    ran = run("report", reference, cwd=tmp_path)
     assert (ran.returncode, ran.stdout) == (0, "") and "9 cases -> report.html" in ran.stderr
     before = output.read_bytes()
 
@@ -351,9 +341,9 @@ def test_exit_codes_and_the_old_page(folder: Path, recorded: dict[str, Any], tmp
     wrong = stripped(recorded)
     wrong["test_cases"][0]["n_active"] += 1
     candidate.write_text(json.dumps(wrong))
-    ran = oracle("report", reference, str(candidate), "-o", str(tmp_path / "other.html"))
+    ran = run("report", reference, str(candidate), "-o", str(tmp_path / "other.html"))
     assert ran.returncode == 0 and "the candidate DISAGREES" in ran.stderr
-    ran = oracle("report", reference, "-", "-o", "-", "--quiet", input=json.dumps(stripped(recorded)))
+    ran = run("report", reference, "-", "-o", "-", "--quiet", input=json.dumps(stripped(recorded)))
     assert (ran.returncode, ran.stderr) == (0, "") and "The candidate agrees" in Page(ran.stdout).text
 
     for code, arguments, said in (
@@ -365,7 +355,7 @@ def test_exit_codes_and_the_old_page(folder: Path, recorded: dict[str, Any], tmp
         (4, (reference, str(output)), "not readable JSON"),
         (2, (), "REFERENCE"),
     ):
-        ran = oracle("report", *arguments, cwd=tmp_path)
+        ran = run("report", *arguments, cwd=tmp_path)
         assert ran.returncode == code and said in ran.stderr and "Traceback" not in ran.stderr
     assert output.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "home") == [
@@ -378,7 +368,7 @@ def test_a_reference_that_contradicts_itself(recorded: dict[str, Any], tmp_path:
     (tmp_path / "reference.json").write_text(json.dumps(recorded))
     (tmp_path / "candidate.json").write_text(json.dumps(stripped(recorded)))
     for command in ("compare", "report"):
-        ran = oracle(command, "reference.json", "candidate.json", cwd=tmp_path)
+        ran = run(command, "reference.json", "candidate.json", cwd=tmp_path)
         assert ran.returncode == 4 and "layer 0 seed 200" in ran.stderr and "verify" in ran.stderr
     assert not (tmp_path / "report.html").exists()
 
@@ -387,7 +377,7 @@ def test_outputs_decoders_and_seeds_passed_over(tmp_path: Path) -> None:
     world = worlds.make("CltSplit", n_layers=3, n_features=500, threshold=False, skip=True)
     tree = world.lay_out(tmp_path / "tree")
     written = tmp_path / "reference.json"
-    ran = oracle("--mirror", tree, *world.arguments, "--decode", "--robust", "--tolerance", "0.002", "-o", str(written))
+    ran = run("--mirror", tree, *world.arguments, "--decode", "--robust", "--tolerance", "0.002", "-o", str(written))
     assert ran.returncode == 0, ran.stderr
     reference = read(written)
     page = made_from(tmp_path, reference)
