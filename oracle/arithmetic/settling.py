@@ -157,7 +157,7 @@ class Draft:
         return Encoding(
             n_active=n_active,
             n_active_bounds=(int(np.count_nonzero(surely)), int(np.count_nonzero(maybe))),
-            top=[(index, _round_to_float32(values[index])) for index in ranked[: self.k]],
+            top=[(index, round_to_float32(values[index])) for index in ranked[: self.k]],
             rank_margin=None if rank_margin is None else _round_margin(rank_margin),
             gate_margin=_round_margin(gate_margin),
             gate_ties=np.flatnonzero(maybe & ~surely).tolist(),
@@ -168,7 +168,7 @@ class Draft:
     def _active_features(self, exact: dict[int, Fraction], active: np.ndarray, at_gate: np.ndarray) -> ActiveFeatures:
         activations = np.where(active, self.pre, 0.0).astype(np.float32)
         for index, value in exact.items():
-            activations[index] = _round_to_float32(value) if active[index] else 0.0
+            activations[index] = round_to_float32(value) if active[index] else 0.0
         features = np.flatnonzero(active | at_gate)
         slack = np.where(at_gate, self.gate.astype(np.float64) + 2 * self.tolerance, self.tolerance)
         return ActiveFeatures(features, activations[features], slack[features], at_gate[features])
@@ -202,7 +202,7 @@ def _exact_sum(terms: list[float]) -> Fraction:
     return total
 
 
-def _round_to_float32(value: float | Fraction) -> float:
+def round_to_float32(value: float | Fraction) -> float:
     """The float32 nearest to an exact value, ties to even. By way of float64 it would be rounded twice."""
     near = np.float32(float(value))
     if isinstance(value, float):

@@ -18,9 +18,10 @@ import numpy as np
 from oracle import errors
 from oracle.errors import LayersFailed
 from oracle.job import CURATION_REPO, Job
-from oracle.references.document import FORMAT_VERSION, Case, Document, Reference
+from oracle.references.document import FORMAT_VERSION, Case, Reference, WeightsRepo, generator_record
 from oracle.references.layer import LayerResult, encode_layer
 from oracle.references.plan import Plan, plan
+from oracle.references.rows import Document
 from oracle.references.workers import LayerFailure, LayerTask, run
 from oracle.sources.curation import HubFile
 from oracle.sources.listing import Listing
@@ -167,8 +168,7 @@ def _assemble(job: Job, job_plan: Plan, results: list[LayerResult]) -> Reference
     _check_targets(job_plan, results)
     return Reference(
         format_version=FORMAT_VERSION,
-        repo_key=job_plan.format.repo_key,
-        weights_repo=first.record.repo,
+        repo=WeightsRepo(job_plan.format.repo_key, first.record.repo),
         weights_revision=first.record.revision,
         curation_repo=(job.origin.repo or CURATION_REPO) if job_plan.curated else None,
         curation_revision=job_plan.commit if job_plan.curated else None,
@@ -183,6 +183,7 @@ def _assemble(job: Job, job_plan: Plan, results: list[LayerResult]) -> Reference
         tolerance=job.tolerance,
         layers=tuple(result.record for result in results),
         skipped_seeds=tuple(seed for result in results for seed in result.skipped) if job.robust else None,
+        residual_generator=generator_record(),
         cases=tuple(case for result in results for case in result.cases),
         environment=_environment(
             max(result.float32_max_abs_error for result in results), sum(result.n_settled for result in results)

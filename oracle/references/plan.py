@@ -67,9 +67,9 @@ class Plan:
     format: Format
     layers: dict[int, LayerFiles]
     known: dict[int, LayerFiles]
-    config: HubFile | None
-    commit: str | None
-    curated: bool
+    config: HubFile | None = None
+    commit: str | None = None
+    curated: bool = False
     model_name: str | None = None
     listing: Listing | None = None
 
@@ -101,9 +101,7 @@ def sibling_files(weights_format: Format, file: HubFile, listing: Listing) -> di
         if layer is not None:
             sibling = abs(l0 - own_l0), path
             nearest[layer] = min(nearest.get(layer, sibling), sibling)
-    return {
-        layer: LayerFiles.beside(weights_format, layer, replace(file, path=path)) for layer, (_, path) in nearest.items()
-    }
+    return _beside(weights_format, {layer: replace(file, path=path) for layer, (_, path) in nearest.items()})
 
 
 def _without_numbers(weights_format: Format, path: str) -> tuple[str, int]:
@@ -146,25 +144,12 @@ def plan(job: Job, source: Source) -> Plan:
     }
     files = _wanted(job, repo, known, len(known))
     rows = [row for row in FORMATS if LIST in row.found_by and _is_of_kind(row, config.model_kind)]
-    weights_format = _format(job, source, rows, files, f"the transcoders: list of {repo}")
-    return _plan(weights_format, files, known, config_file, file.commit, curated=True, model_name=config.model_name)
+    row = _format(job, source, rows, files, f"the transcoders: list of {repo}")
+    return Plan(row, _beside(row, files), _beside(row, known), config_file, file.commit, True, config.model_name)
 
 
-def _plan(
-    weights_format: Format,
-    files: dict[int, HubFile],
-    known: dict[int, HubFile],
-    config: HubFile | None = None,
-    commit: str | None = None,
-    *,
-    curated: bool = False,
-    model_name: str | None = None,
-    listing: Listing | None = None,
-) -> Plan:
-    layers, all_layers = (
-        {layer: LayerFiles.beside(weights_format, layer, file) for layer, file in of.items()} for of in (files, known)
-    )
-    return Plan(weights_format, layers, all_layers, config, commit, curated, model_name, listing)
+def _beside(row: Format, encoders: dict[int, HubFile]) -> dict[int, LayerFiles]:
+    return {layer: LayerFiles.beside(row, layer, file) for layer, file in encoders.items()}
 
 
 def _of_paths(job: Job, repo: str, source: Source) -> Plan:
@@ -186,8 +171,8 @@ def _of_paths(job: Job, repo: str, source: Source) -> Plan:
     if isinstance(job.layers, tuple) and set(job.layers) != set(files):
         raise LayerError(f"the paths are of the layers {sorted(files)}, and --layers says {sorted(set(job.layers))}")
     files = dict(sorted(files.items()))
-    rows = [row for row in FORMATS if PATH in row.found_by]
-    return _plan(_format(job, source, rows, files, "the path"), files, files)
+    row = _format(job, source, [row for row in FORMATS if PATH in row.found_by], files, "the path")
+    return Plan(row, _beside(row, files), _beside(row, files))
 
 
 def _of_names(
@@ -216,7 +201,8 @@ def _of_names(
             layer: HubFile(repo, revision, posixpath.join(folder, rows[0].encoder_file.format(layer=layer)))
             for layer in job.layers
         }
-        return _plan(rows[0], named, named, config, commit)
+        layers = _beside(rows[0], named)
+        return Plan(rows[0], layers, layers, config, commit)
     if missing is not None and CONFIG_FILE in listing.paths:
         raise missing
     folders: dict[tuple[str, str], dict[int, HubFile]] = {}
@@ -246,12 +232,12 @@ def _of_names(
     ((name, _), known), = folders.items()
     known = dict(sorted(known.items()))
     if not listing.complete and job.layers in (ALL, SAMPLE):
-        layers = f"the layer{'s' if len(known) > 1 else ''} {', '.join(map(str, known))}"
+        cached = f"the layer{'s' if len(known) > 1 else ''} {', '.join(map(str, known))}"
         raise ListingError(
-            f"the number of layers of {repo} is unknown offline; {layers} can be had without the Hub: name them with --layers"
+            f"the number of layers of {repo} is unknown offline; {cached} can be had without the Hub: name them with --layers"
         )
-    files = _wanted(job, repo, known, max(known) + 1)
-    return _plan(formats.by_name(name), files, known, config, commit, listing=listing)
+    row = formats.by_name(name)
+    return Plan(row, _beside(row, _wanted(job, repo, known, max(known) + 1)), _beside(row, known), config, commit, listing=listing)
 
 
 def _wanted(job: Job, repo: str, known: dict[int, HubFile], n_layers: int) -> dict[int, HubFile]:

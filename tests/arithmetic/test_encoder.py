@@ -13,8 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oracle.arithmetic import encoder
-from oracle.arithmetic.encoder import Encoding, LayerEncoding, Matrix, NotFiniteError
+from oracle.arithmetic import encoder, settling
+from oracle.arithmetic.encoder import LayerEncoding
+from oracle.arithmetic.products import Matrix, NotFiniteError
+from oracle.arithmetic.settling import Encoding
 from tests.support.independent import exact_encode, float64_encode, nearest_float32
 from tests.support.small_scope import layer_arrays
 
@@ -31,7 +33,7 @@ def encode(
     """By both orientations of W_enc, which must agree."""
     f32 = [np.asarray(array, np.float32) for array in (w_enc, b_enc, gate, residuals)]
     made, other = (
-        encoder.encode(matrix, lambda: (f32[1], f32[2]), f32[3], k=k, tolerance=TOLERANCE)
+        encoder.encode(matrix, f32[1], f32[2], f32[3], k=k, tolerance=TOLERANCE)
         for matrix in (Matrix(blocks(f32[0], rows), False), Matrix(blocks(np.ascontiguousarray(f32[0].T), rows), True))
     )
     assert made.encodings == other.encodings
@@ -39,7 +41,7 @@ def encode(
 
 
 def summary(encoding: Encoding) -> dict[str, Any]:
-    return {key: value for key, value in asdict(encoding).items() if key != "firing"}
+    return {key: value for key, value in asdict(encoding).items() if key != "active"}
 
 
 @settings(deadline=None, max_examples=80)
@@ -229,6 +231,6 @@ def test_pre_activations_that_overflow_are_refused() -> None:
 @given(st.floats(allow_nan=False, min_value=2**-20, max_value=2**40), st.integers(-3, 3))
 def test_rounding_to_float32_is_exact(value: float, nudge: int) -> None:
     exact = Fraction(value) + Fraction(nudge, 2**90)
-    assert encoder._round_to_float32(exact) == nearest_float32(exact)
+    assert settling.round_to_float32(exact) == nearest_float32(exact)
     half_way = (Fraction(float(np.float32(value))) + Fraction(float(np.nextafter(np.float32(value), np.float32(np.inf))))) / 2
-    assert encoder._round_to_float32(half_way + Fraction(nudge, 2**90)) == nearest_float32(half_way + Fraction(nudge, 2**90))
+    assert settling.round_to_float32(half_way + Fraction(nudge, 2**90)) == nearest_float32(half_way + Fraction(nudge, 2**90))

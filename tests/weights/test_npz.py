@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""weights.py and schemas.py: what is read is right, and what is damaged or strange is refused by name."""
+"""npz.py and layer.py: what is read is right, and what is damaged or strange is refused by name."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from oracle.weights.formats import ENCODER as ENCODER_FILE
 from oracle.weights.formats import by_name
-from oracle.weights.layer import open_layer
+from oracle.weights.layer import LayerWeights, OpenFile
 from oracle.weights.npz import Npz
 from oracle.weights.tensors import WeightsError
 from tests.support.places import shared
@@ -31,24 +32,13 @@ def read_all(content: bytes, name: str = "W_enc") -> np.ndarray:
     return np.concatenate([block.copy() for block in file.blocks(file.tensor(name))])
 
 
-class Forwards(io.BytesIO):
-    """A reader that cannot go back by more than a little, as a server without Range has it."""
-
-    furthest = 0
-
-    def seekable(self) -> bool:
-        return False
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        if whence == 0:
-            assert offset >= self.furthest - 20_000
-            self.furthest = max(self.furthest, offset)
-        return super().seek(offset, whence)
+def layer_of(content: bytes, reader: type[io.BytesIO] = io.BytesIO) -> LayerWeights:
+    return LayerWeights(GEMMA_SCOPE_NPZ, 0, {ENCODER_FILE: OpenFile(reader(content), "params.npz", "params.npz")})
 
 
-def encoder_of(content: bytes, reader: type[io.BytesIO] = io.BytesIO) -> np.ndarray:
+def encoder_of(content: bytes) -> np.ndarray:
     """Everything that a run reads of a file, in the order of a run."""
-    layer = open_layer(GEMMA_SCOPE_NPZ, 0, reader(content), "params.npz", "params.npz")
+    layer = layer_of(content)
     w_enc = [block.flatten() for block in layer.w_enc.blocks()]
     return np.concatenate([layer.b_enc, layer.gate, *w_enc])
 
@@ -74,7 +64,7 @@ def header(descr: Any = "<f4", shape: Any = (2,), order: Any = False) -> str:
 def test_real_values() -> None:
     content = shared("data/gemma_scope_small.npz").read_bytes()
     file = open_npz(content)
-    names = list(file.in_order())
+    names = list(file.names)
     assert sorted(names) == ["W_dec", "W_enc", "b_dec", "b_enc", "threshold"]
     expected = np.load(io.BytesIO(content))
     for name in names:
@@ -118,7 +108,7 @@ def test_any_seekable_reader_will_do() -> None:
 def test_negative_thresholds_gate_at_zero() -> None:
     arrays = layer_arrays(0)
     arrays["threshold"][:5] = [-1, -0.5, -0.0, 0.0, 2]
-    layer = open_layer(GEMMA_SCOPE_NPZ, 0, io.BytesIO(npz(arrays)), "params.npz", "params.npz")
+    layer = layer_of(npz(arrays))
     assert layer.gate[:5].tolist() == [0, 0, 0, 0, 2]
 
 
@@ -131,7 +121,7 @@ def test_the_decoder_s_data_is_not_read() -> None:
             return super().readinto(view)
 
     arrays = layer_arrays(0, 64, 4096)
-    layer = open_layer(GEMMA_SCOPE_NPZ, 0, Counting(npz(arrays)), "params.npz", "params.npz")
+    layer = layer_of(npz(arrays), Counting)
     for _ in layer.w_enc.blocks():
         pass
     assert Counting.count < arrays["W_enc"].nbytes + 100_000
@@ -197,24 +187,6 @@ def test_bad_files_are_refused(content: bytes, message: str) -> None:
     with pytest.raises(WeightsError) as error:
         encoder_of(content)
     assert message in str(error.value) and str(error.value).startswith("params.npz: ")
-
-
-def test_what_can_be_read_forwards_alone() -> None:
-    for arrays in (layer_arrays(3), layer_arrays(3, 100, 3000), dict(reversed(layer_arrays(3, 100, 3000).items()))):
-        content = npz(arrays)
-        assert np.array_equal(encoder_of(content, Forwards), encoder_of(content))
-    with pytest.raises(WeightsError, match="compressed"):
-        encoder_of(npz(GOOD, compressed=True), Forwards)
-
-
-@pytest.mark.parametrize("content", [content for content, _ in BAD.values()], ids=BAD)
-def test_bad_files_are_refused_forwards_too(content: bytes) -> None:
-    try:
-        encoder_of(content, Forwards)
-    except WeightsError:
-        return
-    # What is wrong in the directory alone, or behind the last tensor, is not seen on this way.
-    assert content in (BAD["encrypted"][0], BAD["truncated"][0])
 
 
 BAD_HEADERS = {
@@ -283,18 +255,10 @@ def test_damage_anywhere_is_found_or_harmless(data: st.DataObject) -> None:
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.one_of(st.integers(0, len(content) - 1), st.integers(max(0, len(content) - 700), len(content) - 1)))
         content[at] = data.draw(st.integers(0, 255))
-    for reader in (io.BytesIO, Careless):
-        try:
-            assert np.array_equal(encoder_of(bytes(content), reader), ENCODER)
-        except WeightsError:
-            pass
-
-
-class Careless(io.BytesIO):
-    """Read forwards, wherever damage leads."""
-
-    def seekable(self) -> bool:
-        return False
+    try:
+        assert np.array_equal(encoder_of(bytes(content)), ENCODER)
+    except WeightsError:
+        pass
 
 
 CONTENT = npz(layer_arrays(5, 4, 6))

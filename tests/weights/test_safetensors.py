@@ -21,7 +21,7 @@ from oracle.weights.tensors import WeightsError
 from tests.support import worlds
 from tests.support.hub import Hub
 from tests.support.places import ROOT
-from tests.support.process import oracle
+from tests.support.process import run
 from tests.support.small_scope import npz
 
 GOOD = {"W_enc": np.arange(12, dtype=np.float32).reshape(3, 4), "b_enc": np.ones(3, np.float32)}
@@ -41,7 +41,7 @@ def read_everything(content: bytes) -> dict[str, np.ndarray]:
     """All that a run could ask of a file."""
     file = Safetensors(io.BytesIO(content), "layer_0.safetensors")
     arrays = {}
-    for name in file.in_order():
+    for name in file.names:
         tensor = file.tensor(name)
         if len(tensor.shape) == 1:
             arrays[name] = file.read(tensor)
@@ -111,7 +111,7 @@ headers = [b"{" + b'"a":{},' * (size // 7 - 2) + b'"b":{}}', b"[" + b"{}," * (si
 for header in headers:
     try:
         file = Safetensors(io.BytesIO(len(header).to_bytes(8, "little") + header), "bomb")
-        print("read", list(file.in_order())[:2])
+        print("read", list(file.names)[:2])
     except WeightsError as error:
         assert len(str(error)) < 600
 def npz(header, method, claimed):
@@ -152,7 +152,7 @@ def test_a_bad_file_is_exit_4(hub: Hub, tmp_path: Any) -> None:
     for name, bad in (("cut", bytes(content[:-1])), ("bomb", packed(b"[" * 100_000)), ("html", b"<html>" * 100)):
         world.files[worlds.OWN_REPO]["layer_0.safetensors"] = bad
         world.add_to(hub)
-        ran = oracle("--mirror", hub.url, *world.arguments, "-o", str(tmp_path / name), "--quiet")
+        ran = run("--mirror", hub.url, *world.arguments, "-o", str(tmp_path / name), "--quiet")
         assert ran.returncode == 4 and len(ran.stderr.splitlines()) == 1 and "layer_0.safetensors" in ran.stderr, ran.stderr
 
 
@@ -194,7 +194,7 @@ def test_mutated_files_give_an_error_or_floats(suffix: str, changes: list[tuple[
     try:
         if suffix == ".npz":
             file = Npz(io.BytesIO(bytes(content)), "f")
-            for name in file.in_order():
+            for name in file.names:
                 tensor = file.tensor(name)
                 assert (file.read(tensor) if len(tensor.shape) == 1 else next(file.blocks(tensor))).dtype == np.float32
         else:
