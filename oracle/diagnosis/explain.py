@@ -26,8 +26,9 @@ from oracle.diagnosis.layers import BESIDE, OTHER_L0, ExaminedCase, ExaminedLaye
 from oracle.diagnosis.mistakes import GENERATOR, MISTAKES, ONE_TARGET, SEVERAL_TARGETS, THRESHOLD, W_SKIP, Hypothesis, Mistake
 from oracle.diagnosis.port import OWN, Port
 from oracle.diagnosis.products import in_memory, multiply
-from oracle.references.document import Candidate, Case, CaseId, DataError, Reference
+from oracle.references.document import Candidate, Case, CaseId, Reference
 from oracle.references.recorded import RecordedLayer, RecordedWeights, residual_of
+from oracle.references.rows import DataError
 from oracle.weights.formats import ENCODER
 from oracle.weights.layer import LayerWeights
 

@@ -68,7 +68,7 @@ def test_a_right_port_is_never_explained(worlds: list[World]) -> None:
     for world in worlds:
         answers, explanation = world.explain(())
         assert explanation is None
-        port = parse_candidate(answers, world.reference.top_key)
+        port = parse_candidate(answers, world.reference.top_k)
         nothing = explain(world.reference, port, compare(world.reference, port), world.recorded_weights)
         assert not nothing.named and "nothing to explain" in nothing.known[0]
 
