@@ -22,46 +22,31 @@ from typing import TYPE_CHECKING, Any
 from oracle.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from oracle.arithmetic.residual import residual
-    from oracle.checking.verdict import Comparison, Verification
-    from oracle.errors import BadData, BadUse, LayersFailed
-    from oracle.job import Job, Origin
-    from oracle.library import compare, demo_job, generate, verify
-    from oracle.references.generate import Events
+    from oracle.arithmetic.residual import residual as residual
+    from oracle.checking.verdict import Comparison as Comparison
+    from oracle.checking.verdict import Verification as Verification
+    from oracle.errors import BadData as BadData
+    from oracle.errors import BadUse as BadUse
+    from oracle.errors import LayersFailed as LayersFailed
+    from oracle.job import Job as Job
+    from oracle.job import Origin as Origin
+    from oracle.library import compare as compare
+    from oracle.library import demo_job as demo_job
+    from oracle.library import generate as generate
+    from oracle.library import verify as verify
+    from oracle.references.generate import Events as Events
 
-# Looked up when they are asked for: `--help` is not to wait for NumPy.
+# Where each name is, looked up when it is asked for: `--help` is not to wait for NumPy.
 _MODULES = {
-    "BadData": "errors",
-    "BadUse": "errors",
-    "Comparison": "checking.verdict",
+    **dict.fromkeys(("compare", "demo_job", "generate", "verify"), "library"),
+    **dict.fromkeys(("BadData", "BadUse", "LayersFailed"), "errors"),
+    **dict.fromkeys(("Comparison", "Verification"), "checking.verdict"),
+    **dict.fromkeys(("Job", "Origin"), "job"),
     "Events": "references.generate",
-    "Job": "job",
-    "Origin": "job",
-    "LayersFailed": "errors",
-    "Verification": "checking.verdict",
-    "compare": "library",
-    "demo_job": "library",
-    "generate": "library",
     "residual": "arithmetic.residual",
-    "verify": "library",
 }
 
-__all__ = [
-    "BadData",
-    "BadUse",
-    "Comparison",
-    "Events",
-    "Job",
-    "LayersFailed",
-    "Origin",
-    "Verification",
-    "__version__",
-    "compare",
-    "demo_job",
-    "generate",
-    "residual",
-    "verify",
-]
+__all__ = ["__version__", *_MODULES]
 
 
 def __getattr__(name: str) -> Any:

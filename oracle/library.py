@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from oracle.checking import compare as checking
 from oracle.checking.verdict import Comparison, Verification
 from oracle.job import Job, Origin
-from oracle.references.document import Document, to_json
+from oracle.references.document import to_json
 from oracle.references.reading import parse_candidate, parse_reference
+from oracle.references.rows import Document
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -67,7 +68,7 @@ def compare(reference: Document, candidate: Document) -> Comparison:
     True
     """
     parsed = parse_reference(reference)
-    return checking.compare(parsed, parse_candidate(candidate, parsed.top_key))
+    return checking.compare(parsed, parse_candidate(candidate, parsed.top_k))
 
 
 @functools.cache

@@ -17,8 +17,9 @@ import pytest
 
 from oracle import BadData, BadUse, Job, LayersFailed, compare, demo_job, generate, residual, verify
 from tests.support import worlds
+from tests.support.encodings import comparable, parsed
 from tests.support.places import ROOT
-from tests.support.process import oracle
+from tests.support.process import run
 
 
 @pytest.fixture
@@ -31,10 +32,6 @@ def jobs(tmp_path: Path) -> list[Job]:
     return made
 
 
-def lasting(document: dict[str, Any]) -> str:
-    return json.dumps({key: value for key, value in document.items() if key != "environment"})
-
-
 def test_any_executor_gives_what_none_gives(jobs: list[Job], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     alone = generate(jobs)
@@ -42,7 +39,7 @@ def test_any_executor_gives_what_none_gives(jobs: list[Job], monkeypatch: pytest
     executors: list[Executor] = [ThreadPoolExecutor(3), ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn"))]
     for executor in executors:
         with executor:
-            assert list(map(lasting, generate(jobs, executor=executor))) == list(map(lasting, alone))
+            assert list(map(comparable, generate(jobs, executor=executor))) == list(map(comparable, alone))
 
 
 class Backwards(Executor):
@@ -61,7 +58,7 @@ class Backwards(Executor):
 
 
 def test_in_any_order(jobs: list[Job]) -> None:
-    assert list(map(lasting, generate(jobs, executor=Backwards()))) == list(map(lasting, generate(jobs)))
+    assert list(map(comparable, generate(jobs, executor=Backwards()))) == list(map(comparable, generate(jobs)))
 
 
 def test_a_layer_that_fails(jobs: list[Job]) -> None:
@@ -77,9 +74,9 @@ def test_a_layer_that_fails(jobs: list[Job]) -> None:
 def test_documents_are_what_the_command_writes(tmp_path: Path) -> None:
     job = demo_job()
     [made] = generate([job])
-    written = oracle("--offline", "--cache-dir", str(job.cache_dir), "--repo", job.repo, "-o", "-")
-    assert lasting(json.loads(written.stdout)) == lasting(made)
-    assert verify(made, job).agrees and verify(json.loads(written.stdout), job).agrees
+    written = run("--offline", "--cache-dir", str(job.cache_dir), "--repo", job.repo, "-o", "-")
+    assert comparable(parsed(written)) == comparable(made)
+    assert verify(made, job).agrees and verify(parsed(written), job).agrees
     values = residual(made["test_cases"][4]["seed"], made["test_cases"][4]["stream"], made["d_model"])
     assert values.dtype == np.float32 and values.tolist() == made["test_cases"][4]["residual"]
     candidate = {"test_cases": json.loads(json.dumps(made["test_cases"]))}

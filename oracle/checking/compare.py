@@ -6,7 +6,8 @@ from __future__ import annotations
 from oracle.checking.lists import compare_case
 from oracle.checking.reconstructions import reconstruction_problems
 from oracle.checking.verdict import MISSING, CaseVerdict, Comparison
-from oracle.references.document import Candidate, DataError, Reference
+from oracle.references.document import Candidate, Reference
+from oracle.references.rows import DataError
 
 
 def compare(reference: Reference, candidate: Candidate) -> Comparison:

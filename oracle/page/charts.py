@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from oracle.page.markup import escape
+from oracle.references.document import CaseId
 
 CHARACTER = 2.4  # per cent of a picture's width that a character may take: 7 of 300 pixels in a narrow window
 HEAD, FOOT = 22, 24  # pixels above the rows, for the limit's name, and below them, for the axis
@@ -24,11 +25,11 @@ BAR_UNITS = 1000  # of the width of a bar's place
 
 @dataclass(frozen=True)
 class Mark:
-    """One case's value on a row. `stands_out` draws a diamond that bears the seed's name, not a dot."""
+    """A value on a row. `stands_out` draws a diamond that bears the seed's name, not a dot."""
 
     value: float
-    seed: int
     label: str
+    seed: int = 0
     stands_out: bool = False
 
 
@@ -37,7 +38,7 @@ class Row:
     """A row of marks with its name, and a note at the right end."""
 
     name: str
-    marks: tuple[Mark, ...]
+    marks: list[Mark]
     note: str = ""
 
 
@@ -56,6 +57,20 @@ class Limit:
     value: float
     name: str
     below: bool
+
+
+def layer_rows(values: Iterable[tuple[CaseId, float | None, str, bool]]) -> list[Row]:
+    """A row for each layer. A case gives its value, as text too, and whether it stands out; without a value it has no mark."""
+    rows: dict[int, list[Mark]] = {}
+    for case_id, value, text, stands_out in values:
+        marks = rows.setdefault(case_id.layer, [])
+        if value is not None:
+            marks.append(Mark(value, f"{case_id}: {text}", case_id.number, stands_out))
+    return [Row(str(layer), marks) for layer, marks in sorted(rows.items())]
+
+
+def values_of(rows: Iterable[Row]) -> list[float]:
+    return [mark.value for row in rows for mark in row.marks]
 
 
 def logarithmic(values: Iterable[float], limit: float) -> Scale:
@@ -93,52 +108,42 @@ def percentages(most: float) -> Scale:
 
 
 def strip(
-    key: str,
-    title: str,
-    description: str,
-    rows: Sequence[Row],
-    scale: Scale,
-    *,
-    of_rows: str = "layer",
-    limit: Limit | None = None,
+    key: str, title: str, description: str, rows: Sequence[Row], *, caption: str = "", limit: Limit | None = None, of_rows: str = "layer"
 ) -> str:
-    """Marks along an axis, a row for each layer. `key` makes the ids: unlike any other on the page."""
+    """A figure: marks along an axis, a row for each layer. `key` makes the ids: unlike any other on the page.
+
+    With a limit the axis is logarithmic, without one it has per cent. `caption` is markup.
+    """
+    values = values_of(rows)
+    scale = logarithmic(values, limit.value) if limit else percentages(max(values))
     pitch = 24 if len(rows) <= 6 else 17
     bottom = HEAD + pitch * len(rows)
     longest = max(len(text) for text in (of_rows, *(row.name for row in rows)))
     noted = max((len(row.note) for row in rows), default=0)
     left, right = CHARACTER * longest + 3, 100 - (CHARACTER * noted + 3)
 
-    def x(value: float) -> str:
-        return _number(left + (right - left) * scale.place(value)) + "%"
+    def place(value: float) -> float:
+        return left + (right - left) * scale.place(value)
 
     drawn = []
-    if limit is not None:
-        start, end = (left, left + (right - left) * scale.place(limit.value))
-        if not limit.below:
-            start, end = end, right
-        drawn.append(
-            f'<rect class="zone" x="{_number(start)}%" y="{HEAD}" width="{_number(end - start)}%" '
-            f'height="{bottom - HEAD}"/>'
-        )
+    if limit:
+        start, end = (left, place(limit.value)) if limit.below else (place(limit.value), right)
+        drawn.append(f'<rect class="zone" x="{_number(start)}%" y="{HEAD}" width="{_number(end - start)}%" height="{bottom - HEAD}"/>')
     for value, name in scale.ticks:
-        drawn.append(f'<line x1="{x(value)}" y1="{HEAD}" x2="{x(value)}" y2="{bottom + 4}"/>')
-        drawn.append(f'<text class="t" x="{x(value)}" y="{bottom + 18}">{escape(name)}</text>')
+        x = f"{_number(place(value))}%"
+        drawn.append(f'<line x1="{x}" y1="{HEAD}" x2="{x}" y2="{bottom + 4}"/><text class="t" x="{x}" y="{bottom + 18}">{escape(name)}</text>')
     drawn.append(f'<text y="{HEAD - 8}">{escape(of_rows)}</text>')
-    if limit is not None:
-        side = "" if scale.place(limit.value) < 0.5 else ' class="e"'
-        drawn.append(
-            f'<line class="limit" x1="{x(limit.value)}" y1="{HEAD - 14}" x2="{x(limit.value)}" y2="{bottom}"/>'
-        )
-        drawn.append(
-            f'<text{side} x="{x(limit.value)}" dx="{-6 if side else 6}" y="{HEAD - 8}">{escape(limit.name)}</text>'
-        )
+    if limit:
+        x, side = f"{_number(place(limit.value))}%", "" if scale.place(limit.value) < 0.5 else ' class="e"'
+        drawn.append(f'<line class="limit" x1="{x}" y1="{HEAD - 14}" x2="{x}" y2="{bottom}"/>')
+        drawn.append(f'<text{side} x="{x}" dx="{-6 if side else 6}" y="{HEAD - 8}">{escape(limit.name)}</text>')
     for number, row in enumerate(rows):
-        drawn += _row(row, HEAD + pitch * number + pitch // 2, left, right, x, scale)
-    return _picture(key, title, description, f'class="strip" height="{bottom + FOOT}"', "".join(drawn))
+        drawn += _row(row, HEAD + pitch * number + pitch // 2, left, right, place)
+    picture = _picture(key, title, description, f'class="strip" height="{bottom + FOOT}"', "".join(drawn))
+    return f"<figure>{caption}{picture}</figure>"
 
 
-def _row(row: Row, y: int, left: float, right: float, x: Callable[[float], str], scale: Scale) -> list[str]:
+def _row(row: Row, y: int, left: float, right: float, place: Callable[[float], float]) -> list[str]:
     drawn = [
         f'<text y="{y + 4}">{escape(row.name)}</text>',
         f'<line x1="{_number(left)}%" y1="{y}" x2="{_number(right)}%" y2="{y}"/>',
@@ -146,28 +151,26 @@ def _row(row: Row, y: int, left: float, right: float, x: Callable[[float], str],
     if row.note:
         drawn.append(f'<text class="note" x="100%" y="{y + 4}">{escape(row.note)}</text>')
     for mark in sorted(row.marks, key=lambda mark: mark.stands_out):  # what stands out is drawn over the others
-        label = f"<title>{escape(mark.label)}</title>"
+        x, label = f"{_number(place(mark.value))}%", f"<title>{escape(mark.label)}</title>"
         if mark.stands_out:
-            drawn.append(f'<rect x="{x(mark.value)}" y="{y}" width="8" height="8">{label}</rect>')
+            drawn.append(f'<rect x="{x}" y="{y}" width="8" height="8">{label}</rect>')
         else:
-            drawn.append(f'<circle cx="{x(mark.value)}" cy="{y}" r="4">{label}</circle>')
-    for first, last, said in _callouts(row, left, right, scale):
-        ends = last + CHARACTER * len(said) > 100
-        at, dx, side = (first, -9, ' class="c e"') if ends else (last, 9, ' class="c"')
-        drawn.append(f'<text{side} x="{_number(at)}%" dx="{dx}" y="{y + 4}">{said}</text>')
+            drawn.append(f'<circle cx="{x}" cy="{y}" r="4">{label}</circle>')
+    for first, last, text in _callouts(row, place):
+        ends = last + CHARACTER * len(text) > 100
+        end, dx, side = (first, -9, ' class="c e"') if ends else (last, 9, ' class="c"')
+        drawn.append(f'<text{side} x="{_number(end)}%" dx="{dx}" y="{y + 4}">{text}</text>')
     return drawn
 
 
-def _callouts(row: Row, left: float, right: float, scale: Scale) -> list[tuple[float, float, str]]:
+def _callouts(row: Row, place: Callable[[float], float]) -> list[tuple[float, float, str]]:
     """The names of the marks that stand out: for each group, too close for names of their own, its ends and words."""
-    noted = [mark for mark in row.marks if mark.stands_out]
-    places = sorted((left + (right - left) * scale.place(mark.value), mark.seed) for mark in noted)
     groups: list[list[tuple[float, int]]] = []
-    for place in places:
-        if groups and place[0] < groups[-1][-1][0] + CHARACTER * len(_seeds(groups[-1])) + 5:
-            groups[-1].append(place)
+    for x, seed in sorted((place(mark.value), mark.seed) for mark in row.marks if mark.stands_out):
+        if groups and x < groups[-1][-1][0] + CHARACTER * len(_seeds(groups[-1])) + 5:
+            groups[-1].append((x, seed))
         else:
-            groups.append([place])
+            groups.append([(x, seed)])
     return [(group[0][0], group[-1][0], _seeds(group)) for group in groups]
 
 

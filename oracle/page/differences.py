@@ -3,209 +3,130 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import TYPE_CHECKING
 
-from oracle.checking.compare import DIFFERS, MISSING, MOST_SAID, ROUNDING, SAME, CaseVerdict, Comparison, by_key, stored
+from oracle.checking.verdict import DIFFERS, MISSING, MOST_PROBLEMS, ROUNDING, SAME, CaseVerdict, Comparison, stored
 from oracle.page import charts, markup
-from oracle.page.charts import Limit, Mark, Row
-from oracle.page.markup import count, escape, exact, rough
-from oracle.references.document import Document, top_key
+from oracle.page.charts import Limit
+from oracle.page.markup import anchor, count, escape, exact, flag, rough, sentence
+from oracle.references.document import Candidate, Case, Reference
 
 if TYPE_CHECKING:
     from oracle.diagnosis.explanation import Explanation
 
 OPEN_AT_MOST = 12  # cases that differ whose values stand open when the page is; of more, the first alone
-WORDS = {SAME: "the same", ROUNDING: "within rounding", DIFFERS: "different", MISSING: "missing"}
 SIGNS = {SAME: "\u2713 same", ROUNDING: "\u2248 rounding", DIFFERS: "\u2717 differs", MISSING: "\u2013 missing"}
 
 
-def section(recorded: Document, candidate: Document, compared: Comparison, cause: Explanation | None) -> str:
-    """The section; `compared` is compare's verdict on the candidate."""
-    said = [_verdict(compared)]
-    if not compared.agrees:
-        said += ["<h3>The cause</h3>", _cause(cause)]
-    said += ["<h3>The differences at a glance</h3>", _chart(compared), "<h3>Case by case</h3>", _cases(compared)]
-    said += ["<h3>Feature by feature</h3>", _features(recorded, candidate, compared)]
-    return "\n".join(said)
+def section(reference: Reference, candidate: Candidate, comparison: Comparison, explanation: Explanation | None) -> str:
+    """The section; `comparison` is compare's verdict on the candidate."""
+    style, sign = ("", "\u2713") if comparison.agrees else (" bad", "\u2717")
+    facts = " ".join(map(sentence, comparison.facts))
+    parts = [f'<p class="verdict{style}"><strong>{sign} {sentence(comparison.verdict)}</strong> {facts}</p>']
+    if not comparison.agrees:
+        parts += ["<h3>The cause</h3>", _cause(explanation)]
+    parts += ["<h3>The differences at a glance</h3>", _chart(comparison), "<h3>Case by case</h3>", _cases(comparison)]
+    parts += ["<h3>Feature by feature</h3>", _features(reference, candidate, comparison)]
+    return "\n".join(parts)
 
 
-def _verdict(compared: Comparison) -> str:
-    counted = ", ".join(f"{n:,} {WORDS[status]}" for status in WORDS if (n := compared.count(status)))
-    worst = compared.largest
-    largest = (
-        f" The largest difference of an activation is {rough(worst.largest or 0.0)}: layer {worst.layer}, "
-        f"seed {worst.seed}, feature {worst.feature}."
-        if worst is not None
-        else ""
-    )
-    extra = ""
-    if compared.extra:
-        layer, seed = compared.extra[0]
-        extra = (
-            f" Not compared, because the reference does not have them: {count(len(compared.extra), 'case')} of the "
-            f"candidate, first layer {layer}, seed {seed}."
-        )
-    if compared.not_compared:
-        extra += f" The candidate has no {compared.not_compared}: the reference's were not compared."
-    verdict = "\u2713 The candidate agrees" if compared.agrees else "\u2717 The candidate disagrees"
-    return (
-        f'<p class="verdict{"" if compared.agrees else " bad"}"><strong>{verdict}</strong> '
-        f"{count(len(compared.cases), 'case')}: {counted}, at a tolerance of "
-        f"{compared.tolerance:g}.{largest}{extra}</p>"
-    )
-
-
-def _cause(cause: Explanation | None) -> str:
-    if cause is None:
+def _cause(explanation: Explanation | None) -> str:
+    """The explanation's lines; those that are indented are a list, in which the names of mistakes stand out."""
+    if explanation is None:
         return (
             "<p>It was not looked for. <code>python -m oracle report REFERENCE CANDIDATE --explain</code> does, with "
             "the weights at hand.</p>"
         )
-    said = []
-    if cause.named:
-        each = " each of these; on these cases they are the same" if len(cause.named) > 1 else ""
-        said.append(f"<p>The candidate's numbers are those of{each}:</p>")
-        said.append(
-            "<ul>"
-            + "".join(f"<li><strong>{escape(fit.name)}</strong>: {escape(fit.description)}</li>" for fit in cause.named)
-            + "</ul>"
-        )
-        best = cause.named[0]
-        said.append(
-            f"<p>{best.matched} of {count(cause.examined, 'case')} matched; the largest difference left is "
-            f"{rough(best.largest_left)}.</p>"
-        )
-    else:
-        said.append("<p>No known mistake, alone or with another, gives the candidate's numbers.</p>")
-        said.append(
-            "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in cause.known) + "</ul>" if cause.known else ""
-        )
-    if cause.also:
-        also = ", ".join(escape(fit.name) for fit in cause.also)
-        said.append(f'<p class="m">Within the tolerance, but further off: {also}.</p>')
-    if cause.not_tried:
-        missed = ", ".join(escape(name) for name in cause.not_tried)
-        said.append(f'<p class="m">Not tried, because their weights were not at hand: {missed}.</p>')
-    return f'<div class="cause">{"".join(said)}</div>'
+    names = {fit.name for fit in explanation.named}
+
+    def item(line: str) -> str:
+        name, colon, rest = line.strip().partition(": ")
+        return f"<strong>{escape(name)}</strong>{colon}{escape(rest)}" if name in names else escape(line.strip())
+
+    parts = []
+    for is_list, lines in groupby(explanation.lines, key=lambda line: line.startswith(" ")):
+        parts += [markup.bullets(map(item, lines))] if is_list else [f"<p>{sentence(line)}</p>" for line in lines]
+    return f'<div class="cause">{"".join(parts)}</div>'
 
 
-def _chart(compared: Comparison) -> str:
-    layers: dict[int, list[CaseVerdict]] = {}
-    for case in compared.cases:
-        layers.setdefault(case.layer, []).append(case)
-    rows = []
-    for layer, cases in sorted(layers.items()):
-        marks = tuple(
-            Mark(case.largest, case.seed, f"layer {layer} seed {case.seed}: {rough(case.largest)}", not case.agrees)
-            for case in cases
-            if case.largest is not None
-        )
-        rows.append(Row(str(layer), marks))
-    values = [mark.value for row in rows for mark in row.marks]
-    without = len(compared.cases) - len(values)
+def _chart(comparison: Comparison) -> str:
+    rows = charts.layer_rows(
+        (case.id, case.max_difference, rough(case.max_difference), not case.agrees) for case in comparison.cases
+    )
+    values = charts.values_of(rows)
+    without = len(comparison.cases) - len(values)
     none = f" Not drawn: {count(without, 'case')} missing, or with no feature on both lists." if without else ""
-    limit = Limit(compared.tolerance, f"tolerance = {compared.tolerance:g}", below=False)
     most = f" The largest is {rough(max(values))}." if values else ""
-    drawn = charts.strip(
+    return charts.strip(
         "chart-differences",
         "The largest difference of each case against the tolerance, on a logarithmic axis",
         f"{count(len(values), 'case')}.{most}{none}",
         rows,
-        charts.logarithmic(values, compared.tolerance),
-        limit=limit,
-    )
-    return (
-        "<figure><figcaption>A mark is a case, and stands at the largest difference of an activation that is on both "
-        "lists. A diamond is a case that differs; left of the line it does so by its count, its choice, its order "
-        "or its output."
-        f"{none}</figcaption>{drawn}</figure>"
+        caption="<figcaption>A mark is a case, and stands at the largest difference of an activation that is on both lists. A "
+        "diamond is a case that differs; left of the line it does so by its count, its choice, its order or its output."
+        f"{none}</figcaption>",
+        limit=Limit(comparison.tolerance, f"tolerance = {comparison.tolerance:g}", below=False),
     )
 
 
-def _cases(compared: Comparison) -> str:
+def _cases(comparison: Comparison) -> str:
     rows = []
-    for case in compared.cases:
-        said = escape(case.said)
-        largest = "\u2013" if case.largest is None else rough(case.largest)
-        style = "" if case.agrees else ' class="f"'
-        rows.append(
-            f'<tr><th scope="row"><a href="#{_anchor(case)}">{case.layer}</a></th><td>{case.seed}</td>'
-            f"<td>{largest}</td><td><span{style}>{SIGNS[case.status]}</span>"
-            f"{f'<small>{said}</small>' if said else ''}</td></tr>"
-        )
-    return markup.table(
-        "With what rounding cannot explain, or what it can",
-        ("layer", "seed", "largest difference", "verdict"),
-        rows,
-        style="num verdicts",
-    )
+    for case in comparison.cases:
+        sign = f"<span>{SIGNS[case.status]}</span>" if case.agrees else flag(SIGNS[case.status])
+        summary = f"<small>{escape(case.summary)}</small>" if case.summary else ""
+        rows.append(markup.row(f'<a href="#{_anchor(case)}">{case.id}</a>', rough(case.max_difference), sign + summary))
+    head = ("case", "largest difference", "verdict")
+    return markup.table("With what rounding cannot explain, or what it can", head, rows, style="num verdicts")
 
 
-def _features(recorded: Document, candidate: Document, compared: Comparison) -> str:
-    answers, top = by_key(candidate), top_key(recorded)
-    n_differ = sum(not case.agrees for case in compared.cases)
+def _features(reference: Reference, candidate: Candidate, comparison: Comparison) -> str:
+    n_differ = sum(not case.agrees for case in comparison.cases)
     shown: dict[bool, list[str]] = {False: [], True: []}
-    for case, verdict in zip(recorded["test_cases"], compared.cases):
-        name = f"<h4>Layer {verdict.layer}, seed {verdict.seed}</h4>"
-        summary = f'{name} <span class="{"m" if verdict.agrees else "f"}">{SIGNS[verdict.status]}</span>'
-        answer = answers.get((verdict.layer, verdict.seed))
-        content = (
-            "<p>The candidate does not have this case.</p>"
-            if answer is None
-            else _values(case, answer, top, recorded["n_features_per_layer"], compared.tolerance)
-        )
-        if len(verdict.problems) > MOST_SAID:
-            listed = f"<ul>{''.join(f'<li>{escape(one)}</li>' for one in verdict.problems)}</ul>"
-            content += markup.details(f"All {len(verdict.problems)} things that rounding cannot explain", listed, is_open=False)
+    for case, verdict in zip(reference.cases, comparison.cases):
+        style = "m" if verdict.agrees else "f"
+        summary = f'<h4>{markup.name(case.id)}</h4> <span class="{style}">{SIGNS[verdict.status]}</span>'
+        answer = candidate.cases.get(case.id)
+        if answer is None:
+            content = "".join(f"<p>{sentence(problem)}</p>" for problem in verdict.problems)
+        else:
+            content = _values(case, answer, reference.n_features, comparison.tolerance)
+        if len(verdict.problems) > MOST_PROBLEMS:
+            heading = f"All {len(verdict.problems)} things that rounding cannot explain"
+            content += markup.details(heading, markup.bullets(map(escape, verdict.problems)))
         is_open = not verdict.agrees and (n_differ <= OPEN_AT_MOST or not shown[False])
-        made = markup.details(summary, content, is_open=is_open)
-        shown[verdict.agrees].append(f'<div id="{_anchor(verdict)}">{made}</div>')
-    differing, agreeing = (
-        '<div class="cards lists">\n' + "\n".join(shown[agrees]) + "\n</div>" for agrees in (False, True)
-    )
-    if not shown[True]:
-        return differing
-    if not shown[False]:
-        return agreeing
-    folded = markup.details(f"The values of {count(len(shown[True]), 'case')} that agree", agreeing, is_open=False)
-    return f"{differing}\n{folded}"
+        shown[verdict.agrees].append(f'<div id="{_anchor(verdict)}">{markup.details(summary, content, is_open=is_open)}</div>')
+    differing, agreeing = ('<div class="cards lists">\n' + "\n".join(shown[agrees]) + "\n</div>" for agrees in (False, True))
+    if shown[True] and shown[False]:
+        agreeing = markup.details(f"The values of {count(len(shown[True]), 'case')} that agree", agreeing)
+    return "\n".join([differing] * bool(shown[False]) + [agreeing] * bool(shown[True]))
 
 
-def _values(case: Document, answer: Document, top: str, n_features: int, tolerance: float) -> str:
+def _values(case: Case, answer: Case, n_features: int, tolerance: float) -> str:
     """Each feature that either list has: its place and value in both, the reference's in their order first."""
-    left = [(entry["index"], entry["activation"], place) for place, entry in enumerate(answer[top], start=1)]
+    rest = list(enumerate(answer.top, start=1))
     rows = []
-    for place, entry in enumerate(case[top], start=1):
-        index, value = entry["index"], entry["activation"]
-        found = next((given for given in left if given[0] == index), None)
-        if found is None:
-            rows.append(_row(index, str(place), exact(value), "\u2013", "not listed", wrong=True))
+    for place, (feature, value) in enumerate(case.top, start=1):
+        entry = next((entry for entry in rest if entry[1].feature == feature), None)
+        if entry is None:
+            rows.append(markup.row(feature, place, exact(value), "\u2013", flag("not listed")))
             continue
-        left.remove(found)
-        difference = float(found[1]) - float(value)
-        wrong = abs(difference) > tolerance + stored(value, found[1])
-        moved = str(place) if found[2] == place else f"{place} \u2192 {found[2]}"
-        rows.append(_row(index, moved, exact(value), exact(found[1]), _signed(difference, wrong), wrong=wrong))
-    for index, value, place in left:
-        what = "no such feature" if not 0 <= index < n_features else "new"
-        rows.append(_row(index, f"\u2192 {place}", "\u2013", exact(value), what, wrong=True))
-    active = f"{case['n_active']:,} fire in the reference, {answer['n_active']:,} in the candidate"
+        rest.remove(entry)
+        answered_place, (_, answered) = entry
+        moved = place if answered_place == place else f"{place} \u2192 {answered_place}"
+        difference = answered - value
+        text = f"{difference:+.3g}" if difference else "0"
+        if abs(difference) > tolerance + stored(value, answered):
+            text = flag(f"{text} off")
+        rows.append(markup.row(feature, moved, exact(value), exact(answered), text))
+    for place, (feature, value) in rest:
+        what = "new" if 0 <= feature < n_features else "no such feature"
+        rows.append(markup.row(feature, f"\u2192 {place}", "\u2013", exact(value), flag(what)))
+    active = f"{case.n_active:,} fire in the reference, {answer.n_active:,} in the candidate"
     if not rows:
         return f"<p>{active}. Neither lists a feature.</p>"
     return markup.table(active, ("feature", "place", "reference", "candidate", "difference"), rows, style="num values")
 
 
-def _row(index: int, place: str, expected: str, given: str, difference: str, *, wrong: bool) -> str:
-    style = ' class="f"' if wrong else ""
-    cells = f"<td>{place}</td><td>{expected}</td><td>{given}</td><td{style}>{difference}</td>"
-    return f'<tr><th scope="row">{index}</th>{cells}</tr>'
-
-
-def _signed(difference: float, wrong: bool) -> str:
-    if difference == 0:
-        return "0"
-    return f"{difference:+.3g}{' off' if wrong else ''}"
-
-
 def _anchor(case: CaseVerdict) -> str:
-    return f"values-{case.layer}-{case.seed}"
+    return f"values-{anchor(case.id)}"

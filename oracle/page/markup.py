@@ -7,10 +7,11 @@ Whatever comes from a file goes through `escape`: there is no other way for it i
 from __future__ import annotations
 
 import html
-import math
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from typing import Any
+
+from oracle.references.document import CaseId
 
 NONE = '<span class="m">not recorded</span>'
 
@@ -43,33 +44,44 @@ def code(value: Any) -> str:
     return NONE if value is None else f"<code>{escape(value)}</code>"
 
 
-def scalar(value: Any) -> bool:
-    """Whether a value of a JSON file fits a cell."""
-    return value is None or isinstance(value, (str, int, float))
+def sentence(line: str) -> str:
+    """A line of a verdict, a fact or an explanation, as a sentence of the page."""
+    return escape(line[:1].upper() + line[1:] + ("" if line.endswith(":") else "."))
 
 
-def is_number(value: Any) -> bool:
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return type(value) is int and abs(value) < 1 << 64  # bool is an int to isinstance; what is larger is no float
+def flag(text: str) -> str:
+    """What needs a look."""
+    return f'<span class="f">{escape(text)}</span>' if text else ""
 
 
-def count(n: int, one: str, many: str = "") -> str:
+def name(case_id: CaseId) -> str:
+    """A case as a heading has it."""
+    return str(case_id).capitalize()
+
+
+def anchor(case_id: CaseId) -> str:
+    """The id of a case on the page."""
+    return str(case_id).replace(" ", "-")
+
+
+def count(n: int, noun: str) -> str:
     """`1 case`, `2 cases`."""
-    return f"{n:,} {one if n == 1 else many or one + 's'}"
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 def exact(value: float) -> str:
     """An activation with the 9 digits that give its float32 back."""
-    return str(value) if isinstance(value, int) else f"{value:.9g}"
+    return f"{value:.9g}"
 
 
-def rough(value: float) -> str:
-    return f"{value:.3g}"
+def rough(value: float | None) -> str:
+    return "\u2013" if value is None else f"{value:.3g}"
 
 
-def margin(value: float) -> str:
+def margin(value: float | None) -> str:
     """A margin with the 6 decimals that are recorded."""
+    if value is None:
+        return "none"
     return f"{value:.6f}" if abs(value) < 1e6 and round(value, 6) == value else f"{value:.9g}"
 
 
@@ -81,9 +93,14 @@ def share(part: float, whole: float) -> str:
     return f"{percent:.2g} %" if percent < 10 else f"{percent:.0f} %"
 
 
+def row(head: object, *cells: object) -> str:
+    """A row of a table. All that it is given is markup."""
+    return f'<tr><th scope="row">{head}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
+
+
 def table(caption: str, head: Sequence[str], rows: Iterable[str], *, style: str = "") -> str:
     """A table that scrolls by itself where a window is too narrow for it. `head` and `rows` are markup."""
-    columns = "".join(f'<th scope="col">{name}</th>' for name in head)
+    columns = "".join(f'<th scope="col">{column}</th>' for column in head)
     chosen = f' class="{style}"' if style else ""
     return (
         f'<div class="scroll"><table{chosen}><caption>{caption}</caption>\n<thead><tr>{columns}</tr></thead>\n<tbody>\n'
@@ -94,11 +111,16 @@ def table(caption: str, head: Sequence[str], rows: Iterable[str], *, style: str 
 
 def facts(caption: str, pairs: Iterable[tuple[str, str]]) -> str:
     """A table of names and values. The values are markup, the names are not."""
-    rows = "\n".join(f'<tr><th scope="row">{escape(name)}</th><td>{value}</td></tr>' for name, value in pairs)
+    rows = "\n".join(row(escape(key), value) for key, value in pairs)
     return f'<table class="facts"><caption>{caption}</caption>\n<tbody>\n{rows}\n</tbody></table>'
 
 
-def details(summary: str, content: str, *, is_open: bool, style: str = "") -> str:
+def bullets(items: Iterable[str]) -> str:
+    """A list of markup."""
+    return f"<ul>{''.join(f'<li>{item}</li>' for item in items)}</ul>"
+
+
+def details(summary: str, content: str, *, is_open: bool = False, style: str = "") -> str:
     opened = ' open="open"' if is_open else ""
     chosen = f' class="{style}"' if style else ""
     return f"<details{chosen}{opened}><summary>{summary}</summary>\n{content}\n</details>"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""References and candidates as they are passed around: reading.py parses them out of a JSON, and `to_json` gives it back.
+"""References and candidates: the rows of their JSON, see rows.py, and what follows from them.
 
 No NumPy here: who compares two files does not wait for it.
 """
@@ -8,22 +8,37 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from oracle.arithmetic.generator import FNV_OFFSET_BASIS, FNV_PRIME, LN_2, LN_LAST_TERM, MULTIPLIER, NAME, SEED_STRIDE, SQRT_HALF, VERSION
-from oracle.errors import BadData
+from oracle.arithmetic.generator import FNV_OFFSET_BASIS, FNV_PRIME, LN_2, LN_LAST_TERM, MAX_U64, MULTIPLIER, NAME, SEED_STRIDE, SQRT_HALF, VERSION
+from oracle.job import MAX_TOLERANCE
+from oracle.references.rows import (
+    NOBODY,
+    OURS,
+    REFERENCE,
+    Document,
+    Fields,
+    as_json,
+    each,
+    integer,
+    is_integer,
+    mapping,
+    number,
+    numbers,
+    objects,
+    or_none,
+    row,
+    shown,
+    text,
+    texts,
+)
+from oracle.weights.formats import EXTENT_LIMIT, REPO_KEYS
 
 FORMAT_VERSION = 1
 DEFAULT_TOLERANCE = 1e-4  # of references that torch wrote, which record none
+DEFAULT_TOP_K = 10  # of these too
 RANK_TIE, GATE_TIE, NO_ACTIVE_FEATURES = "rank-tie", "gate-tie", "no-active-features"
-
-Document = dict[str, Any]
-
-
-class DataError(BadData, ValueError):
-    """A JSON is not the reference, or the candidate, that it should be."""
 
 
 class CaseId(NamedTuple):
@@ -42,6 +57,18 @@ def seed_case(layer: int, seed: int) -> CaseId:
     return CaseId(layer, "seed", seed)
 
 
+def _case_id(fields: Fields, _: str) -> CaseId:
+    case_id = seed_case(integer()(fields, "layer"), integer()(fields, "seed"))
+    if fields.kind == OURS and all(record.layer != case_id.layer for record in fields.above("layers")):
+        raise fields.error(f"{case_id.layer}, which `layers` does not list", "layer")
+    return case_id
+
+
+def _id_row() -> Any:
+    # Two keys hold it, so that none is looked for under its own name.
+    return row(_case_id, "layer", write=lambda case, _: {"layer": case.id.layer, case.id.kind: case.id.number})
+
+
 class TopFeature(NamedTuple):
     """A place of a case's list."""
 
@@ -49,38 +76,75 @@ class TopFeature(NamedTuple):
     activation: float
 
 
-@dataclass(frozen=True)
+def _top(fields: Fields, key: str) -> tuple[TopFeature, ...]:
+    top = tuple(
+        TopFeature(integer(-MAX_U64)(entry, "index"), number()(entry, "activation")) for entry in each(fields, key, "index and activation")
+    )
+    n_features = fields.above("n_features")
+    if n_features and any(place.feature >= n_features for place in top):
+        raise fields.error(f"a list with an index past the {n_features} features", key)
+    return top
+
+
+def _bounds(fields: Fields, key: str) -> tuple[int, int]:
+    bounds = fields.items(key)
+    if len(bounds) != 2 or not all(is_integer(bound) and bound >= 0 for bound in bounds) or bounds[0] > bounds[1]:
+        raise fields.error("not two numbers of features, the fewest and the most", key)
+    return bounds[0], bounds[1]
+
+
+def _gate_ties(fields: Fields, key: str) -> tuple[int, ...]:
+    ties, n_features = fields.items(key), fields.above("n_features")
+    if not all(is_integer(tie) and 0 <= tie < n_features for tie in ties) or ties != sorted(set(ties)):
+        raise fields.error(f"not ascending indices of the {n_features} features", key)
+    fewest, most = fields.known["n_active_bounds"]
+    if len(ties) != most - fewest:
+        raise fields.error(f"{len(ties)} long, but n_active_bounds are {most - fewest} apart", key)
+    return tuple(ties)
+
+
+def _residual(fields: Fields, key: str) -> tuple[float, ...]:
+    values, d_model = numbers(fields, key), fields.above("d_model")
+    if len(values) != d_model:
+        raise fields.error(f"{len(values)} values long, but d_model is {d_model}", key)
+    return values
+
+
+@dataclass(frozen=True, kw_only=True)
 class Reconstruction:
     """What a decoder makes of a case for one target layer; `tolerance` is that of each value, None in a candidate."""
 
-    target_layer: int
-    norm: float
-    sum: float
-    sum_of_squares: float
-    first_10: tuple[float, ...]
-    tolerance: float | None = None
+    target_layer: int = row(integer())
+    norm: float = row(number())
+    sum: float = row(number())
+    sum_of_squares: float = row(number())
+    tolerance: float | None = row(number(0), since=REFERENCE)
+    first_10: tuple[float, ...] = row(numbers)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Case:
     """A case of a candidate: `id`, `n_active`, `top` and perhaps `reconstructions`; or of a reference, which says more.
 
-    `residual` is float32 [d_model] where oracle made it, and a list where it was read. What a reference does not say is
-    None: references that torch wrote have neither margins nor flags. An empty `reconstructions` says that there are none.
+    `residual` is float32 [d_model] where oracle made it. What a reference does not say is None: those that torch wrote
+    have neither margins nor flags.
     """
 
-    id: CaseId
-    n_active: int
-    top: tuple[TopFeature, ...]
-    reconstructions: tuple[Reconstruction, ...] = ()
-    stream: int | None = None
-    residual_fingerprint: str | None = None
-    n_active_bounds: tuple[int, int] | None = None
-    rank_margin: float | None = None
-    gate_margin: float | None = None
-    gate_ties: tuple[int, ...] | None = None
-    flags: tuple[str, ...] | None = None
-    residual: Any = field(default=None, compare=False, repr=False)
+    id: CaseId = _id_row()
+    stream: int | None = row(integer(), since=OURS)
+    residual_fingerprint: str | None = row(text, since=OURS)
+    n_active: int = row(integer())
+    n_active_bounds: tuple[int, int] | None = row(_bounds, since=OURS)
+    rank_margin: float | None = row(or_none(number(0)), since=OURS)
+    gate_margin: float | None = row(number(0), since=OURS)
+    gate_ties: tuple[int, ...] | None = row(_gate_ties, since=OURS)
+    flags: tuple[str, ...] | None = row(texts, since=OURS)
+    top: tuple[TopFeature, ...] = row(
+        _top, "top_{top_k}",
+        write=lambda case, known: {f"top_{known['top_k']}": [{"index": top.feature, "activation": top.activation} for top in case.top]},
+    )  # fmt: skip
+    reconstructions: tuple[Reconstruction, ...] = row(objects(Reconstruction, "target_layer"), required=NOBODY, default=())
+    residual: Any = row(_residual, since=REFERENCE, required=NOBODY, compare=False, repr=False)
 
     @property
     def bounds(self) -> tuple[int, int]:
@@ -88,58 +152,108 @@ class Case:
         return self.n_active_bounds or (self.n_active, self.n_active)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SkippedSeed:
     """A seed that --robust passed over, with the margins and flags of its case."""
 
-    id: CaseId
-    n_active_bounds: tuple[int, int]
-    rank_margin: float | None
-    gate_margin: float
-    flags: tuple[str, ...]
+    id: CaseId = _id_row()
+    n_active_bounds: tuple[int, int] = row(_bounds)
+    rank_margin: float | None = row(or_none(number(0)))
+    gate_margin: float = row(number(0))
+    flags: tuple[str, ...] = row(texts)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LayerRecord:
     """The weight files of a layer; sha256 is None where one was streamed in part. The JSON leaves out the reference's own repo."""
 
-    layer: int
-    path: str
-    sha256: str | None
-    repo: str
-    revision: str | None
-    decoder_path: str | None = None
-    decoder_sha256: str | None = None
+    layer: int = row(integer())
+    path: str = row(text)
+    sha256: str | None = row(or_none(text))
+    repo: str = row(
+        lambda fields, key: text(fields, key) if key in fields else fields.above("repo").name,
+        write=lambda record, known: {} if record.repo == known["repo"].name else {"repo": record.repo},
+    )
+    revision: str | None = row(
+        lambda fields, key: or_none(text)(fields, key) if key in fields else fields.above("weights_revision"),
+        write=lambda record, known: {} if record.revision == known["weights_revision"] else {"revision": record.revision},
+    )
+    decoder_path: str | None = row(text, required=NOBODY)
+    decoder_sha256: str | None = row(
+        or_none(text), required=NOBODY,
+        write=lambda record, _: {"decoder_sha256": record.decoder_sha256} if record.decoder_path else {},
+    )  # fmt: skip
 
 
-@dataclass(frozen=True)
+class WeightsRepo(NamedTuple):
+    """The repo of the weights, and what the JSON calls it."""
+
+    key: str
+    name: str
+
+
+def _weights_repo(fields: Fields, _: str) -> WeightsRepo:
+    repos = [WeightsRepo(key, text(fields, key)) for key in REPO_KEYS if key in fields]
+    if len(repos) != 1:
+        problem = f"names {len(repos)} repos" if repos else "names no repo"
+        raise fields.problem(f"the reference {problem} of its weights: it has one of {', '.join(REPO_KEYS)}")
+    return repos[0]
+
+
+def _format_version(fields: Fields, key: str) -> int:
+    if key not in fields:
+        raise fields.problem(f"{key} is missing from a reference of ours: it was edited")
+    if not is_integer(fields.get(key)) or fields.get(key) != FORMAT_VERSION:
+        raise fields.problem(f"format_version is {shown(fields.get(key))}; {FORMAT_VERSION} is read")
+    return FORMAT_VERSION
+
+
+def _generator(fields: Fields, key: str) -> Document:
+    record = mapping(fields, key)
+    named = record.get("name"), record.get("version")
+    if named != (NAME, VERSION):
+        raise fields.error(f"{shown(named[0])} version {shown(named[1])}; {NAME} version {VERSION} is known", key)
+    if record != generator_record():
+        raise fields.error("not the record of its name and version: it was edited", key)
+    return record
+
+
+@dataclass(frozen=True, kw_only=True)
 class Reference:
     """A reference. `format_version` is None for those that torch wrote, `curation_repo` where no config.yaml named files.
 
-    `repo_key` is what the JSON calls the weights' repo, `other` the texts and numbers whose keys are not known here.
-    `ignored_keys` are those of side files that were passed over on demand. `edited` is whether its digest is another.
+    `other` are the texts and numbers whose keys are not known here. `ignored_keys` are those of side files that were passed
+    over on demand. `edited` is whether it says something else than its digest.
     """
 
-    format_version: int | None
-    repo_key: str
-    weights_repo: str
-    weights_revision: str | None
-    curation_repo: str | None
-    curation_revision: str | None
-    methodology: str | None
-    schema: str | None
-    encoder_formula: str | None
-    d_model: int
-    n_features: int
-    top_k: int
-    tolerance: float
-    layers: tuple[LayerRecord, ...]
-    skipped_seeds: tuple[SkippedSeed, ...] | None
-    cases: tuple[Case, ...]
-    environment: Document | None
-    gate: Document | None = None
-    ignored_keys: tuple[str, ...] = ()
-    edited: bool = False
+    format_version: int | None = row(_format_version, since=OURS)
+    repo: WeightsRepo = row(_weights_repo, write=lambda reference, _: {reference.repo.key: reference.repo.name})
+    weights_revision: str | None = row(or_none(text), since=OURS)
+    curation_repo: str | None = row(
+        text, since=REFERENCE, required=NOBODY,
+        write=lambda reference, _: {
+            "curation_repo": reference.curation_repo, "curation_revision": reference.curation_revision
+        } if reference.curation_repo else {},
+    )  # fmt: skip
+    curation_revision: str | None = row(or_none(text), since=OURS, required=NOBODY, write=lambda *_: {})
+    methodology: str | None = row(text, since=REFERENCE, required=OURS)
+    schema: str | None = row(text, since=REFERENCE, required=OURS)
+    encoder_formula: str | None = row(text, since=REFERENCE, required=OURS)
+    gate: Document | None = row(mapping, since=OURS)
+    ignored_keys: tuple[str, ...] = row(texts, since=OURS, required=NOBODY, default=())
+    # Residuals are made, and lists held against these, before any weight file says how large it is.
+    d_model: int = row(integer(1, EXTENT_LIMIT))
+    n_features: int = row(integer(1, EXTENT_LIMIT), "n_features_per_layer")
+    top_k: int = row(integer(1), since=OURS, default=DEFAULT_TOP_K)
+    tolerance: float = row(number(0, MAX_TOLERANCE), since=OURS, default=DEFAULT_TOLERANCE)
+    layers: tuple[LayerRecord, ...] = row(objects(LayerRecord, "layer"), since=OURS, default=())
+    skipped_seeds: tuple[SkippedSeed, ...] | None = row(objects(SkippedSeed, "id"), since=OURS, required=NOBODY)
+    residual_generator: Document | None = row(_generator, since=OURS)
+    cases: tuple[Case, ...] = row(objects(Case, "id"), "test_cases")
+    environment: Document | None = row(mapping, since=OURS)
+    edited: bool = row(
+        lambda fields, key: text(fields, key) != digest(fields.value), "digest", since=OURS, default=False, write=lambda *_: {}
+    )
     other: Document = field(default_factory=dict)
 
     @property
@@ -227,82 +341,7 @@ def digest(document: Document) -> str:
 
 
 def to_json(reference: Reference, *, with_residuals: bool = True) -> Document:
-    """The JSON of a reference that oracle wrote, its residuals as they are, or left out: they can be made again."""
-    curation = {"curation_repo": reference.curation_repo, "curation_revision": reference.curation_revision}
-    document = {
-        "format_version": reference.format_version,
-        reference.repo_key: reference.weights_repo,
-        "weights_revision": reference.weights_revision,
-        **(curation if reference.curation_repo else {}),
-        "methodology": reference.methodology,
-        "schema": reference.schema,
-        "encoder_formula": reference.encoder_formula,
-        "gate": reference.gate,
-        **({"ignored_keys": list(reference.ignored_keys)} if reference.ignored_keys else {}),
-        "d_model": reference.d_model,
-        "n_features_per_layer": reference.n_features,
-        "top_k": reference.top_k,
-        "tolerance": reference.tolerance,
-        "layers": [_record_json(record, reference) for record in reference.layers],
-        **({} if reference.skipped_seeds is None else {"skipped_seeds": list(map(_skipped_json, reference.skipped_seeds))}),
-        "residual_generator": generator_record(),
-        "test_cases": [_case_json(case, reference.top_key, with_residuals) for case in reference.cases],
-        "environment": reference.environment,
-    }
+    """The JSON of a reference, its residuals as they are, or left out: they can be made again."""
+    cases = reference.cases if with_residuals else tuple(replace(case, residual=None) for case in reference.cases)
+    document: Document = as_json(replace(reference, cases=cases), {})
     return {**document, "digest": digest(document)}
-
-
-def _record_json(record: LayerRecord, reference: Reference) -> Document:
-    decoder = {"decoder_path": record.decoder_path, "decoder_sha256": record.decoder_sha256}
-    return {
-        "layer": record.layer,
-        "path": record.path,
-        "sha256": record.sha256,
-        **({"repo": record.repo} if record.repo != reference.weights_repo else {}),
-        **({"revision": record.revision} if record.revision != reference.weights_revision else {}),
-        **(decoder if record.decoder_path else {}),
-    }
-
-
-def _skipped_json(skipped: SkippedSeed) -> Document:
-    return {
-        "layer": skipped.id.layer,
-        skipped.id.kind: skipped.id.number,
-        "n_active_bounds": list(skipped.n_active_bounds),
-        "rank_margin": skipped.rank_margin,
-        "gate_margin": skipped.gate_margin,
-        "flags": list(skipped.flags),
-    }
-
-
-def _case_json(case: Case, top_key: str, with_residuals: bool) -> Document:
-    return {
-        "layer": case.id.layer,
-        case.id.kind: case.id.number,
-        "stream": case.stream,
-        "residual_fingerprint": case.residual_fingerprint,
-        "n_active": case.n_active,
-        "n_active_bounds": _list(case.n_active_bounds),
-        "rank_margin": case.rank_margin,
-        "gate_margin": case.gate_margin,
-        "gate_ties": _list(case.gate_ties),
-        "flags": _list(case.flags),
-        top_key: [{"index": top.feature, "activation": top.activation} for top in case.top],
-        **({"reconstructions": list(map(_reconstruction_json, case.reconstructions))} if case.reconstructions else {}),
-        **({"residual": case.residual} if with_residuals else {}),
-    }
-
-
-def _reconstruction_json(output: Reconstruction) -> Document:
-    return {
-        "target_layer": output.target_layer,
-        "norm": output.norm,
-        "sum": output.sum,
-        "sum_of_squares": output.sum_of_squares,
-        "tolerance": output.tolerance,
-        "first_10": list(output.first_10),
-    }
-
-
-def _list(values: Iterable[Any] | None) -> list[Any]:
-    return list(values or ())

@@ -18,9 +18,10 @@ import numpy as np
 from oracle import errors
 from oracle.errors import LayersFailed
 from oracle.job import CURATION_REPO, Job
-from oracle.references.document import FORMAT_VERSION, Case, Document, Reference
+from oracle.references.document import FORMAT_VERSION, Case, Reference, WeightsRepo, generator_record
 from oracle.references.layer import LayerResult, LayerTask, encode_layer
 from oracle.references.plan import Plan, plan
+from oracle.references.rows import Document
 from oracle.references.workers import LayerFailure, run
 from oracle.sources.curation import HubFile
 from oracle.sources.listing import Listing
@@ -178,16 +179,13 @@ def _assemble(job: Job, job_plan: Plan, results: list[LayerResult]) -> Reference
     n_negative = sum(result.n_negative_thresholds for result in results)
     return Reference(
         format_version=FORMAT_VERSION,
-        repo_key=job_plan.format.repo_key,
-        weights_repo=first.record.repo,
+        repo=WeightsRepo(job_plan.format.repo_key, first.record.repo),
         weights_revision=first.record.revision,
         curation_repo=(job.origin.repo or CURATION_REPO) if job_plan.curated else None,
         curation_revision=job_plan.commit if job_plan.curated else None,
         methodology=METHODOLOGY,
         schema=job_plan.format.schema(first.has_threshold),
-        encoder_formula=job_plan.format.encoder_formula(
-            first.has_threshold, n_negative > 0
-        ),
+        encoder_formula=job_plan.format.encoder_formula(first.has_threshold, n_negative > 0),
         gate=_gate(first.has_threshold, n_negative),
         ignored_keys=job_plan.side.ignored,
         d_model=first.d_model,
@@ -196,6 +194,7 @@ def _assemble(job: Job, job_plan: Plan, results: list[LayerResult]) -> Reference
         tolerance=job.tolerance,
         layers=tuple(result.record for result in results),
         skipped_seeds=tuple(seed for result in results for seed in result.skipped) if job.robust else None,
+        residual_generator=generator_record(),
         cases=tuple(case for result in results for case in result.cases),
         environment=_environment(
             max(result.float32_max_abs_error for result in results), sum(result.n_settled for result in results)

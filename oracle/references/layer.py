@@ -78,10 +78,10 @@ class Encodings:
         """A case for each encoding, without its residual."""
         return [
             Case(
-                case_id,
-                encoding.n_active,
-                tuple(TopFeature(*top) for top in encoding.top),
-                self.reconstructions[number] if self.reconstructions else (),
+                id=case_id,
+                n_active=encoding.n_active,
+                top=tuple(TopFeature(*top) for top in encoding.top),
+                reconstructions=self.reconstructions[number] if self.reconstructions else (),
                 n_active_bounds=encoding.n_active_bounds,
                 rank_margin=encoding.rank_margin,
                 gate_margin=encoding.gate_margin,
@@ -105,7 +105,7 @@ def encode_layer(task: LayerTask, files: Mapping[str, SourceFile]) -> LayerResul
     encodings = encode_residuals(weights, residuals, job.top_k, job.tolerance, decode=job.decode)
     encodings.count(searched.float32_max_abs_error, searched.n_settled)
     main, apart = files[ENCODER], files.get(DECODER)
-    record = LayerRecord(layer, main.open.path, main.sha256, main.repo, main.commit)
+    record = LayerRecord(layer=layer, path=main.open.path, sha256=main.sha256, repo=main.repo, revision=main.commit)
     if apart:
         record = replace(record, decoder_path=apart.open.path, decoder_sha256=apart.sha256)
     cases = [
@@ -189,7 +189,11 @@ def skipped_seeds(weights: LayerWeights, numbers: list[int], k: int, tolerance: 
 def _skipped_seeds(weights: LayerWeights, numbers: list[int], encodings: Encodings) -> list[SkippedSeed]:
     return [
         SkippedSeed(
-            seed_case(weights.layer, seed), encoding.n_active_bounds, encoding.rank_margin, encoding.gate_margin, tuple(encoding.flags)
+            id=seed_case(weights.layer, seed),
+            n_active_bounds=encoding.n_active_bounds,
+            rank_margin=encoding.rank_margin,
+            gate_margin=encoding.gate_margin,
+            flags=tuple(encoding.flags),
         )
         for seed, encoding in zip(numbers, encodings.encodings)
     ]
@@ -226,10 +230,5 @@ def _reconstructions(
     for sums, skip in zip(features, skips):
         outputs = [decoder.output([sums, *skip], weights.b_dec, 0 if several else None)]
         outputs += [decoder.output([sums], None, target) for target in range(1, row_shape[0] if several else 1)]
-        cases.append(
-            tuple(
-                Reconstruction(weights.layer + target, out.norm, out.sum, out.sum_of_squares, out.first_10, out.tolerance)
-                for target, out in enumerate(outputs)
-            )
-        )
+        cases.append(tuple(Reconstruction(target_layer=weights.layer + target, **vars(output)) for target, output in enumerate(outputs)))
     return cases

@@ -13,9 +13,10 @@ import numpy as np
 import vendored_hf
 from oracle.arithmetic.residual import residual
 from oracle.job import Job, Origin
-from oracle.references.document import Case, DataError, LayerRecord, Reference
+from oracle.references.document import Case, LayerRecord, Reference
 from oracle.references.generate import Events
 from oracle.references.plan import LayerFiles, plan, sibling_files
+from oracle.references.rows import DataError
 from oracle.sources import curation
 from oracle.sources.curation import HubFile
 from oracle.sources.hashes import sha256_of
@@ -94,7 +95,7 @@ class RecordedWeights:
             curated = reference.curation_repo is not None
             revision = reference.curation_revision if curated else reference.weights_revision
             origin = replace(
-                origin, repo=reference.curation_repo or reference.weights_repo, revision=origin.revision or revision
+                origin, repo=reference.curation_repo or reference.repo.name, revision=origin.revision or revision
             )
         return cls(reference, origin, events, formats.by_name(reference.schema), ignore)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""Arguments, exit codes, and what a person sees. Heavy modules are imported when a command needs them."""
+"""The commands, a function each, and the exit code of a run. Heavy modules are imported when a command needs them."""
 
 from __future__ import annotations
 
@@ -10,37 +10,39 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from oracle import errors
 from oracle.errors import BadUse
-from oracle.terminal import github as actions
-from oracle.terminal.options import parsers
-from oracle.terminal.progress import Narrator, fits, say
+from oracle.terminal import github, tables
+from oracle.terminal.options import job_of, origin_of, parsers
+from oracle.terminal.text import fits, say
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
     from contextlib import AbstractContextManager
+    from pathlib import Path
 
-    from oracle.checking.compare import Comparison
+    from oracle.checking.verdict import Comparison, Verification
     from oracle.diagnosis.explanation import Explanation
-    from oracle.job import Events, Job
-
-    Spread = Callable[[Events], AbstractContextManager[Executor]] | None
+    from oracle.job import Job
+    from oracle.references.document import Candidate, Reference
 
 ANY_OUTPUT = "reference.json"  # until the plan says what it is called: the folder is looked at before any work
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
+    # Products of a few rows are bound by memory, and the second core has the checksums: OpenBLAS's own threads,
+    # which spin while they wait, make a job slower. OPENBLAS_NUM_THREADS overrides; the bytes are the same.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     arguments = sys.argv[1:] if argv is None else argv
-    parser, commands = parsers()
-    if not arguments or (arguments[0] not in commands and arguments[0] not in ("-h", "--help", "--version")):
+    parser, names = parsers()
+    if not arguments or (arguments[0] not in names and arguments[0] not in ("-h", "--help", "--version")):
         arguments = ["generate", *arguments]
     options = parser.parse_args(arguments)
     try:
-        return RUNS[options.command](options)
+        return COMMANDS[options.command](options)
     except KeyboardInterrupt:
         say("interrupted")
         return errors.INTERRUPTED
@@ -50,270 +52,199 @@ def main(argv: list[str] | None = None) -> int:
             traceback.print_exc()
         line = errors.one_line(error)
         say(f"error: {line}")
-        actions.annotate("oracle", line)
+        github.annotate("oracle", line)
         return code
 
 
 def _generate(options: argparse.Namespace) -> int:
-    # Products of a few rows are bound by memory, and the second core has the checksums: OpenBLAS's own threads,
-    # which spin while they wait, make the job slower. OPENBLAS_NUM_THREADS overrides; the bytes are the same.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from oracle.references import document
+    from oracle.references import workers
 
-    if options.output != "-":
-        document.check_output(ANY_OUTPUT if options.output is None else options.output)
-    job = replace(
-        _job(options),
-        n_seeds=options.seeds,
-        top_k=options.top_k,
-        tolerance=options.tolerance,
-        robust=options.robust,
-        stream=options.stream,
-    )
-    if options.stream and options.offline:
-        from oracle.sources.source import mirror_of
-
-        if mirror_of(job) is None:  # not a folder
-            raise BadUse("--stream needs a server or a mirror, and --offline forbids servers: leave one out")
-    spread: Spread = None
-    if options.dask or options.workers > 1:
-        from oracle.references import workers
-
-        def spread(events: Events) -> AbstractContextManager[Executor]:
-            return workers.dask(options.dask) if options.dask else workers.processes(options.workers, events)
-
-    _run_job(job, options.output, omit_residuals=options.omit_residuals, quiet=options.quiet, spread=spread)
+    executor: AbstractContextManager[Executor | None] = contextlib.nullcontext()
+    if options.dask:
+        executor = workers.dask(options.dask)
+    elif options.workers > 1:
+        executor = workers.threads(options.workers)
+    _write_reference(job_of(options), options.output, executor, omit_residuals=options.omit_residuals, quiet=options.quiet)
     return errors.DONE
 
 
-def _job(options: argparse.Namespace) -> Job:
-    """The source options that several commands share, as a job."""
-    from oracle.job import CURATION_REPO, SAMPLE, Job
+def _write_reference(
+    job: Job,
+    output: str | None,
+    executor: AbstractContextManager[Executor | None] = contextlib.nullcontext(),
+    *,
+    quiet: bool,
+    omit_residuals: bool = False,
+) -> None:
+    """Run a job and write its reference, by default where the plan has it; `executor` encodes the layers."""
+    from oracle.references import document
+    from oracle.references.generate import generate
+    from oracle.terminal import output as files
+    from oracle.terminal.progress import ProgressReporter
 
-    return Job(
-        repo=options.repo or CURATION_REPO,
-        paths=tuple(options.path),
-        schema=options.schema,
-        revision=options.revision,
-        weights_revision=options.weights_revision,
-        layers=getattr(options, "layers", SAMPLE),
-        decode=getattr(options, "decode", False),
-        endpoint=options.mirror or os.environ.get("ORACLE_MIRROR") or None,
-        cache_dir=options.cache_dir,
-        offline=options.offline,
-        connections=options.connections,
-    )
+    if output != "-":
+        files.check_output(ANY_OUTPUT if output is None else output)
+    with ProgressReporter(quiet=quiet, output=output) as reporter, executor as pool:
+        reference = generate(job, reporter, pool)
+    path = reporter.output or ANY_OUTPUT
+    files.write_text(files.dump(document.to_json(reference, with_residuals=not omit_residuals)), path)
+    github.summarize_reference(reference, "standard output" if path == "-" else path)
+    if path != "-":
+        line = f"{len(reference.cases)} cases -> {path}"
+        with_size = f"{line} ({os.path.getsize(path) / 1024:.1f} KiB)"
+        say(with_size if fits(with_size) else line, quiet=quiet)
 
 
 def _verify(options: argparse.Namespace) -> int:
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from oracle.checking.verify import verify
-    from oracle.references import reading
-    from oracle.terminal import tables
+    from oracle.references.reading import read_reference
+    from oracle.references.recorded import RecordedWeights
+    from oracle.terminal.progress import ProgressReporter
 
-    recorded = reading.read_reference(options.reference)
-    with Narrator(quiet=options.quiet) as narrator:
-        made = verify(
-            recorded, _source(options, recorded), _events(narrator), by_curation=_by_curation(options)
-        )
-    if not options.quiet:
-        say(tables.verification(made))
-    closing = tables.verification_closing(made)
-    actions.summarize_verdicts("oracle verify", made.cases, closing)
-    if not (made.agrees or options.quiet):
-        actions.annotate("oracle verify", closing[-1])
-    return errors.DONE if made.agrees else errors.DISAGREE
+    reference = read_reference(options.reference)
+    with ProgressReporter(quiet=options.quiet) as reporter:
+        verification = verify(RecordedWeights.of(reference, origin_of(options), reporter))
+    say(tables.table(verification), quiet=options.quiet)
+    return _conclude(verification, options)
 
 
 def _compare(options: argparse.Namespace) -> int:
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    _, _, comparison, explanation = _compared(options)
+    if options.format == "table":
+        say(tables.table(comparison, explanation), quiet=options.quiet)
+    else:
+        from oracle.terminal.output import write_text
+
+        text = tables.comparison_json if options.format == "json" else tables.comparison_junit
+        write_text([text(comparison, explanation)], "-")
+    return _conclude(comparison, options, explanation)
+
+
+def _compared(options: argparse.Namespace) -> tuple[Reference, Candidate, Comparison, Explanation | None]:
+    """The files that the options name, the comparison of them, and the cause where they disagree and --explain asks."""
     from oracle.checking.compare import compare
-    from oracle.references import document, reading
-    from oracle.terminal import tables
+    from oracle.references.reading import read_candidate, read_reference
 
-    recorded = reading.read_reference(options.reference)
-    candidate = reading.read_candidate(options.candidate, document.top_key(recorded))
-    made = compare(recorded, candidate)
-    explanation = _explained(options, recorded, candidate, made)
-    if options.format == "json":
-        document.write_text([tables.comparison_json(made, explanation)], "-")
-    elif options.format == "junit":
-        document.write_text([tables.comparison_junit(made, explanation)], "-")
-    elif not options.quiet:
-        say(tables.comparison(made, explanation))
-    closing = tables.comparison_closing(made) + (tables.explanation_lines(explanation) if explanation else [])
-    actions.summarize_verdicts("oracle compare", made.cases, closing)
-    if not (made.agrees or options.quiet):
-        actions.annotate("oracle compare", " / ".join(closing))
-    return errors.DONE if made.agrees else errors.DISAGREE
+    reference = read_reference(options.reference)
+    candidate = read_candidate(options.candidate, reference.top_k)
+    comparison = compare(reference, candidate)
+    if comparison.agrees or not options.explain:
+        return reference, candidate, comparison, None
+    from oracle.diagnosis.explain import explain
+    from oracle.references.recorded import RecordedWeights
+    from oracle.terminal.progress import ProgressReporter
+
+    with ProgressReporter(quiet=options.quiet) as reporter:
+        weights = RecordedWeights.of(reference, origin_of(options), reporter)
+        return reference, candidate, comparison, explain(reference, candidate, comparison, weights)
 
 
-def _explained(
-    options: argparse.Namespace, recorded: dict[str, Any], candidate: dict[str, Any], made: Comparison
-) -> Explanation | None:
-    """The cause of what disagrees, where --explain asks for it."""
-    if made.agrees or not options.explain:
-        return None
-    from oracle.diagnosis import explain
-
-    source = _source(options, recorded)
-    with Narrator(quiet=options.quiet) as narrator:
-        return explain.explain(recorded, candidate, made, source, _events(narrator), by_curation=_by_curation(options))
+def _conclude(
+    outcome: Comparison | Verification, options: argparse.Namespace, explanation: Explanation | None = None
+) -> int:
+    """Tell GitHub of an outcome, and return its exit code."""
+    title, closing = f"oracle {options.command}", tables.closing(outcome, explanation)
+    github.summarize_verdicts(title, outcome.cases, closing)
+    if not (outcome.agrees or options.quiet):
+        github.annotate(title, " / ".join(closing))
+    return errors.DONE if outcome.agrees else errors.DISAGREE
 
 
 def _report(options: argparse.Namespace) -> int:
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from oracle.checking.compare import compare
-    from oracle.page import page as report
-    from oracle.references import document, reading
+    from oracle.page.page import page
+    from oracle.references import reading
+    from oracle.terminal import output as files
 
     if options.explain and options.candidate is None:
         raise BadUse("--explain is about a candidate, and none is named: name one after the reference")
     if options.output != "-":
-        document.check_output(options.output)
-    recorded = reading.read_reference(options.reference)
+        files.check_output(options.output)
     if options.candidate is None:
-        page, said = report.page(recorded), ""
+        reference, verdict = reading.read_reference(options.reference), ""
+        text = page(reference)
     else:
-        candidate = reading.read_candidate(options.candidate, document.top_key(recorded))
-        made = compare(recorded, candidate)
-        page = report.page(recorded, candidate, made, _explained(options, recorded, candidate, made))
-        said = f"; the candidate {'agrees' if made.agrees else 'DISAGREES'}"
-    document.write_text([page], options.output)
-    if not options.quiet:
-        say(f"{len(recorded['test_cases'])} cases -> {options.output} ({len(page) / 1024:.1f} KiB){said}")
+        reference, candidate, comparison, explanation = _compared(options)
+        text, verdict = page(reference, candidate, comparison, explanation), f"; {comparison.verdict}"
+    files.write_text([text], options.output)
+    say(f"{len(reference.cases)} cases -> {options.output} ({len(text) / 1024:.1f} KiB){verdict}", quiet=options.quiet)
     return errors.DONE
-
-
-def _source(options: argparse.Namespace, recorded: dict[str, Any]) -> Job:
-    """Where the weights of a reference come from: as the reference has it, unless an option says otherwise."""
-    job = _job(options)
-    if options.repo:
-        return job
-    from oracle.references import document
-
-    curated = "curation_repo" in recorded
-    return replace(
-        job,
-        repo=recorded["curation_repo"] if curated else document.weights_repo(recorded),
-        revision=options.revision or recorded.get("curation_revision" if curated else "weights_revision"),
-    )
-
-
-def _by_curation(options: argparse.Namespace) -> bool:
-    return bool(options.repo or options.path or options.revision or options.weights_revision)
-
-
-def _events(narrator: Narrator) -> Events:
-    from oracle.job import Events
-
-    return Events(
-        layers=narrator.layers,
-        fetching=narrator.fetching,
-        fetched=narrator.fetched,
-        streaming=narrator.streaming,
-        encoded=narrator.encoded,
-        layer_done=narrator.layer_done,
-    )
-
-
-def _run_job(job: Job, output: str | None, *, omit_residuals: bool, quiet: bool, spread: Spread = None) -> None:
-    """Run a job and write its reference, by default where the plan has it; `spread` gives an executor for the layers."""
-    from oracle.references import document
-    from oracle.references import generate as reference
-
-    place = ANY_OUTPUT if output is None else output
-
-    def planned(default: str) -> None:
-        nonlocal place
-        if output is None:
-            document.check_output(default)
-            place = default
-
-    with Narrator(quiet=quiet) as narrator, contextlib.ExitStack() as stack:
-        events = replace(_events(narrator), planned=planned)
-        executor = stack.enter_context(spread(events)) if spread else None
-        made = reference.generate(job, events, executor)
-    document.write(document.omit_residuals(made) if omit_residuals else made, place)
-    actions.summarize_reference(made, "standard output" if place == "-" else place)
-    if place != "-" and not quiet:
-        written = f"{len(made['test_cases'])} cases -> {place}"
-        with_size = f"{written} ({os.path.getsize(place) / 1024:.1f} KiB)"
-        say(with_size if fits(with_size) else written)
 
 
 def _mirror(options: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from oracle.references import generate as reference
     from oracle.sources import mirror
-    from oracle.sources.source import Source
 
     destination = Path(options.destination)
-    if options.check:
-
-        def checked(entry: mirror.Entry, problem: str | None) -> None:
-            if problem or not options.quiet:
-                say(f"{entry.place} {problem or 'is right'}")
-
-        n_bad = mirror.check(destination, checked)
-        if n_bad:
-            raise mirror.MirrorError(f"{n_bad} files of {destination} are not what its manifest says: build it again")
+    if not options.check:
+        _build_mirror(destination, options)
         return errors.DONE
-    commits = mirror.commits_of(destination)
-    with Narrator(quiet=options.quiet) as narrator:
-        for (repo, revision), commit in commits.items():
-            if revision != commit:
-                narrator.say(f"{repo} at {revision} stays at the mirror's commit {commit}; a newer one takes a folder of its own")
-        source = Source(_job(options), _events(narrator), commits)
 
-        def built(entry: mirror.Entry, kept: bool) -> None:
-            rest = f" ({entry.size / 1e6:.1f} MB{', there already' if kept else ''})"
-            narrator.say(f"{entry.place}{rest}", f"{entry.path}{rest}", f"{entry.path}")
+    def checked(entry: mirror.Entry, problem: str | None) -> None:
+        say(f"{entry.place} {problem or 'is right'}", quiet=options.quiet and problem is None)
 
-        try:
-            files, listing = reference.files_of(_job(options), source)
-            entries = mirror.build(destination, files, listing, source.fetch, built)
-        except PermissionError as error:
-            raise BadUse(f"{destination} cannot be written to: {error.strerror}") from error
-    if not options.quiet:
-        say(f"{len(entries)} files -> {destination}; use it with --mirror {destination}, or serve it as it is")
+    n_bad = mirror.check(destination, checked)
+    if n_bad:
+        raise mirror.MirrorError(f"{n_bad} files of {destination} are not what its manifest says: build it again")
     return errors.DONE
 
 
+def _build_mirror(destination: Path, options: argparse.Namespace) -> None:
+    from oracle.references.generate import files_of
+    from oracle.sources import mirror
+    from oracle.sources.source import Source
+    from oracle.terminal.progress import ProgressReporter
+
+    job, commits = job_of(options), mirror.commits_of(destination)
+    with ProgressReporter(quiet=options.quiet) as reporter:
+        for (repo, revision), commit in commits.items():
+            if revision != commit:
+                reporter.say(f"{repo} at {revision} stays at the mirror's commit {commit}; a newer one takes a folder of its own")
+
+        def built(entry: mirror.Entry, kept: bool) -> None:
+            rest = f" ({entry.size / 1e6:.1f} MB{', there already' if kept else ''})"
+            reporter.say(f"{entry.place}{rest}", f"{entry.path}{rest}", entry.path)
+
+        source = Source(job.origin, reporter, commits)
+        try:
+            files, listing = files_of(job, source)
+            entries = mirror.build(destination, files, listing, source.fetch, built)
+        except PermissionError as error:
+            raise BadUse(f"{destination} cannot be written to: {error.strerror}") from error
+    say(f"{len(entries)} files -> {destination}; use it with --mirror {destination}, or serve it as it is", quiet=options.quiet)
+
+
 def _demo(options: argparse.Namespace) -> int:
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from oracle.vectors import demo
 
-    made = demo.make(options.folder, options.schema, decode=options.decode)
-    if not options.quiet:
-        say(f"synthetic weights: {made.n_layers} layers of [{made.d_model}, {made.n_features}] in {made.folder}")
-    _run_job(made.job, made.output, omit_residuals=False, quiet=options.quiet)
-    if not options.quiet:
-        say("These weights are synthetic: the numbers test a port's arithmetic, they say nothing about a real model.")
-        command = ["python", "-m", "oracle", "--offline", "--cache-dir", str(made.job.cache_dir), "--repo", made.job.repo]
-        command += [word for path in made.job.paths for word in ("--path", path)] + ["--decode"] * made.job.decode
-        say(f"Again, by hand: {shlex.join(command)}")
+    weights, quiet = demo.make(options.folder, options.schema, decode=options.decode), options.quiet
+    say(f"synthetic weights: {weights.n_layers} layers of [{weights.d_model}, {weights.n_features}] in {weights.folder}", quiet=quiet)
+    _write_reference(weights.job, weights.output, quiet=quiet)
+    origin = weights.job.origin
+    command = ["python", "-m", "oracle", "--offline", "--cache-dir", str(origin.cache_dir), "--repo", str(origin.repo)]
+    command += [word for path in origin.path for word in ("--path", path)] + ["--decode"] * options.decode
+    say("These weights are synthetic: the numbers test a port's arithmetic, they say nothing about a real model.", quiet=quiet)
+    say(f"Again, by hand: {shlex.join(command)}", quiet=quiet)
     return errors.DONE
 
 
 def _residual(options: argparse.Namespace) -> int:
-    from oracle.references import document
+    from oracle.terminal.output import write_text
 
     if options.rust:
         from importlib.resources import files
 
-        document.write_text([files("oracle.arithmetic").joinpath("residual.rs").read_text(encoding="utf-8")], "-")
+        write_text([files("oracle.arithmetic").joinpath("residual.rs").read_text(encoding="utf-8")], "-")
     else:
         from oracle.arithmetic.residual import residual
 
         values = residual(options.seed, options.stream, options.length)
-        lines = (f"{bits:08x}\n" for bits in values.view("u4").tolist()) if options.hex else (f"{v!r}\n" for v in values.tolist())
-        document.write_text(lines, "-")
+        lines = (f"{bits:08x}\n" for bits in values.astype("<f4").view("<u4").tolist()) if options.hex else (f"{v!r}\n" for v in values.tolist())
+        write_text(lines, "-")
     return errors.DONE
 
 
-RUNS: dict[str, Callable[[argparse.Namespace], int]] = {
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "generate": _generate,
     "verify": _verify,
     "compare": _compare,

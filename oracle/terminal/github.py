@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from oracle.terminal.progress import say
+from oracle.terminal.tables import case_rows, case_texts
+from oracle.terminal.text import say
 
 if TYPE_CHECKING:
-    from oracle.checking.compare import CaseVerdict
+    from oracle.checking.verdict import CaseVerdict
+    from oracle.references.document import Reference
 
 MOST_ROWS = 1000  # GitHub refuses a summary of more than 1 MiB
 
@@ -25,45 +27,34 @@ def annotate(title: str, message: str) -> None:
         say(f"::error title={_escaped(title, ':,')}::{_escaped(message)}")
 
 
-def summarize_reference(made: dict[str, Any], output: str) -> None:
+def summarize_reference(reference: Reference, output: str) -> None:
     """Add a reference to the step's summary: a row per case."""
-    rows = []
-    for case in made["test_cases"]:
-        top = next(value for key, value in case.items() if key.startswith("top_"))
-        rank = "none" if case["rank_margin"] is None else f"{case['rank_margin']:.6f}"
-        first = f"{top[0]['index']} ({top[0]['activation']:.4f})" if top else "none"
-        flags = ", ".join(case["flags"])
-        rows.append((case["layer"], case["seed"], case["n_active"], first, rank, f"{case['gate_margin']:.6f}", flags))
+    rows = [(case.id.layer, case.id.number, case.n_active, *case_texts(case)) for case in reference.cases]
     heading = ("layer", "seed", "active", "top feature", "rank margin", "gate margin", "flags")
-    from oracle.references import document
-
-    what = f"{len(rows)} cases of {document.weights_repo(made)}, {made['n_features_per_layer']} features a layer, in {output}"
-    _summarize("oracle generate", heading, rows, [what])
+    closing = [f"... and {len(rows) - MOST_ROWS} cases more"] if len(rows) > MOST_ROWS else []
+    closing.append(f"{len(rows)} cases of {reference.repo.name}, {reference.n_features} features a layer, in {output}")
+    _summarize("oracle generate", heading, rows[:MOST_ROWS], closing)
 
 
 def summarize_verdicts(title: str, cases: Sequence[CaseVerdict], closing: Iterable[str]) -> None:
     """Add verdicts to the step's summary: a row per case, those that fail first where they are many."""
-    chosen = cases if len(cases) <= MOST_ROWS else sorted(cases, key=lambda case: case.agrees)
-    rows = [(case.layer, case.seed, case.status, case.said) for case in chosen]
-    _summarize(title, ("layer", "seed", "status", "what"), rows, closing)
+    rows, rest = case_rows(cases, MOST_ROWS)
+    _summarize(title, ("case", "status", "what"), rows, [*rest, *closing])
 
 
-def _summarize(title: str, heading: Sequence[str], rows: Sequence[Sequence[object]], closing: Iterable[str]) -> None:
+def _summarize(title: str, heading: Sequence[str], rows: Iterable[Sequence[object]], closing: Iterable[str]) -> None:
     """Append a table to the file that GitHub names, and lines below it."""
-    place = os.environ.get("GITHUB_STEP_SUMMARY")
-    if os.environ.get("GITHUB_ACTIONS") != "true" or not place:
+    path = os.environ.get("GITHUB_STEP_SUMMARY")
+    if os.environ.get("GITHUB_ACTIONS") != "true" or not path:
         return
-    lines = [f"### {_literal(title)}", "", _row(heading), "|" + " --- |" * len(heading)]
-    lines += [_row(row) for row in rows[:MOST_ROWS]]
-    if len(rows) > MOST_ROWS:
-        closing = [f"... and {len(rows) - MOST_ROWS} cases more", *closing]
+    lines = [f"### {_literal(title)}", "", _row(heading), "|" + " --- |" * len(heading), *map(_row, rows)]
     for line in closing:
         lines += ["", _literal(line)]
     try:
-        with open(place, "a", encoding="utf-8") as file:
+        with open(path, "a", encoding="utf-8") as file:
             file.write("\n".join([*lines, "", ""]))
     except OSError as error:
-        say(f"the summary cannot be written to {place}: {error.strerror}")
+        say(f"the summary cannot be written to {path}: {error.strerror}")
 
 
 def _row(values: Sequence[object]) -> str:

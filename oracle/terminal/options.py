@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""What the command line says of itself, the types of its options' values, and the options that several commands share."""
+"""What the command line says of itself, the types of its options' values, and the job that options ask for."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
+import re
+from collections.abc import Callable
+from dataclasses import fields
 from typing import Any, NoReturn
 
-from oracle.job import ALL, MAX_CONNECTIONS, MAX_LAYER, MAX_SEEDS, MAX_TOLERANCE, MAX_TOP_K, MIN_TOLERANCE, SAMPLE
-from oracle.terminal import github as actions
+from oracle.job import ALL, MAX_CONNECTIONS, MAX_LAYER, MAX_SEEDS, MAX_TOLERANCE, MAX_TOP_K, MIN_TOLERANCE, SAMPLE, Job, Origin
+from oracle.terminal import github
 from oracle.version import VERSION
-from oracle.weights import formats as schemas
+from oracle.weights.formats import FORMATS
 
-LAYERS_HELP = '"0,12,25", "0-25", "all", or "sample": the first, the middle one and the last (sample)'
 DEFAULT_REPORT = "report.html"
 MAX_LENGTH = 1 << 24
 
@@ -34,34 +38,19 @@ EXIT_CODES = (
 )
 
 
-def add_source_options(parser: argparse.ArgumentParser) -> None:
-    """Where the weights come from, and how much is said about it."""
-    group = parser.add_argument_group("where the weights come from")
-    group.add_argument(
-        "--repo",
-        "--curation-repo",
-        metavar="ORG/NAME",
-        help="the repo with the weights, or with the config.yaml that names them (mntss/gemma-scope-transcoders)",
-    )
-    group.add_argument(
-        "--path", action="append", default=[], help="a weight file of the repo, or a folder of them; may be given several times"
-    )
-    group.add_argument("--schema", metavar="NAME", help="what is found out otherwise: how the weights are named and laid out")
-    group.add_argument("--revision", metavar="REV", help="branch, tag or commit of the repo (main)")
-    group.add_argument("--weights-revision", metavar="REV", help="the same for weights whose hf:// address names none")
-    group.add_argument(
-        "--mirror",
-        metavar="URL",
-        help="ask this instead of huggingface.co: a server like it, a proxy, a file server, a folder (ORACLE_MIRROR)",
-    )
-    group.add_argument("--cache-dir", metavar="DIR", help="the Hub cache, shared with huggingface_hub (HF_HUB_CACHE)")
-    group.add_argument(
-        "--offline", action="store_true", help="no requests, as HF_HUB_OFFLINE=1 has it: the cache, or a folder"
-    )
-    group.add_argument(
-        "--connections", type=integer(1, MAX_CONNECTIONS), default=4, metavar="N", help="for each file of 64 MiB or more (4)"
-    )
-    group.add_argument("--quiet", action="store_true", help="print errors alone")
+def origin_of(options: argparse.Namespace) -> Origin:
+    """Where options say that weights come from: they are called like its fields. Raises BadUse."""
+    return Origin(**_fields(Origin, options) | {"path": tuple(options.path)})
+
+
+def job_of(options: argparse.Namespace) -> Job:
+    """The job that options ask for: they are called like its fields. Raises BadUse."""
+    return Job(origin_of(options), **_fields(Job, options))
+
+
+def _fields(kind: type[Job] | type[Origin], options: argparse.Namespace) -> dict[str, Any]:
+    names = {field.name for field in fields(kind)}
+    return {name: value for name, value in vars(options).items() if name in names}
 
 
 def layers(text: str) -> tuple[int, ...] | str:
@@ -70,50 +59,46 @@ def layers(text: str) -> tuple[int, ...] | str:
         return text.strip()
     chosen: set[int] = set()
     for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
+        span = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
+        if not span:
             raise argparse.ArgumentTypeError(f'{text!r} is not of the form "0,12,25", "0-25", "all" or "sample"')
-        low, high = int(first), int(last or first)
+        low, high = int(span[1]), int(span[2] or span[1])
         if low > high or high > MAX_LAYER:
             raise argparse.ArgumentTypeError(f"{part.strip()!r} is no range of layers")
         chosen.update(range(low, high + 1))
     return tuple(sorted(chosen))
 
 
-def integer(low: int, high: int) -> Any:
+def integer(low: int, high: int) -> Callable[[str], int]:
     """A parser of whole numbers, decimal or 0x..., from low to high."""
 
     def parse(text: str) -> int:
-        try:
-            value = int(text, 0)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{value} is not in {low} to {high}")
-        return value
+        with contextlib.suppress(ValueError):
+            if low <= int(text, 0) <= high:
+                return int(text, 0)
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} to {high}")
 
     return parse
 
 
 def tolerance(text: str) -> float:
     """A tolerance that margins of 6 decimals can be held against."""
-    try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-    if not MIN_TOLERANCE <= value <= MAX_TOLERANCE:
-        raise argparse.ArgumentTypeError(
-            f"{text} is not in {MIN_TOLERANCE:g} to {MAX_TOLERANCE:g}: margins are recorded to 6 decimals"
-        )
-    return value
+    with contextlib.suppress(ValueError):
+        if MIN_TOLERANCE <= float(text) <= MAX_TOLERANCE:
+            return float(text)
+    span = f"{MIN_TOLERANCE:g} to {MAX_TOLERANCE:g}"
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number from {span}: margins are recorded to 6 decimals")
 
 
 class _Parser(argparse.ArgumentParser):
     """argparse's, whose complaints are errors like ours."""
 
     def error(self, message: str) -> NoReturn:
-        actions.annotate("oracle", message)
+        github.annotate("oracle", message)
         super().error(message)
+
+    def add_flag(self, name: str, help: str) -> None:
+        self.add_argument(name, action="store_true", help=help)
 
 
 def parsers() -> tuple[argparse.ArgumentParser, list[str]]:
@@ -128,71 +113,61 @@ def parsers() -> tuple[argparse.ArgumentParser, list[str]]:
     parser.add_argument("--version", action="version", version=f"oracle {VERSION}")
     subparsers = parser.add_subparsers(metavar="COMMAND", help=argparse.SUPPRESS, prog="python -m oracle")
 
-    def command(name: str, description: str) -> argparse.ArgumentParser:
+    def command(name: str, description: str, *, reference: bool = False) -> _Parser:
         subparser = subparsers.add_parser(name, description=description, epilog=EXIT_CODES)
         subparser.set_defaults(command=name)
-        subparser.add_argument("--debug", action="store_true", help="show the whole chain of an error")
+        subparser.add_flag("--debug", "show the whole chain of an error")
+        subparser.add_flag("--quiet", "print errors alone")
+        if reference:
+            subparser.add_argument("reference", metavar="REFERENCE", help="a reference's JSON")
         return subparser
 
+    layers_help = '"0,12,25", "0-25", "all", or "sample": the first, the middle one and the last (sample)'
     generate = command("generate", "Write a reference: one JSON with residuals and their encodings.")
-    generate.add_argument("--layers", type=layers, default="sample", help=LAYERS_HELP)
-    generate.add_argument("--seeds", type=integer(1, MAX_SEEDS), default=3, metavar="N", help="residuals per layer (3)")
-    generate.add_argument("--top-k", type=integer(1, MAX_TOP_K), default=10, metavar="K", help="features per case (10)")
-    generate.add_argument(
-        "--tolerance", type=tolerance, default=1e-4, help="what a port may be off by, absolute (1e-4)"
-    )
-    generate.add_argument(
-        "-o", "--output", metavar="FILE", help="`-` is standard output (by weights and model: plt_gemma_reference.json)"
-    )
-    generate.add_argument("--robust", action="store_true", help="pass over seeds whose case is near to flipping")
-    generate.add_argument("--decode", action="store_true", help="add what the decoder makes of each case")
-    generate.add_argument(
-        "--stream", action="store_true", help="put nothing on disk and fetch only what the encoder reads: half the bytes"
-    )
-    generate.add_argument("--omit-residuals", action="store_true", help="leave the vectors out; they can be made again")
+    add = generate.add_argument
+    add("--layers", type=layers, default=Job.layers, help=layers_help)
+    add("--seeds", type=integer(1, MAX_SEEDS), default=Job.seeds, metavar="N", help="residuals per layer (3)")
+    add("--top-k", type=integer(1, MAX_TOP_K), default=Job.top_k, metavar="K", help="features per case (10)")
+    add("--tolerance", type=tolerance, default=Job.tolerance, help="what a port may be off by, absolute (1e-4)")
+    add("-o", "--output", metavar="FILE", help="`-` is standard output (by weights and model: plt_gemma_reference.json)")
+    generate.add_flag("--robust", "pass over seeds whose case is near to flipping")
+    generate.add_flag("--decode", "add what the decoder makes of each case")
+    generate.add_flag("--stream", "put nothing on disk and fetch only what the encoder reads: half the bytes")
+    generate.add_flag("--omit-residuals", "leave the vectors out; they can be made again")
     many = generate.add_mutually_exclusive_group()
-    many.add_argument("--workers", type=integer(1, 64), default=1, metavar="N", help="processes that encode layers (1)")
+    many.add_argument("--workers", type=integer(1, 64), default=1, metavar="N", help="threads that encode layers (1)")
     many.add_argument("--dask", metavar="ADDRESS", help="have a Dask cluster encode the layers: tcp://scheduler:8786")
-    add_source_options(generate)
 
-    verify = command("verify", "Recompute every case of a reference from its weights; torch's references too.")
-    verify.add_argument("reference", metavar="REFERENCE", help="a reference's JSON")
-    add_source_options(verify)
+    command("verify", "Recompute every case of a reference from its weights; torch's references too.", reference=True)
 
-    compare = command("compare", "A candidate's answers against a reference. Weights are needed for --explain alone.")
-    compare.add_argument("reference", metavar="REFERENCE", help="a reference's JSON")
+    described = "A candidate's answers against a reference. Weights are needed for --explain alone."
+    compare = command("compare", described, reference=True)
     compare.add_argument("candidate", metavar="CANDIDATE", help="the port's JSON; `-` is standard input")
-    compare.add_argument("--explain", action="store_true", help="where they disagree, look for the mistake that gives these numbers")
-    compare.add_argument(
-        "--format", choices=("table", "json", "junit"), default="table", help="json and junit go to standard output (table)"
-    )
-    add_source_options(compare)
+    compare.add_flag("--explain", "where they disagree, look for the mistake that gives these numbers")
+    forms = ("table", "json", "junit")
+    compare.add_argument("--format", choices=forms, default="table", help="json and junit go to standard output (table)")
 
-    report = command(
-        "report",
+    described = (
         "A reference as one HTML page, and a candidate beside it: no script, nothing from outside. It needs no weights "
         "but for --explain. Exit code 0 says that the page was written: whether the candidate agrees is said on standard "
-        "error and on the page, and is `compare`'s exit code.",
+        "error and on the page, and is `compare`'s exit code."
     )
-    report.add_argument("reference", metavar="REFERENCE", help="a reference's JSON")
+    report = command("report", described, reference=True)
     report.add_argument("candidate", metavar="CANDIDATE", nargs="?", help="a port's JSON; `-` is standard input")
     report.add_argument("-o", "--output", default=DEFAULT_REPORT, metavar="FILE", help=f"`-` is standard output ({DEFAULT_REPORT})")
-    report.add_argument("--explain", action="store_true", help="as for compare: where they disagree, look for the mistake")
-    add_source_options(report)
+    report.add_flag("--explain", "as for compare: where they disagree, look for the mistake")
 
     mirror = command("mirror", "Build a static mirror of the files that a job needs, or check one.")
     mirror.add_argument("destination", metavar="DEST", help="the folder; `python -m oracle --mirror DEST` reads it")
-    mirror.add_argument("--layers", type=layers, default="sample", help=LAYERS_HELP)
-    mirror.add_argument("--decode", action="store_true", help="what --decode reads too: cross-layer decoders have their own files")
-    mirror.add_argument("--check", action="store_true", help="hash every file again, and compare with the manifest")
-    add_source_options(mirror)
+    mirror.add_argument("--layers", type=layers, default=Job.layers, help=layers_help)
+    mirror.add_flag("--decode", "what --decode reads too: cross-layer decoders have their own files")
+    mirror.add_flag("--check", "hash every file again, and compare with the manifest")
 
     demo = command("demo", "The whole job on small synthetic weights, made on the spot; needs no network.")
     demo.add_argument("--folder", metavar="DIR", help="where to make it (default: a new temporary folder)")
-    names = [schema.name for schema in schemas.SCHEMAS]
+    names = [format.name for format in FORMATS]
     demo.add_argument("--schema", choices=names, default=names[0], help=f"of which kind ({names[0]})")
-    demo.add_argument("--decode", action="store_true", help="add what the decoder makes of each case")
-    demo.add_argument("--quiet", action="store_true", help="print errors alone")
+    demo.add_flag("--decode", "add what the decoder makes of each case")
 
     residual = command("residual", "Print one residual, a value a line, or the generator in Rust.")
     residual.add_argument("--seed", type=integer(0, 2**64 - 1), default=0)
@@ -201,4 +176,24 @@ def parsers() -> tuple[argparse.ArgumentParser, list[str]]:
     form = residual.add_mutually_exclusive_group()
     form.add_argument("--hex", action="store_true", help="print float32 bits, 8 hex digits each")
     form.add_argument("--rust", action="store_true", help="print residual.rs")
+
+    for name in ("generate", "verify", "compare", "report", "mirror"):
+        _add_origin(subparsers.choices[name])
     return parser, list(subparsers.choices)
+
+
+def _add_origin(parser: argparse.ArgumentParser) -> None:
+    """Where the weights come from."""
+    add = parser.add_argument_group("where the weights come from").add_argument
+    repo = "the repo with the weights, or with the config.yaml that names them (mntss/gemma-scope-transcoders)"
+    add("--repo", "--curation-repo", metavar="ORG/NAME", help=repo)
+    add("--path", action="append", default=[], help="a weight file of the repo, or a folder of them; may be given several times")
+    add("--schema", metavar="NAME", help="what is found out otherwise: how the weights are named and laid out")
+    add("--revision", metavar="REV", help="branch, tag or commit of the repo (main)")
+    add("--weights-revision", metavar="REV", help="the same for weights whose hf:// address names none")
+    mirror = "ask this instead of huggingface.co: a server like it, a proxy, a file server, a folder (ORACLE_MIRROR)"
+    add("--mirror", metavar="URL", default=os.environ.get("ORACLE_MIRROR") or None, help=mirror)
+    add("--cache-dir", metavar="DIR", help="the Hub cache, shared with huggingface_hub (HF_HUB_CACHE)")
+    add("--offline", action="store_true", help="no requests, as HF_HUB_OFFLINE=1 has it: the cache, or a folder")
+    count = integer(1, MAX_CONNECTIONS)
+    add("--connections", type=count, default=Origin.connections, metavar="N", help="for each file of 64 MiB or more (4)")

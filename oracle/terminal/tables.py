@@ -1,104 +1,70 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""Verdicts as a person reads them, as JSON, and as JUnit's XML. Pure: verdicts in, text out."""
+"""Verdicts as a person reads them, as JSON, and as JUnit's XML. Verdicts in, text out; their words are verdict.py's."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import quoteattr
 
 if TYPE_CHECKING:
-    from oracle.checking.compare import CaseVerdict, Comparison
-    from oracle.checking.verify import Verification
+    from oracle.checking.verdict import CaseVerdict, Comparison, Verification
     from oracle.diagnosis.explanation import Explanation
+    from oracle.references.document import Case, CaseId
 
-MOST_LINES = 40  # of cases that agree, or differ, in a table for people; the other formats have them all
-
-
-def verification(made: Verification) -> str:
-    """`verify`'s table: a line per case, then what is wrong with whole layers, then the verdict."""
-    return "\n".join([*_case_lines(made.cases), *verification_closing(made)])
+MOST_ROWS = 40  # of a table for people; the other formats have them all
 
 
-def verification_closing(made: Verification) -> list[str]:
-    """The lines below the cases; the verdict is the last one."""
-    right = sum(case.agrees for case in made.cases)
-    how = "number for number" if made.exact else "within the tolerance (torch wrote it)"
-    verdict = f"agrees {how}" if made.agrees else "DISAGREES"
-    return [*made.problems, f"{right} of {len(made.cases)} cases are what the weights give: the reference {verdict}"]
+def case_texts(case: Case) -> tuple[str, str, str, str]:
+    """What a person reads of a case of a reference: its first feature, rank margin, gate margin and flags."""
+    feature = f"{case.top[0].feature} ({case.top[0].activation:.4f})" if case.top else "none"
+    rank, gate = ("none" if value is None else f"{value:.6f}" for value in (case.rank_margin, case.gate_margin))
+    return feature, rank, gate, ", ".join(case.flags or ())
 
 
-def comparison(made: Comparison, explanation: Explanation | None = None) -> str:
-    """`compare`'s table, with the cause where one was looked for."""
-    lines = [*_case_lines(made.cases), *comparison_closing(made)]
-    if explanation is not None:
-        lines += explanation_lines(explanation)
-    return "\n".join(lines)
+def case_rows(cases: Sequence[CaseVerdict], most: int) -> tuple[list[tuple[str, str, str]], list[str]]:
+    """Case, status and summary of each case. Of more than `most`, those that fail come first and a line counts the rest."""
+    shown = cases if len(cases) <= most else sorted(cases, key=lambda case: case.agrees)[:most]
+    rows = [(str(case.id), case.status, case.summary) for case in shown]
+    failed = sum(not case.agrees for case in cases) - sum(not case.agrees for case in shown)
+    rest = [f"... and {len(cases) - len(shown)} cases more, of which {failed} do not agree"] if len(shown) < len(cases) else []
+    return rows, rest
 
 
-def comparison_closing(made: Comparison) -> list[str]:
-    """The lines below the cases; the verdict is the last one."""
-    lines = []
-    if made.extra:
-        lines.append(
-            f"{len(made.extra)} cases that the reference does not have were not compared, first layer "
-            f"{made.extra[0][0]} seed {made.extra[0][1]}"
-        )
-    if made.not_compared:
-        lines.append(f"the candidate has no {made.not_compared}: the reference's were not compared")
-    counts = ", ".join(f"{n} {status}" for status in ("same", "rounding", "differs", "missing") if (n := made.count(status)))
-    worst = made.largest
-    where = (
-        "" if worst is None else f"; the largest difference is {worst.largest:.3g}, {_name(worst)} feature {worst.feature}"
-    )
-    lines.append(f"{len(made.cases)} cases: {counts}{where}")
-    lines.append(f"the candidate {'agrees' if made.agrees else 'DISAGREES'} (tolerance {made.tolerance:g})")
-    return lines
+def closing(outcome: Comparison | Verification, explanation: Explanation | None = None) -> list[str]:
+    """The lines below the cases, with the cause where one was looked for."""
+    return [*outcome.facts, outcome.verdict, *(explanation.lines if explanation else ())]
 
 
-def explanation_lines(made: Explanation) -> list[str]:
-    """What `--explain` found."""
-    lines = []
-    if made.named:
-        same = len(made.named) > 1
-        lines.append(
-            "the candidate's numbers are those of" + (" each of these; on these cases they are the same:" if same else ":")
-        )
-        for fit in made.named:
-            lines.append(f"  {fit.name}: {fit.description}")
-        best = made.named[0]
-        lines.append(f"  {best.matched} of {made.examined} cases matched, largest difference left {best.largest_left:.3g}")
-    else:
-        lines.append("no known mistake, alone or with another, gives the candidate's numbers")
-        lines += [f"  {line}" for line in made.known]
-        if made.not_tried:
-            lines.append(f"not tried, because their weights are not in the cache: {', '.join(made.not_tried)}")
-    if made.also:
-        lines.append(f"within the tolerance, but further off: {', '.join(fit.name for fit in made.also)}")
-    return lines
+def table(outcome: Comparison | Verification, explanation: Explanation | None = None) -> str:
+    """A line per case, and the lines below them."""
+    rows, rest = case_rows(outcome.cases, MOST_ROWS)
+    width = max(len(name) for name, _, _ in rows)
+    lines = [f"{name:>{width}}: {status:8}  {summary}".rstrip() for name, status, summary in rows]
+    return "\n".join([*lines, *rest, *closing(outcome, explanation)])
 
 
-def comparison_json(made: Comparison, explanation: Explanation | None = None) -> str:
+def comparison_json(comparison: Comparison, explanation: Explanation | None = None) -> str:
     """The comparison as one JSON object."""
-    worst = made.largest
+    worst = comparison.worst
     document: dict[str, Any] = {
-        "agrees": made.agrees,
-        "tolerance": made.tolerance,
-        "largest_difference": None if worst is None else worst.largest,
+        "agrees": comparison.agrees,
+        "tolerance": comparison.tolerance,
+        "largest_difference": None if worst is None else worst.max_difference,
         "test_cases": [
             {
-                "layer": case.layer,
-                "seed": case.seed,
+                **_id_json(case.id),
                 "status": case.status,
-                "problems": list(case.problems),
-                "notes": list(case.notes),
-                "largest_difference": case.largest,
+                "problems": case.problems,
+                "notes": case.notes,
+                "largest_difference": case.max_difference,
                 "feature": case.feature,
             }
-            for case in made.cases
+            for case in comparison.cases
         ],
-        "extra_cases": [{"layer": layer, "seed": seed} for layer, seed in made.extra],
-        "not_compared": made.not_compared,
+        "extra_cases": list(map(_id_json, comparison.extra)),
+        "not_compared": comparison.not_compared,
     }
     if explanation is not None:
         document["explanation"] = {
@@ -106,58 +72,40 @@ def comparison_json(made: Comparison, explanation: Explanation | None = None) ->
             "named": [
                 {
                     "name": fit.name,
-                    "mistakes": list(fit.mistakes),
+                    "mistakes": fit.mistakes,
                     "description": fit.description,
                     "cases_matched": fit.matched,
-                    "largest_difference_left": fit.largest_left,
+                    "largest_difference_left": fit.max_difference,
                 }
                 for fit in explanation.named
             ],
             "within_tolerance": [fit.name for fit in explanation.also],
-            "known": list(explanation.known),
-            "not_tried": list(explanation.not_tried),
+            "known": explanation.known,
+            "not_tried": explanation.not_tried,
         }
     return json.dumps(document, indent=2) + "\n"
 
 
-def comparison_junit(made: Comparison, explanation: Explanation | None = None) -> str:
+def comparison_junit(comparison: Comparison, explanation: Explanation | None = None) -> str:
     """The comparison as a JUnit test suite, a test per case."""
-    n_failed, n_skipped = sum(not case.agrees for case in made.cases), int(made.not_compared is not None)
-    lines = [
-        '<?xml version="1.0" encoding="UTF-8"?>',
-        f'<testsuite name="oracle compare" tests="{len(made.cases) + n_skipped}" failures="{n_failed}" errors="0" skipped="{n_skipped}">',
-    ]
+    failures, skipped = sum(not case.agrees for case in comparison.cases), int(comparison.not_compared is not None)
+    counts = f'tests="{len(comparison.cases) + skipped}" failures="{failures}" errors="0" skipped="{skipped}"'
+    lines = ['<?xml version="1.0" encoding="UTF-8"?>', f'<testsuite name="oracle compare" {counts}>']
     if explanation is not None:
-        said = quoteattr(" ".join(explanation_lines(explanation)))
-        lines.append(f'  <properties><property name="explanation" value={said}/></properties>')
-    for case in made.cases:
-        opening = f'  <testcase classname="oracle.layer_{case.layer}" name="seed_{case.seed}"'
+        cause = quoteattr(" ".join(explanation.lines))
+        lines.append(f'  <properties><property name="explanation" value={cause}/></properties>')
+    for case in comparison.cases:
+        opening = f'  <testcase classname="oracle.layer_{case.id.layer}" name="{case.id.kind}_{case.id.number}"'
         if case.agrees:
             lines.append(f"{opening}/>")
         else:
-            problem = "; ".join(case.problems)
-            lines.append(
-                f"{opening}>\n    <failure type={quoteattr(case.status)} message={quoteattr(problem)}/>\n  </testcase>"
-            )
-    if made.not_compared:
-        lines.append(
-            f'  <testcase classname="oracle" name={quoteattr(made.not_compared)}>\n'
-            '    <skipped message="the candidate has none: the reference\'s were not compared"/>\n  </testcase>'
-        )
+            problems = quoteattr("; ".join(case.problems))
+            lines.append(f"{opening}>\n    <failure type={quoteattr(case.status)} message={problems}/>\n  </testcase>")
+    if comparison.not_compared:
+        name = quoteattr(comparison.not_compared)
+        lines.append(f'  <testcase classname="oracle" name={name}>\n    <skipped message="not in the candidate"/>\n  </testcase>')
     return "\n".join([*lines, "</testsuite>"]) + "\n"
 
 
-def _case_lines(cases: tuple[CaseVerdict, ...]) -> list[str]:
-    """A line for each case; where they are many, those that fail come first and the rest is counted."""
-    chosen = cases if len(cases) <= MOST_LINES else sorted(cases, key=lambda case: case.agrees)[:MOST_LINES]
-    lines = []
-    for case in chosen:
-        lines.append(f"{_name(case)}: {case.status:8}" + (f"  {case.said}" if case.said else ""))
-    if len(chosen) < len(cases):
-        failed = sum(not case.agrees for case in cases) - sum(not case.agrees for case in chosen)
-        lines.append(f"... and {len(cases) - len(chosen)} cases more, of which {failed} do not agree")
-    return lines
-
-
-def _name(case: CaseVerdict) -> str:
-    return f"layer {case.layer:2d} seed {case.seed:4d}"
+def _id_json(case_id: CaseId) -> dict[str, Any]:
+    return {"layer": case_id.layer, case_id.kind: case_id.number}

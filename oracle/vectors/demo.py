@@ -16,8 +16,8 @@ import numpy as np
 
 import vendored_hf
 from oracle.arithmetic.residual import residual
+from oracle.errors import BadUse
 from oracle.job import Job, Origin
-from oracle.references.writing import OutputError
 from oracle.sources import listing
 from oracle.weights import formats
 from oracle.weights.formats import DECODER, FORMATS, LIST, NAMES, Format, TensorSpec
@@ -52,7 +52,7 @@ def job_repo(row: Format) -> str:
 
 
 def make(folder: str | None = None, name: str = FORMATS[0].name, *, decode: bool = False) -> Demo:
-    """Make the weights of a format in `folder`, or a new temporary one. Raises OutputError."""
+    """Make the weights of a format in `folder`, or a new temporary one. Raises BadUse."""
     row = formats.by_name(name)
     paths: list[str] = []
     listed: list[str] = []
@@ -74,7 +74,7 @@ def make(folder: str | None = None, name: str = FORMATS[0].name, *, decode: bool
         cached = cache / vendored_hf.repo_folder_name(weights_repo(row))
         listing.remember(cached, listing.Listing(weights_repo(row), "main", COMMIT, tuple(listed)))
     except OSError as error:
-        raise OutputError(f"the demo cannot be made in {folder or 'a temporary folder'}: {error.strerror}") from error
+        raise BadUse(f"the demo cannot be made in {folder or 'a temporary folder'}: {error.strerror}") from error
     named = () if row.model_kind else tuple(paths[layer] for layer in SAMPLE_LAYERS)
     job = Job(Origin(job_repo(row), named, cache_dir=str(cache), offline=True), decode=decode)
     return Demo(place, job, str(place / f"{row.output}_gemma_reference.json"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 EXTENT_LIMIT = 1 << 24  # of one dimension: a vector takes at most 128 MiB
 SUFFIXES = (".npz", ".safetensors")
@@ -110,21 +110,23 @@ class Format:
 _D_MODEL, _N_FEATURES = ("d_model",), ("n_features",)
 _BY_INPUT, _BY_FEATURE = ("d_model", "n_features"), ("n_features", "d_model")
 
+_GEMMA_SCOPE = Format(
+    name="GemmaScopeNpz",
+    encoder_file="params.npz",
+    found_by=(LIST,),
+    model_kind="transcoder_set",
+    repo_key="weights_repo",
+    output="plt",
+    w_enc=TensorSpec("W_enc", _BY_INPUT),
+    b_enc=TensorSpec("b_enc", _N_FEATURES),
+    w_dec=TensorSpec("W_dec", _BY_FEATURE),
+    b_dec=TensorSpec("b_dec", _D_MODEL),
+    threshold=TensorSpec("threshold", _N_FEATURES),
+    absent=("W_skip",),
+)
+
 FORMATS = (
-    Format(
-        name="GemmaScopeNpz",
-        encoder_file="params.npz",
-        found_by=(LIST,),
-        model_kind="transcoder_set",
-        repo_key="weights_repo",
-        output="plt",
-        w_enc=TensorSpec("W_enc", _BY_INPUT),
-        b_enc=TensorSpec("b_enc", _N_FEATURES),
-        w_dec=TensorSpec("W_dec", _BY_FEATURE),
-        b_dec=TensorSpec("b_dec", _D_MODEL),
-        threshold=TensorSpec("threshold", _N_FEATURES),
-        absent=("W_skip",),
-    ),
+    _GEMMA_SCOPE,
     Format(
         name="PltBundle",
         encoder_file="layer_{layer}.safetensors",
@@ -169,19 +171,14 @@ FORMATS = (
         threshold=TensorSpec("threshold", _N_FEATURES),
         w_skip=TensorSpec("affine_skip_connection", ("d_model", "d_model_out"), required=False),
     ),
-    Format(
+    replace(
+        _GEMMA_SCOPE,
         name="Sae",
-        encoder_file="params.npz",
         found_by=(PATH,),
         model_kind="",
         repo_key="sae_repo",
         output="sae",
-        w_enc=TensorSpec("W_enc", _BY_INPUT),
-        b_enc=TensorSpec("b_enc", _N_FEATURES),
-        w_dec=TensorSpec("W_dec", _BY_FEATURE),
-        b_dec=TensorSpec("b_dec", _D_MODEL),
         threshold=TensorSpec("threshold", _N_FEATURES, required=False),
-        absent=("W_skip",),
     ),
 )
 

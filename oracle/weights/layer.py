@@ -13,9 +13,9 @@ from oracle.arithmetic.products import Matrix
 from oracle.weights.formats import Format, TensorSpec
 from oracle.weights.npz import Npz
 from oracle.weights.safetensors import Safetensors
-from oracle.weights.tensors import Tensor, WeightFile, WeightsError, listed
+from oracle.weights.tensors import Tensor, TensorFile, WeightsError, listed
 
-READERS: dict[str, Callable[[BinaryIO, str], WeightFile]] = {".npz": Npz, ".safetensors": Safetensors}
+READERS: dict[str, Callable[[BinaryIO, str], TensorFile]] = {".npz": Npz, ".safetensors": Safetensors}
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class OpenFile:
     path: str
     label: str
 
-    def tensors(self) -> WeightFile:
+    def tensors(self) -> TensorFile:
         """The file's tensors. Raises WeightsError."""
         suffix = next((suffix for suffix in READERS if self.path.endswith(suffix)), None)
         if suffix is None:
@@ -39,7 +39,7 @@ class StoredTensor:
     """A tensor of a format where it lies: its header, its file, and what messages call the file."""
 
     header: Tensor
-    file: WeightFile
+    file: TensorFile
     label: str
 
     def vector(self) -> np.ndarray:

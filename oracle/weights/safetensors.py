@@ -14,17 +14,7 @@ import numpy as np
 
 from oracle import strict_json
 from oracle.weights.formats import EXTENT_LIMIT
-from oracle.weights.tensors import (
-    Float32Converter,
-    Section,
-    Tensor,
-    WeightsError,
-    advise,
-    check_rows,
-    fill,
-    listed,
-    rows_at_once,
-)
+from oracle.weights.tensors import Data, Float32Converter, Section, Tensor, TensorFile, advise, listed, rows_at_once
 
 FORMAT_HEADER_LIMIT = 100_000_000  # the format's own
 # JSON that is parsed takes up to 25 times its size: `{},` repeated. A transcoder's header takes less than 1 KiB.
@@ -35,44 +25,43 @@ METADATA = "__metadata__"
 _FLOATS: dict[str, tuple[np.dtype, bool]] = {"F32": (np.dtype("<f4"), False), "F16": (np.dtype("<f2"), False), "BF16": (np.dtype("<u2"), True)}
 
 
-class Safetensors:
-    """The tensors of a .safetensors file over a seekable binary reader: see WeightFile. `label` names it in messages."""
+class Safetensors(TensorFile):
+    """The tensors of a .safetensors file. What they hold has no checksum."""
 
     def __init__(self, reader: BinaryIO, label: str):
-        self._reader, self._label = reader, label
-        size = reader.seek(0, 2)
-        reader.seek(0)
+        super().__init__(reader, label)
+        size = self._size
+        if size < 8:
+            raise self.error(f"not a .safetensors file: it has {size} bytes; truncated, or something else")
         prefix = np.empty(8, np.uint8)
-        if size < 8 or not fill(reader, prefix):
-            raise self._error(f"not a .safetensors file: it has {size} bytes; truncated, or something else")
+        Data(self, "its header", Section(reader, 0, 8)).fill(prefix)
         length = int.from_bytes(prefix.tobytes(), "little")
         if length > FORMAT_HEADER_LIMIT:
-            raise self._error(
+            raise self.error(
                 f"not a .safetensors file: its header would have {length} bytes, and the format's limit is "
                 f"{FORMAT_HEADER_LIMIT}"
             )
         if length > size - 8:
-            raise self._error(f"its header claims {length} bytes, but the file ends {size - 8} bytes on; it is truncated")
+            raise self.error(f"its header claims {length} bytes, but the file ends {size - 8} bytes on; it is truncated")
         if length > HEADER_LIMIT:
-            raise self._error(f"its header has {length} bytes; at most {HEADER_LIMIT} are read")
+            raise self.error(f"its header has {length} bytes; at most {HEADER_LIMIT} are read")
         header = np.empty(length, np.uint8)
-        if not fill(reader, header):
-            raise self._error("the file ends inside its header; it is truncated")
-        self._data_at, self._size = 8 + length, size
+        Data(self, "its header", Section(reader, 8, length)).fill(header)
+        self._data_at = 8 + length
         self._entries = self._parse(header.tobytes())
         self.names = sorted(self._entries, key=lambda name: self._entries[name]["data_offsets"])
         self._check_offsets()
 
     def tensor(self, name: str) -> Tensor:
-        """As WeightFile has it."""
+        """As TensorFile has it."""
         if name not in self._entries:
-            raise self._error(f"it has no tensor {name}; it has {listed(self._entries)}")
+            raise self.error(f"it has no tensor {name}; it has {listed(self._entries)}")
         entry = self._entries[name]
         shape, (start, stop) = tuple(entry["shape"]), entry["data_offsets"]
         if entry["dtype"] not in _FLOATS:
-            raise self._error(f"{name} is of dtype {_shown(entry['dtype'])}; F32, F16 and BF16 are read")
+            raise self.error(f"{name} is of dtype {_shown(entry['dtype'])}; F32, F16 and BF16 are read")
         if not 1 <= len(shape) <= 3 or not all(0 < extent <= EXTENT_LIMIT for extent in shape):
-            raise self._error(
+            raise self.error(
                 f"{name} has shape {_shown(list(shape))}; 1 to 3 dimensions of 1 to {EXTENT_LIMIT} each are read"
             )
         raw, bfloat16 = _FLOATS[entry["dtype"]]
@@ -80,34 +69,18 @@ class Safetensors:
         for extent in shape:
             n_bytes *= extent
         if stop - start != n_bytes:
-            raise self._error(
+            raise self.error(
                 f"{name} has {stop - start} bytes of data, but its shape {list(shape)} of {entry['dtype']} takes {n_bytes}"
             )
         return Tensor(name, raw, bfloat16, shape, self._data_at + start)
 
-    def read(self, tensor: Tensor) -> np.ndarray:
-        """As WeightFile has it."""
-        raw = np.empty(tensor.shape, tensor.raw)
-        self._fill(Section(self._reader, tensor.offset, raw.nbytes), raw, tensor)
-        return Float32Converter(tensor, len(raw))(raw)
-
-    def blocks(self, tensor: Tensor) -> Iterator[np.ndarray]:
-        """As WeightFile has it."""
-        check_rows(tensor, self._label)
-        n_rows, at_once = tensor.shape[0], rows_at_once(tensor)
-        buffer = np.empty((min(at_once, n_rows), *tensor.row_shape), tensor.raw)
-        to_float32 = Float32Converter(tensor, len(buffer))
-        n_bytes = n_rows * tensor.row_bytes
-        section = Section(self._reader, tensor.offset, n_bytes)
-        advise(self._reader, tensor.offset, tensor.offset + n_bytes)
-        for start in range(0, n_rows, at_once):
-            raw = buffer[: min(at_once, n_rows - start)]
-            self._fill(section, raw, tensor)
-            yield to_float32(raw)
+    def data(self, tensor: Tensor) -> Data:
+        """As TensorFile has it."""
+        return self._section(tensor, tensor.offset, tensor.shape[0] * tensor.row_bytes)
 
     def rows(self, tensor: Tensor, wanted: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """As WeightFile has it. Only the stretches of the file that hold these rows are read."""
-        check_rows(tensor, self._label)
+        """As TensorFile has it. Only the stretches of the file that hold these rows are read."""
+        self.check_rows(tensor)
         at_once = rows_at_once(tensor)
         to_float32 = Float32Converter(tensor, at_once)
         place = 0
@@ -117,28 +90,26 @@ class Safetensors:
             gaps = np.flatnonzero(np.diff(near) * tensor.row_bytes > GAP_BYTES)
             part = near[: int(gaps[0]) + 1] if len(gaps) else near
             raw = np.empty((int(part[-1]) - first + 1, *tensor.row_shape), tensor.raw)
-            start = tensor.offset + first * tensor.row_bytes
-            advise(self._reader, start, start + raw.nbytes)
-            self._fill(Section(self._reader, start, raw.nbytes), raw, tensor)
+            self._section(tensor, tensor.offset + first * tensor.row_bytes, raw.nbytes).fill(raw)
             yield part, to_float32(raw[part - first])
             place += len(part)
 
-    def _fill(self, section: Section, raw: np.ndarray, tensor: Tensor) -> None:
-        if not fill(section, raw):  # type: ignore[arg-type]
-            raise self._error(f"the file ends inside {tensor.name}; it is truncated")
+    def _section(self, tensor: Tensor, start: int, n_bytes: int) -> Data:
+        advise(self._reader, start, start + n_bytes)
+        return Data(self, tensor.name, Section(self._reader, start, n_bytes))
 
     def _parse(self, header: bytes) -> dict[str, dict[str, Any]]:
         try:
             document = strict_json.loads(header.decode("utf-8"))
         except (ValueError, RecursionError, MemoryError) as error:
             problem = " ".join(str(error).split())[:200] or type(error).__name__
-            raise self._error(f"its header is not readable JSON: {problem}") from error
+            raise self.error(f"its header is not readable JSON: {problem}") from error
         if not isinstance(document, dict):
-            raise self._error("its header is not a JSON object")
+            raise self.error("its header is not a JSON object")
         document.pop(METADATA, None)
         for name, entry in document.items():
             if not _is_entry(entry):
-                raise self._error(
+                raise self.error(
                     f"the header's entry for {_shown(name)} is not of the form "
                     '{"dtype": ..., "shape": [...], "data_offsets": [begin, end]}'
                 )
@@ -150,19 +121,16 @@ class Safetensors:
         for name in self.names:
             start, stop = self._entries[name]["data_offsets"]
             if stop < start:
-                raise self._error(f"the header says that {_shown(name)} ends before it begins: {start} to {stop}")
+                raise self.error(f"the header says that {_shown(name)} ends before it begins: {start} to {stop}")
             if start != reached:
                 problem = "overlap" if start < reached else f"leave {start - reached} bytes between them"
-                raise self._error(f"{_shown(before)} and {_shown(name)} {problem}: {_shown(name)} has bytes {start} to {stop}")
+                raise self.error(f"{_shown(before)} and {_shown(name)} {problem}: {_shown(name)} has bytes {start} to {stop}")
             reached, before = stop, name
         if self._data_at + reached != self._size:
             what = "it is truncated" if self._data_at + reached > self._size else "something stands behind them"
-            raise self._error(
+            raise self.error(
                 f"its tensors take {reached} bytes, but {self._size - self._data_at} stand behind the header; {what}"
             )
-
-    def _error(self, problem: str) -> WeightsError:
-        return WeightsError(f"{self._label}: {problem}")
 
 
 def _is_entry(entry: Any) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 import numpy as np
 
@@ -49,34 +49,89 @@ class Tensor:
         return int(np.prod(self.row_shape, dtype=np.int64)) * self.raw.itemsize
 
 
-class WeightFile(Protocol):
-    """The tensors of one weight file. Every method raises WeightsError, which says what is wrong with the file."""
+class TensorFile:
+    """The tensors of one weight file over a seekable binary reader; `label` names it in messages.
 
-    names: list[str]  # of the tensors, as they follow each other in the file
+    A subclass knows how the file tells of its tensors: `names`, in the order of the file, `tensor` and `data`; and, since
+    `data` may have to be read whole, `rows`. Every method raises WeightsError, which says what is wrong with the file.
+    """
+
+    names: list[str]
+    buffers = 1  # blocks that may be in use at a time
+
+    def __init__(self, reader: BinaryIO, label: str):
+        self._reader, self._label = reader, label
+        self._size = reader.seek(0, 2)
 
     def tensor(self, name: str) -> Tensor:
         """The header of one tensor; its data is not read."""
+        raise NotImplementedError
 
-    def read(self, tensor: Tensor) -> np.ndarray:
-        """The whole of a small one-dimensional tensor, float32 [n]."""
-
-    def blocks(self, tensor: Tensor) -> Iterator[np.ndarray]:
-        """The rows of a tensor in order, float32 [rows, ...] at a time; a block is valid until the next is asked for."""
+    def data(self, tensor: Tensor) -> Data:
+        """The data of a tensor, from its first byte."""
+        raise NotImplementedError
 
     def rows(self, tensor: Tensor, wanted: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Some rows of a tensor: parts of `wanted`, which ascends, and float32 [len(part), ...] for each."""
+        raise NotImplementedError
+
+    def read(self, tensor: Tensor) -> np.ndarray:
+        """The whole of a small one-dimensional tensor, float32 [n]."""
+        raw = np.empty(tensor.shape, tensor.raw)
+        with self.data(tensor) as data:
+            data.fill(raw)
+        return Float32Converter(tensor, len(raw))(raw)
+
+    def blocks(self, tensor: Tensor) -> Iterator[np.ndarray]:
+        """The rows of a tensor in order, float32 [rows, ...] at a time; a block is valid until the next is asked for.
+
+        Only an iteration that ends without an error has read data that is known to be intact, where the file says how to know it.
+        """
+        self.check_rows(tensor)
+        n_rows, at_once = tensor.shape[0], rows_at_once(tensor)
+        buffers = [np.empty((min(at_once, n_rows), *tensor.row_shape), tensor.raw) for _ in range(self.buffers)]
+        to_float32 = Float32Converter(tensor, len(buffers[0]))
+        with self.data(tensor) as data:
+            for number, start in enumerate(range(0, n_rows, at_once)):
+                raw = buffers[number % len(buffers)][: min(at_once, n_rows - start)]
+                data.fill(raw)
+                yield to_float32(raw)
+
+    def check_rows(self, tensor: Tensor) -> None:
+        """Refuse rows so long that a block of them would not fit: nothing is sized by a header alone."""
+        if tensor.row_bytes // tensor.raw.itemsize * 4 > ROW_BYTES_LIMIT:
+            raise self.error(f"{tensor.name} has shape {list(tensor.shape)}, with rows too long to be read")
+
+    def error(self, problem: str) -> WeightsError:
+        return WeightsError(f"{self._label}: {problem}")
+
+
+class Data:
+    """A tensor's bytes from a stream, filled into one array after the other."""
+
+    def __init__(self, file: TensorFile, name: str, stream: BinaryIO | Section):
+        self._file, self._name, self._stream = file, name, stream
+
+    def __enter__(self) -> Data:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def fill(self, array: np.ndarray) -> None:
+        """Read exactly `array`'s bytes into it. Raises WeightsError where the file ends before."""
+        view = memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type,unused-ignore]
+        while view:
+            count = self._stream.readinto(view)  # type: ignore[union-attr]
+            if not count:
+                raise self._file.error(f"the file ends inside {self._name}; it is truncated")
+            view = view[count:]
 
 
 def rows_at_once(tensor: Tensor) -> int:
     """How many rows make a block."""
     float32_bytes = tensor.row_bytes // tensor.raw.itemsize * 4
     return max(MIN_BLOCK_ROWS, BLOCK_BYTES // float32_bytes)
-
-
-def check_rows(tensor: Tensor, label: str) -> None:
-    """Refuse rows so long that a block of them would not fit: nothing is sized by a header alone. Raises WeightsError."""
-    if tensor.row_bytes // tensor.raw.itemsize * 4 > ROW_BYTES_LIMIT:
-        raise WeightsError(f"{label}: {tensor.name} has shape {list(tensor.shape)}, with rows too long to be read")
 
 
 class Float32Converter:
@@ -98,17 +153,6 @@ class Float32Converter:
             with np.errstate(over="ignore"):  # what is too large for float32 becomes inf, and is refused as inf
                 np.copyto(rows, raw, casting="same_kind")
         return rows.astype(np.float32, copy=False)
-
-
-def fill(reader: BinaryIO, array: np.ndarray) -> bool:
-    """Read exactly `array`'s bytes into it; False where the reader ends before."""
-    view = memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type,unused-ignore]
-    while view:
-        count = reader.readinto(view)  # type: ignore[attr-defined]
-        if not count:
-            return False
-        view = view[count:]
-    return True
 
 
 class Section:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import random
-import shutil
 import subprocess
 import timeit
 from pathlib import Path
@@ -15,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oracle.arithmetic.residual import fingerprint, residual
-from tests.support.process import oracle
+from tests.support import rust
+from tests.support.process import oracle, run
 
 KNOWN = [
     (0, 0, "3e92fab2 be533308 bfbd5dc5 bfa918f5", "0xe388372113f21ef1"),
@@ -111,39 +111,23 @@ fn main() {
 """
 
 
-@pytest.fixture(scope="module")
-def rust(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the Rust file as the command line prints it."""
-    if not shutil.which("rustc"):
-        pytest.skip("rustc is not installed")
-    folder = tmp_path_factory.mktemp("rust")
-    printed = oracle("residual", "--rust")
-    assert printed.returncode == 0
-    (folder / "residual.rs").write_text(printed.stdout)
-    return folder
-
-
-def test_rust_passes_its_own_tests(rust: Path) -> None:
-    subprocess.run(["rustc", "--edition", "2021", "--test", "residual.rs", "-o", "own"], cwd=rust, check=True)
-    ran = subprocess.run([rust / "own"], capture_output=True, text=True)
+def test_rust_passes_its_own_tests(tmp_path: Path) -> None:
+    ran = subprocess.run([rust.build(rust.generator(tmp_path), "--test")], capture_output=True, text=True)
     assert ran.returncode == 0 and "3 passed" in ran.stdout, ran.stdout
 
 
 @pytest.mark.parametrize("optimise", ["0", "3"])
-def test_rust_and_numpy_agree_bit_for_bit(rust: Path, optimise: str) -> None:
-    (rust / "main.rs").write_text(RUST_MAIN)
-    subprocess.run(
-        ["rustc", "--edition", "2021", "-D", "warnings", "-C", f"opt-level={optimise}", "main.rs", "-o", "main"],
-        cwd=rust, check=True,
-    )
+def test_rust_and_numpy_agree_bit_for_bit(tmp_path: Path, optimise: str) -> None:
+    main = rust.generator(tmp_path).with_name("main.rs")
+    main.write_text(RUST_MAIN)
+    program = rust.build(main, "-C", f"opt-level={optimise}")
     rng = random.Random(20)
     edges = [0, 1, 2**32, 2**63 - 1, 2**63, 2**64 - 1]
     triples = [(seed, stream, n) for seed in edges for stream in edges for n in (0, 1, 2, 3, 65)]
     while len(triples) < 1000:
         triples.append((rng.getrandbits(64), rng.getrandbits(64), rng.choice([0, 1, 7, 64, 255, 2304, rng.randrange(999)])))
-    ran = subprocess.run(
-        [rust / "main"], input="".join(f"{a} {b} {n}\n" for a, b, n in triples), capture_output=True, text=True, check=True
-    )
+    asked = "".join(f"{a} {b} {n}\n" for a, b, n in triples)
+    ran = subprocess.run([program], input=asked, capture_output=True, text=True, check=True)
     lines = ran.stdout.splitlines()
     assert len(lines) == len(triples) >= 1000
     for (seed, stream, n), line in zip(triples, lines):
@@ -157,22 +141,9 @@ def test_command_line_prints_values_and_bits() -> None:
     printed = oracle("residual", "--seed", "12", "--stream", "12", "--length", "2304")
     assert printed.returncode == 0 and printed.stderr == ""
     assert np.array_equal(np.array([float(line) for line in printed.stdout.split()], np.float32), values)
-    bits = oracle("residual", "--seed", "0xc", "--stream", "12", "--length", "3", "--hex")
+    bits = run("residual", "--seed", "0xc", "--stream", "12", "--length", "3", "--hex")
     assert bits.stdout.split() == [f"{word:08x}" for word in values[:3].view(np.uint32)]
-    assert oracle("residual", "--length", "0").stdout == ""
+    assert run("residual", "--length", "0").stdout == ""
     for wrong in (["--seed", "-1"], ["--seed", str(2**64)], ["--length", "x"], ["--length", "99999999999"]):
-        refused = oracle("residual", *wrong)
+        refused = run("residual", *wrong)
         assert refused.returncode == 2 and "Traceback" not in refused.stderr
-
-
-def test_a_closed_pipe_is_no_error() -> None:
-    import os
-    import sys
-
-    from tests.support.places import ROOT
-
-    command = f"{sys.executable} -m oracle residual --length 200000 | head -n 1; echo ${{PIPESTATUS[0]}}"
-    ran = subprocess.run(
-        ["bash", "-c", command], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
-    )
-    assert ran.stdout.split()[1] == "0" and ran.stderr == ""

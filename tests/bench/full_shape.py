@@ -225,13 +225,13 @@ def make_llama(cache: Path) -> None:
 
 def unsettled(arguments: list[str]) -> int:
     """The command line with float64 as the only referee: no bound leaves anything open, nothing is settled."""
+    from oracle.__main__ import main
     from oracle.arithmetic import encoder
-    from oracle.terminal.main import main as run
 
     draft = encoder.Draft.of
     encoder.Draft.of = lambda pre32, pre, gate, bound, *rest: draft(pre32, pre, gate, bound * 0, *rest)
     encoder.settle = lambda w_enc, b_enc, residuals, open_features: [{} for _ in open_features]
-    return run(arguments)
+    return main(arguments)
 
 
 def measure_settling(runs: int, environment: dict[str, str], folder: str) -> None:

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import shutil
 import subprocess
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +17,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oracle.checking.compare import DIFFERS, ROUNDING, SAME, compare_case
+from oracle.checking import lists
+from oracle.checking.verdict import DIFFERS, ROUNDING, SAME, CaseVerdict
+from oracle.references.document import Case, TopFeature, seed_case
+from oracle.references.reading import parse_reference
 from oracle.vectors import demo
-from oracle.weights.formats import SCHEMAS
+from oracle.weights.formats import FORMATS
+from tests.support import rust
+from tests.support.encodings import stripped
 from tests.support.independent import exact_encode
-from tests.support.places import ROOT, shared
-from tests.support.process import oracle
+from tests.support.places import shared
+from tests.support.process import oracle, run
 
 TOLERANCE = 1e-4
-
-
-@pytest.fixture(scope="module")
-def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's weights and reference."""
-    folder = tmp_path_factory.mktemp("demo")
-    assert oracle("demo", "--folder", str(folder), "--quiet").returncode == 0
-    return folder
 
 
 @pytest.fixture
@@ -40,19 +37,9 @@ def reference(demo_folder: Path) -> dict[str, Any]:
     return json.loads((demo_folder / "plt_gemma_reference.json").read_text())
 
 
-def stripped(reference: dict[str, Any]) -> dict[str, Any]:
-    """The least that a candidate is."""
-    keys = ("layer", "seed", "n_active", "top_10")
-    return {"test_cases": [{key: copy.deepcopy(case[key]) for key in keys} for case in reference["test_cases"]]}
-
-
-def run(demo_folder: Path, candidate: Any, *arguments: str) -> subprocess.CompletedProcess[str]:
-    path = demo_folder / "candidate.json"
-    if isinstance(candidate, bytes):
-        path.write_bytes(candidate)
-    else:
-        path.write_text(candidate if isinstance(candidate, str) else json.dumps(candidate))
-    ran = oracle("compare", str(demo_folder / "plt_gemma_reference.json"), str(path), *arguments)
+def run_compare(demo_folder: Path, candidate: Any, *arguments: str) -> subprocess.CompletedProcess[str]:
+    text = candidate if isinstance(candidate, (str, bytes)) else json.dumps(candidate)
+    ran = run("compare", str(demo_folder / "plt_gemma_reference.json"), "-", *arguments, input=text)
     assert "Traceback" not in ran.stderr
     return ran
 
@@ -60,22 +47,25 @@ def run(demo_folder: Path, candidate: Any, *arguments: str) -> subprocess.Comple
 # --- the rules ----------------------------------------------------------------------------------------------------
 
 
-def a_case(top: list[tuple[int, float]], n_active: int = 50, **more: Any) -> dict[str, Any]:
-    entries = [{"index": index, "activation": value} for index, value in top]
-    return {
-        "layer": 0,
-        "seed": 0,
-        "n_active": n_active,
-        "n_active_bounds": [n_active, n_active],
-        "gate_ties": [],
-        "flags": [],
-        "top_4": entries,
-        **more,
+REFERENCE = parse_reference(
+    {
+        "weights_repo": "org/weights", "d_model": 1, "n_features_per_layer": 100,
+        "test_cases": [{"layer": 0, "seed": 0, "n_active": 0, "top_10": [], "residual": [0.0]}],
     }
+)  # fmt: skip
 
 
-def status(case: dict[str, Any], answer: dict[str, Any]) -> str:
-    return compare_case(case, answer, "top_4", 100, TOLERANCE).status
+def a_case(top: list[tuple[int, float]], n_active: int = 50, **more: Any) -> Case:
+    fields = {"n_active_bounds": (n_active, n_active), "gate_ties": (), "flags": (), **more}
+    return Case(id=seed_case(0, 0), n_active=n_active, top=tuple(TopFeature(*entry) for entry in top), **fields)
+
+
+def compare_case(case: Case, answer: Case, n_features: int = 100, k: int = 4, tolerance: float = TOLERANCE) -> CaseVerdict:
+    return lists.compare_case(replace(REFERENCE, n_features=n_features, top_k=k, tolerance=tolerance), case, answer)
+
+
+def status(case: Case, answer: Case) -> str:
+    return compare_case(case, answer).status
 
 
 FOUR = [(7, 4.0), (3, 3.0), (9, 2.0), (1, 1.0)]
@@ -84,8 +74,8 @@ FOUR = [(7, 4.0), (3, 3.0), (9, 2.0), (1, 1.0)]
 def test_the_same_and_within_the_tolerance() -> None:
     assert status(a_case(FOUR), a_case(FOUR)) == SAME
     assert status(a_case(FOUR), a_case([(7, 4.00009), *FOUR[1:]])) == ROUNDING
-    verdict = compare_case(a_case(FOUR), a_case([FOUR[0], (3, 3.25), *FOUR[2:]]), "top_4", 100, TOLERANCE)
-    assert verdict.status == DIFFERS and verdict.largest == 0.25 and verdict.feature == 3
+    verdict = compare_case(a_case(FOUR), a_case([FOUR[0], (3, 3.25), *FOUR[2:]]))
+    assert verdict.status == DIFFERS and verdict.max_difference == 0.25 and verdict.feature == 3
     assert verdict.problems == ("feature 3 is 3.25, the reference has 3: off by 0.25",)
 
 
@@ -129,7 +119,7 @@ def test_a_feature_at_its_gate_may_come_and_go_anywhere() -> None:
         assert status(case, a_case(wrong, n_active)) == DIFFERS, wrong
     assert status(short, a_case([*FOUR[:2], (61, 0.1)], 3)) == DIFFERS
     # and none where the reference does not say which they are
-    del case["gate_ties"]
+    case = replace(case, gate_ties=None)
     assert status(case, a_case(came, 51)) == status(case, a_case(went, 49)) == DIFFERS
     assert status(case, a_case(FOUR, 49)) == ROUNDING
 
@@ -138,7 +128,7 @@ def test_what_float32_cannot_hold_is_no_difference() -> None:
     first, second = np.float32(47.0), np.nextafter(np.float32(47.0), np.float32(99))  # 3.8e-6 apart
     case = a_case([(7, float(second)), *FOUR[1:]])
     verdicts = [
-        compare_case(case, a_case([(7, float(value)), *FOUR[1:]]), "top_4", 100, 1e-6).status
+        compare_case(case, a_case([(7, float(value)), *FOUR[1:]]), tolerance=1e-6).status
         for value in (first, first - np.float32(1e-5))
     ]
     assert verdicts == [ROUNDING, DIFFERS]
@@ -169,26 +159,15 @@ def test_what_the_tolerance_allows_passes(seed: int, k: int, grain: int, scale: 
     gate = (rng.integers(-3, 8, n) * grain * tolerance + base).astype(np.float32)
     bases = np.full(n, base, np.float32)
     exact = exact_encode(steps[None], bases, gate, np.ones(1, np.float32), k, tolerance)
-    case = {
-        "layer": 0,
-        "seed": 0,
-        "n_active": exact["n_active"],
-        "n_active_bounds": list(exact["n_active_bounds"]),
-        **{key: exact[key] for key in ("rank_margin", "gate_ties", "flags")},
-        f"top_{k}": [{"index": index, "activation": value} for index, value in exact["top"]],
-    }
+    margins = {key: exact[key] for key in ("n_active_bounds", "rank_margin", "gate_ties", "flags")}
+    case = a_case(exact["top"], exact["n_active"], **margins)
     for _ in range(8):
         # a little under the tolerance, so that float64 does not carry it over
         pre = steps.astype(np.float64) + base + rng.choice([-0.99, 0.0, 0.99], n) * tolerance
         nudged = pre.astype(np.float32)
         active = sorted((j for j in range(n) if pre[j] > gate[j]), key=lambda j: (-nudged[j], j))
-        answer = {
-            "layer": 0,
-            "seed": 0,
-            "n_active": len(active),
-            f"top_{k}": [{"index": j, "activation": float(nudged[j])} for j in active[:k]],
-        }
-        verdict = compare_case(case, answer, f"top_{k}", n, tolerance)
+        answer = a_case([(j, float(nudged[j])) for j in active[:k]], len(active))
+        verdict = compare_case(case, answer, n, k, tolerance)
         assert verdict.agrees, (verdict, case, answer)
 
 
@@ -196,21 +175,21 @@ def test_what_the_tolerance_allows_passes(seed: int, k: int, grain: int, scale: 
 
 
 def test_a_reference_agrees_with_itself(demo_folder: Path, reference: dict[str, Any]) -> None:
-    ran = run(demo_folder, stripped(reference))
+    ran = run_compare(demo_folder, stripped(reference))
     assert ran.returncode == 0 and "9 cases: 9 same" in ran.stderr and "the candidate agrees" in ran.stderr
     for name in ("plt_gemma_reference.json", "plt_llama_reference.json"):
         torch = str(shared(f"data/{name}"))
-        assert oracle("compare", torch, torch).returncode == 0
+        assert run("compare", torch, torch).returncode == 0
 
 
 def test_missing_and_extra_cases(demo_folder: Path, reference: dict[str, Any]) -> None:
     candidate = stripped(reference)
     del candidate["test_cases"][4]
-    ran = run(demo_folder, candidate)
-    assert ran.returncode == 1 and "layer 12 seed  112: missing" in ran.stderr
+    ran = run_compare(demo_folder, candidate)
+    assert ran.returncode == 1 and "layer 12 seed 112: missing" in ran.stderr
     candidate = stripped(reference)
     candidate["test_cases"].append({"layer": 3, "seed": 5, "n_active": 0, "top_10": []})
-    ran = run(demo_folder, candidate)
+    ran = run_compare(demo_folder, candidate)
     assert ran.returncode == 0 and "1 cases that the reference does not have were not compared" in ran.stderr
 
 
@@ -223,14 +202,14 @@ def test_values_order_and_indices(demo_folder: Path, reference: dict[str, Any]) 
     candidate["test_cases"][3]["top_10"][0]["index"] = -1
     candidate["test_cases"][5]["top_10"][1]["index"] = candidate["test_cases"][5]["top_10"][0]["index"]
     candidate["test_cases"][6]["top_10"][0]["index"] = 2**63
-    ran = run(demo_folder, candidate)
+    ran = run_compare(demo_folder, candidate)
     lines = ran.stderr.splitlines()
     assert ran.returncode == 1 and "9 cases: 3 same, 6 differs" in ran.stderr
     assert f"feature {top[3]['index']} is" in lines[0] and "off by 0.5" in lines[0]
     assert "stands before" in lines[1] and "feature 512 does not exist: there are 512" in lines[2]
     assert "feature -1 does not exist" in lines[3] and "is on the list twice" in lines[5]
     # --explain has an answer for them too
-    assert run(demo_folder, candidate, "--explain", "--offline", "--cache-dir", str(demo_folder / "hub")).returncode == 1
+    assert run_compare(demo_folder, candidate, "--explain", "--offline", "--cache-dir", str(demo_folder / "hub")).returncode == 1
 
 
 CASE = '{"layer": 0, "seed": 0, "n_active": 1, "top_10": []}'
@@ -273,14 +252,14 @@ BAD = {
     ),
     "digits": ('{"test_cases": [{"layer": ' + "9" * 10_000 + "}]}", "not readable JSON"),
     "twice the key": ('{"test_cases": [], "test_cases": []}', "stands twice"),
-    "twice the case": (f'{{"test_cases": [{CASE}, {CASE}]}}', "layer 0, seed 0, which is there already"),
+    "twice the case": (f'{{"test_cases": [{CASE}, {CASE}]}}', "layer 0 seed 0, which is there already"),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_candidates(demo_folder: Path, name: str) -> None:
     text, message = BAD[name]
-    ran = run(demo_folder, text)
+    ran = run_compare(demo_folder, text)
     assert ran.returncode == 4 and message in ran.stderr and ran.stderr.startswith("error: ")
     assert len(ran.stderr.splitlines()) == 1 and len(ran.stderr) < 600
 
@@ -292,25 +271,25 @@ def test_a_million_cases(demo_folder: Path, tmp_path: Path) -> None:
         file.write('{"test_cases": [')
         file.writelines(f'{{"layer":0,"seed":{seed},"n_active":0,"top_10":[]}},' for seed in range(10**6))
         file.write('{"layer":1,"seed":0,"n_active":0,"top_10":[]}]}')
-    ran = oracle("compare", str(demo_folder / "plt_gemma_reference.json"), str(path))
+    ran = run("compare", str(demo_folder / "plt_gemma_reference.json"), str(path))
     assert ran.returncode == 1 and "cases that the reference does not have" in ran.stderr and len(ran.stderr) < 10_000
 
 
 def test_files_that_cannot_be_read(demo_folder: Path, tmp_path: Path) -> None:
     reference = str(demo_folder / "plt_gemma_reference.json")
     for path in (str(tmp_path), str(tmp_path / "none.json")):
-        ran = oracle("compare", reference, path)
+        ran = run("compare", reference, path)
         assert ran.returncode == 2 and "cannot be read" in ran.stderr and "Traceback" not in ran.stderr
     large = tmp_path / "large.json"
     with large.open("wb") as file:
         file.truncate(257 << 20)
-    ran = oracle("compare", reference, str(large))
+    ran = run("compare", reference, str(large))
     assert ran.returncode == 4 and "larger than 256 MiB" in ran.stderr
 
 
 def test_standard_input(demo_folder: Path, reference: dict[str, Any]) -> None:
     ran = oracle("compare", str(demo_folder / "plt_gemma_reference.json"), "-", input=json.dumps(stripped(reference)))
-    assert ran.returncode == 0
+    assert ran.returncode == 0 and "9 cases: 9 same" in ran.stderr
 
 
 # --- formats ------------------------------------------------------------------------------------------------------
@@ -319,19 +298,19 @@ def test_standard_input(demo_folder: Path, reference: dict[str, Any]) -> None:
 def test_json_and_junit(demo_folder: Path, reference: dict[str, Any]) -> None:
     candidate = stripped(reference)
     candidate["test_cases"][2]["n_active"] += 40
-    ran = run(demo_folder, candidate, "--format", "json")
+    ran = run_compare(demo_folder, candidate, "--format", "json")
     made = json.loads(ran.stdout)
     assert ran.returncode == 1 and ran.stderr == "" and made["agrees"] is False
     assert [case["status"] for case in made["test_cases"]].count("differs") == 1
     assert made["test_cases"][2]["problems"][0].startswith("n_active is ")
-    ran = run(demo_folder, candidate, "--format", "junit")
+    ran = run_compare(demo_folder, candidate, "--format", "junit")
     suite = ElementTree.fromstring(ran.stdout)
     assert (
         ran.returncode == 1 and suite.tag == "testsuite" and suite.attrib["tests"] == "9" and suite.attrib["failures"] == "1"
     )
     assert [test.attrib["name"] for test in suite.iter("testcase") if test.find("failure") is not None] == ["seed_200"]
-    assert run(demo_folder, stripped(reference), "--format", "junit").returncode == 0
-    quiet = run(demo_folder, candidate, "--quiet")
+    assert run_compare(demo_folder, stripped(reference), "--format", "junit").returncode == 0
+    quiet = run_compare(demo_folder, candidate, "--quiet")
     assert quiet.returncode == 1 and quiet.stdout == quiet.stderr == ""
 
 
@@ -341,30 +320,30 @@ def test_explain_in_every_format(demo_folder: Path, reference: dict[str, Any]) -
         for entry in case["top_10"]:
             entry["index"] = 511 - entry["index"]
     source = ("--explain", "--offline", "--cache-dir", str(demo_folder / "hub"))
-    assert "features reversed: " in run(demo_folder, candidate, *source).stderr
-    explained = json.loads(run(demo_folder, candidate, *source, "--format", "json").stdout)["explanation"]
+    assert "features reversed: " in run_compare(demo_folder, candidate, *source).stderr
+    explained = json.loads(run_compare(demo_folder, candidate, *source, "--format", "json").stdout)["explanation"]
     assert [row["name"] for row in explained["named"]] == ["features reversed"] and explained["named"][0][
         "cases_matched"
     ] == 9
-    suite = ElementTree.fromstring(run(demo_folder, candidate, *source, "--format", "junit").stdout)
+    suite = ElementTree.fromstring(run_compare(demo_folder, candidate, *source, "--format", "junit").stdout)
     assert any("features reversed" in entry.attrib["value"] for entry in suite.iter("property"))
     # a right candidate is not explained, and takes no weights
-    agreed = run(demo_folder, stripped(reference), "--explain", "--offline", "--cache-dir", "/nowhere")
+    agreed = run_compare(demo_folder, stripped(reference), "--explain", "--offline", "--cache-dir", "/nowhere")
     assert agreed.returncode == 0 and "numbers are those" not in agreed.stderr
     # without weights there is no explanation
-    assert run(demo_folder, candidate, "--explain", "--offline", "--cache-dir", "/nowhere").returncode == 3
+    assert run_compare(demo_folder, candidate, "--explain", "--offline", "--cache-dir", "/nowhere").returncode == 3
 
 
 def test_other_weights_explain_nothing(demo_folder: Path, reference: dict[str, Any], tmp_path: Path) -> None:
     cache = tmp_path / "hub"
     shutil.copytree(demo_folder / "hub", cache, symlinks=True)
     target = next(cache.glob("models--*/snapshots/*/layer_12/*/*/params.npz"))
-    content = next(iter(demo.layer_files(SCHEMAS[0], 99).values()))
+    content = next(iter(demo.layer_files(FORMATS[0], 99).values()))
     target.unlink()
     target.write_bytes(content)
     candidate = stripped(reference)
     candidate["test_cases"][3]["n_active"] += 40
-    ran = run(demo_folder, candidate, "--explain", "--offline", "--cache-dir", str(cache))
+    ran = run_compare(demo_folder, candidate, "--explain", "--offline", "--cache-dir", str(cache))
     assert ran.returncode == 4 and "its sha256 differs" in ran.stderr
 
 
@@ -382,26 +361,13 @@ RUST_MISTAKES = {
 
 @pytest.fixture(scope="module")
 def consumer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """tests/consumer compiled, with the generator that the command line prints beside it."""
-    if not shutil.which("rustc"):
-        pytest.skip("rustc is not installed")
-    folder = tmp_path_factory.mktemp("consumer")
-    for source in (ROOT / "tests/consumer").glob("*.rs"):
-        shutil.copy(source, folder)
-    (folder / "residual.rs").write_text(oracle("residual", "--rust").stdout)
-    subprocess.run(
-        ["rustc", "--edition", "2021", "-O", "-D", "warnings", "main.rs", "-o", "consumer"],
-        cwd=folder,
-        check=True,
-        env={**os.environ, "RUSTUP_HOME": os.environ.get("RUSTUP_HOME") or os.path.expanduser("~/.rustup")},
-    )
-    return folder / "consumer"
+    return rust.consumer(tmp_path_factory.mktemp("consumer"))
 
 
 def test_a_port_in_rust_agrees(consumer: Path, demo_folder: Path, tmp_path: Path) -> None:
     reference, answers = demo_folder / "plt_gemma_reference.json", tmp_path / "rust.json"
     subprocess.run([consumer, reference, demo_folder / "hub", answers], check=True)
-    ran = oracle("compare", str(reference), str(answers))
+    ran = run("compare", str(reference), str(answers))
     assert ran.returncode == 0 and "the candidate agrees" in ran.stderr
     assert not set(json.loads(answers.read_text())["test_cases"][0]) - {"layer", "seed", "n_active", "top_10"}
 
@@ -410,17 +376,8 @@ def test_a_port_in_rust_agrees(consumer: Path, demo_folder: Path, tmp_path: Path
 def test_its_mistakes_are_named(consumer: Path, demo_folder: Path, tmp_path: Path, mistake: str) -> None:
     reference, answers = demo_folder / "plt_gemma_reference.json", tmp_path / "rust.json"
     subprocess.run([consumer, reference, demo_folder / "hub", answers], check=True, env={**os.environ, "MISTAKE": mistake})
-    ran = oracle(
-        "compare",
-        str(reference),
-        str(answers),
-        "--explain",
-        "--format",
-        "json",
-        "--offline",
-        "--cache-dir",
-        str(demo_folder / "hub"),
-    )
+    source = ("--offline", "--cache-dir", str(demo_folder / "hub"))
+    ran = run("compare", str(reference), str(answers), "--explain", "--format", "json", *source)
     assert ran.returncode == 1, ran.stderr
     explained = json.loads(ran.stdout)["explanation"]
     assert RUST_MISTAKES[mistake] in [row["name"] for row in explained["named"]]

@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 
 from oracle.arithmetic.residual import residual
-from oracle.checking.compare import compare
+from oracle.library import compare
 from tests.bench import full_shape as bench
-from tests.support.places import ROOT
+from tests.support import rust
 from tests.support.planting import bf16
-from tests.support.process import oracle
+from tests.support.process import oracle, python
 
 pytestmark = pytest.mark.slow
 
@@ -120,9 +120,9 @@ def test_float32_ports_raise_no_alarm_over_100_seeds(cache: Path, environment: d
     assert len(flagged) > 10  # or the rules for ties have not been tried
     for name, cases in candidates.items():
         verdict = compare(reference, {"test_cases": cases})
-        assert verdict.largest is not None
+        assert verdict.worst is not None
         reordered = sum(any("tie stand" in note for note in case.notes) for case in verdict.cases)
-        print(f"{name:12} largest difference {verdict.largest.largest:.3g}, {reordered} cases in another order")
+        print(f"{name:12} largest difference {verdict.worst.max_difference:.3g}, {reordered} cases in another order")
         assert verdict.agrees, [case for case in verdict.cases if not case.agrees][:3]
 
 
@@ -149,7 +149,7 @@ PLANTS: dict[str, tuple[Callable[..., np.ndarray], bool, set[str]]] = {
 # VmHWM is the process's own peak; getrusage's, after a fork, counts what the tests themselves hold.
 RUN = """
 import re, sys
-from oracle.terminal.commands import main
+from oracle.__main__ import main
 code = main(sys.argv[1:])
 print("peak KiB", re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1], file=sys.stderr)
 sys.exit(code)
@@ -161,12 +161,7 @@ def measure(environment: dict[str, str], *arguments: str) -> tuple[float, float]
     seconds, peaks = [], []
     for _ in range(5):
         began = time.perf_counter()
-        ran = subprocess.run(
-            [sys.executable, "-c", RUN, *arguments],
-            capture_output=True,
-            text=True,
-            env={**os.environ, **environment, "PYTHONPATH": str(ROOT)},
-        )
+        ran = python("-c", RUN, *arguments, environment=environment)
         seconds.append(time.perf_counter() - began)
         assert ran.returncode in (0, 1), ran.stderr
         peaks.append(int(ran.stderr.split()[-1]) / 1024)
@@ -192,19 +187,12 @@ def test_the_bars_of_explain(cache: Path, environment: dict[str, str], tmp_path:
 
 
 def test_a_port_in_rust_at_full_shape(cache: Path, environment: dict[str, str], tmp_path: Path) -> None:
-    import shutil
-
-    if not shutil.which("rustc"):
-        pytest.skip("rustc is not installed")
-    for source in (ROOT / "tests/consumer").glob("*.rs"):
-        shutil.copy(source, tmp_path)
-    (tmp_path / "residual.rs").write_text(oracle("residual", "--rust").stdout)
-    subprocess.run(["rustc", "--edition", "2021", "-O", "main.rs", "-o", "consumer"], cwd=tmp_path, check=True)
+    consumer = rust.consumer(tmp_path)
     reference, candidate = str(tmp_path / "reference.json"), str(tmp_path / "candidate.json")
     assert oracle("-o", reference, environment=environment).returncode == 0
     for mistake, code in (("", 0), ("reshaped", 1)):
         subprocess.run(
-            [tmp_path / "consumer", reference, environment["HF_HUB_CACHE"], candidate],
+            [consumer, reference, environment["HF_HUB_CACHE"], candidate],
             check=True,
             env={**os.environ, "MISTAKE": mistake},
         )

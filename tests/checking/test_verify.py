@@ -16,25 +16,17 @@ import numpy as np
 import pytest
 
 from oracle.vectors import demo
-from oracle.weights.formats import SCHEMAS
+from oracle.weights.formats import FORMATS
 from tests.support import worlds
 from tests.support.hub import Hub
 from tests.support.independent import float64_encode
-from tests.support.process import oracle
+from tests.support.process import oracle, run
 from tests.support.small_scope import CURATION_REPO, WEIGHTS_REPO, config, fill, layer_arrays, npz, path_of
 
 
-@pytest.fixture(scope="module")
-def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("demo")
-    assert oracle("demo", "--folder", str(folder), "--quiet").returncode == 0
-    return folder
-
-
-def run(folder: Path, reference: Any, *arguments: str, cache: Path | None = None) -> subprocess.CompletedProcess[str]:
-    path = folder / "edited.json"
-    path.write_text(reference if isinstance(reference, str) else json.dumps(reference))
-    ran = oracle("verify", str(path), "--offline", "--cache-dir", str(cache or folder / "hub"), *arguments)
+def run_verify(folder: Path, reference: Any, *arguments: str, cache: Path | None = None, door: Any = run) -> subprocess.CompletedProcess[str]:
+    text = reference if isinstance(reference, str) else json.dumps(reference)
+    ran: subprocess.CompletedProcess[str] = door("verify", "-", "--offline", "--cache-dir", str(cache or folder / "hub"), *arguments, input=text)
     assert "Traceback" not in ran.stderr
     return ran
 
@@ -44,10 +36,10 @@ def reference_of(folder: Path) -> dict[str, Any]:
 
 
 def test_what_generate_writes_verifies(demo_folder: Path) -> None:
-    ran = run(demo_folder, reference_of(demo_folder))
+    ran = run_verify(demo_folder, reference_of(demo_folder), door=oracle)
     assert ran.returncode == 0 and ran.stderr.count(": same") == 9
     assert "9 of 9 cases are what the weights give: the reference agrees number for number" in ran.stderr
-    quiet = run(demo_folder, reference_of(demo_folder), "--quiet")
+    quiet = run_verify(demo_folder, reference_of(demo_folder), "--quiet")
     assert quiet.returncode == 0 and quiet.stderr == quiet.stdout == ""
 
 
@@ -56,9 +48,9 @@ def test_what_generate_writes_verifies(demo_folder: Path) -> None:
 )
 def test_so_do_its_options(demo_folder: Path, options: list[str]) -> None:
     source = ["--offline", "--cache-dir", str(demo_folder / "hub")]
-    written = oracle("-o", "-", "--curation-repo", demo.job_repo(SCHEMAS[0]), *source, *options)
+    written = run("-o", "-", "--curation-repo", demo.job_repo(FORMATS[0]), *source, *options)
     assert written.returncode == 0
-    assert run(demo_folder, written.stdout).returncode == 0
+    assert run_verify(demo_folder, written.stdout).returncode == 0
 
 
 def edit_number(key: str, change: Callable[[Any], Any]) -> Callable[[dict[str, Any]], None]:
@@ -107,31 +99,23 @@ def test_edited_references_are_told_apart(demo_folder: Path, name: str) -> None:
     edit, message = EDITS[name]
     reference = reference_of(demo_folder)
     edit(reference)
-    ran = run(demo_folder, reference)
+    ran = run_verify(demo_folder, reference)
     assert ran.returncode == 1, ran.stderr
     assert [message in line for line in ran.stderr.splitlines()[:9]] == [number == 4 for number in range(9)]
     assert "8 of 9 cases" in ran.stderr and "DISAGREES" in ran.stderr
 
 
-def test_a_reference_without_gate_ties_is_an_older_one(demo_folder: Path) -> None:
-    reference = reference_of(demo_folder)
-    for case in reference["test_cases"]:
-        del case["gate_ties"]
-    ran = run(demo_folder, reference)
-    assert ran.returncode == 0 and ran.stderr.count(": same") == 9
-
-
 def test_a_wrong_sha256(demo_folder: Path) -> None:
     reference = reference_of(demo_folder)
     reference["layers"][1]["sha256"] = "0" * 64
-    ran = run(demo_folder, reference)
+    ran = run_verify(demo_folder, reference)
     assert ran.returncode == 1 and "layer 12: wrong sha256" in ran.stderr and "9 of 9 cases" in ran.stderr
 
 
 def test_an_edited_formula(demo_folder: Path) -> None:
     reference = reference_of(demo_folder)
     reference["encoder_formula"] = "ReLU(W_enc.T @ residual + b_enc)"
-    ran = run(demo_folder, reference)
+    ran = run_verify(demo_folder, reference)
     assert ran.returncode == 1 and "wrong encoder_formula: 'ReLU(W_enc.T" in ran.stderr and "9 of 9 cases" in ran.stderr
 
 
@@ -139,7 +123,7 @@ def test_a_layer_of_which_no_case_is_left(demo_folder: Path) -> None:
     reference = reference_of(demo_folder)
     reference["test_cases"] = reference["test_cases"][3:]
     reference["layers"][0].update(sha256="0" * 64, path="nowhere/params.npz")
-    ran = run(demo_folder, reference)
+    ran = run_verify(demo_folder, reference)
     assert ran.returncode == 1 and "layer 0: `layers` lists it, but no case is of it" in ran.stderr
 
 
@@ -153,15 +137,15 @@ def test_negative_thresholds_are_in_the_formula(tmp_path: Path, layers: tuple[in
         arrays["threshold"][3:] = -1
         world.files[worlds.OWN_REPO][path] = worlds.to_npz(arrays)
     tree, recorded = world.lay_out(tmp_path / "tree"), tmp_path / "reference.json"
-    assert oracle("--mirror", tree, *world.arguments, "-o", str(recorded)).returncode == 0
+    assert run("--mirror", tree, *world.arguments, "-o", str(recorded)).returncode == 0
     reference = json.loads(recorded.read_text())
     assert reference["encoder_formula"].endswith("acts = pre * (pre > max(threshold, 0))")
     assert all(entry["activation"] > 0 for case in reference["test_cases"] for entry in case["top_10"])
     verify = "verify", str(recorded), "--mirror", tree
-    assert oracle(*verify).returncode == 0
+    assert run(*verify).returncode == 0
     reference["encoder_formula"] = reference["encoder_formula"].replace("max(threshold, 0)", "threshold")
     recorded.write_text(json.dumps(reference))
-    ran = oracle(*verify)
+    ran = run(*verify)
     assert ran.returncode == 1 and ran.stderr.count("wrong encoder_formula") == len(layers)
 
 
@@ -170,7 +154,7 @@ def test_a_key_that_stands_twice_among_many(tmp_path: Path) -> None:
     keys = ",".join(f'"{number}": 0' for number in range(300_000))
     (tmp_path / "reference.json").write_text(f'{{{keys}, "299999": 1}}')
     began = time.monotonic()
-    ran = oracle("verify", str(tmp_path / "reference.json"))
+    ran = run("verify", str(tmp_path / "reference.json"))
     assert ran.returncode == 4 and "the key '299999' stands twice" in ran.stderr and time.monotonic() - began < 10
 
 
@@ -184,15 +168,15 @@ def other_weights(demo_folder: Path, tmp_path: Path, content: bytes) -> Path:
 
 
 def test_other_weights(demo_folder: Path, tmp_path: Path) -> None:
-    cache = other_weights(demo_folder, tmp_path, next(iter(demo.layer_files(SCHEMAS[0], 99).values())))
-    ran = run(demo_folder, reference_of(demo_folder), cache=cache)
+    cache = other_weights(demo_folder, tmp_path, next(iter(demo.layer_files(FORMATS[0], 99).values())))
+    ran = run_verify(demo_folder, reference_of(demo_folder), cache=cache)
     assert ran.returncode == 1 and "layer 12: wrong sha256" in ran.stderr and "6 of 9 cases" in ran.stderr
     assert ran.stderr.count("wrong numbers") == 3
 
 
 def test_weights_of_another_shape(demo_folder: Path, tmp_path: Path) -> None:
     cache = other_weights(demo_folder, tmp_path, npz(layer_arrays(1)))
-    ran = run(demo_folder, reference_of(demo_folder), cache=cache)
+    ran = run_verify(demo_folder, reference_of(demo_folder), cache=cache)
     assert ran.returncode == 1 and "layer 12: wrong shape" in ran.stderr and "6 of 9 cases" in ran.stderr
 
 
@@ -242,13 +226,14 @@ BROKEN = {
         put("mt19937", "residual_generator", "name"),
         "'mt19937' version 1; pcg32-polar-f32 version 1 is known",
     ),
-    "no generator": (drop("residual_generator"), "residual_generator is nothing"),
+    "no generator": (drop("residual_generator"), "residual_generator is missing"),
     "tolerance": (put(-1.0, "tolerance"), "tolerance is -1.0"),
     "a short residual": (drop("test_cases", 2, "residual", 5), "residual is 63 values long, but d_model is 64"),
     "a residual with a text": (put("x", "test_cases", 2, "residual", 5), "residual is not a list of finite numbers"),
     "an index past the features": (put(512, "test_cases", 2, "top_10", 0, "index"), "past the 512 features"),
     "no fingerprint": (drop("test_cases", 2, "residual_fingerprint"), "residual_fingerprint is missing"),
     "bounds": (put([1], "test_cases", 2, "n_active_bounds"), "n_active_bounds is not two numbers"),
+    "no gate ties": (drop("test_cases", 2, "gate_ties"), "test_cases[2].gate_ties is missing"),
     "gate ties of another number": (put([3, 7], "test_cases", 2, "gate_ties"), "gate_ties is 2 long"),
     "gate ties past the features": (put([512], "test_cases", 2, "gate_ties"), "indices of the 512 features"),
     "a tolerance beyond all": (put(1e7, "tolerance"), "tolerance is 10000000.0, not a finite number from 0 to 1e+06"),
@@ -263,19 +248,19 @@ def test_broken_references(demo_folder: Path, name: str) -> None:
     edit, message = BROKEN[name]
     reference = reference_of(demo_folder)
     edit(reference)
-    ran = run(demo_folder, reference)
+    ran = run_verify(demo_folder, reference)
     assert ran.returncode == 4 and message in ran.stderr and len(ran.stderr.splitlines()) == 1, ran.stderr
 
 
 @pytest.mark.parametrize("keep", [0, 1, 700, 20_000])
 def test_truncated_references(demo_folder: Path, keep: int) -> None:
     text = (demo_folder / "plt_gemma_reference.json").read_text()
-    ran = run(demo_folder, text[:keep])
+    ran = run_verify(demo_folder, text[:keep])
     assert ran.returncode == 4 and "not readable JSON" in ran.stderr
 
 
 def test_no_weights(demo_folder: Path, tmp_path: Path) -> None:
-    assert run(demo_folder, reference_of(demo_folder), cache=tmp_path).returncode == 3
+    assert run_verify(demo_folder, reference_of(demo_folder), cache=tmp_path).returncode == 3
 
 
 # --- over a Hub ---------------------------------------------------------------------------------------------------
@@ -284,29 +269,17 @@ def test_no_weights(demo_folder: Path, tmp_path: Path) -> None:
 def test_the_files_that_the_reference_names_are_fetched(hub: Hub, tmp_path: Path) -> None:
     fill(hub)
     path = str(tmp_path / "reference.json")
-    assert oracle("--mirror", hub.url, "--layers", "0-2", "-o", path, "--cache-dir", str(tmp_path / "one")).returncode == 0
+    assert run("--mirror", hub.url, "--layers", "0-2", "-o", path, "--cache-dir", str(tmp_path / "one")).returncode == 0
     # Both repos move on; the reference names its commits.
     hub.add(WEIGHTS_REPO, path_of(1), npz(layer_arrays(50)))
     hub.add(CURATION_REPO, "config.yaml", config(1))
-    again = oracle("verify", path, "--mirror", hub.url, "--cache-dir", str(tmp_path / "two"))
+    again = run("verify", path, "--mirror", hub.url, "--cache-dir", str(tmp_path / "two"))
     assert again.returncode == 0 and again.stderr.count("fetched ") == 3, again.stderr
-    other = oracle(
-        "verify",
-        path,
-        "--mirror",
-        hub.url,
-        "--cache-dir",
-        str(tmp_path / "two"),
-        "--weights-revision",
-        "main",
-        "--revision",
-        "main",
-    )
+    verify = "verify", path, "--mirror", hub.url, "--cache-dir", str(tmp_path / "two")
+    other = run(*verify, "--weights-revision", "main", "--revision", "main")
     assert other.returncode == 2 and "it has no layer 1" in other.stderr
     hub.add(CURATION_REPO, "config.yaml", config(3))
-    other = oracle(
-        "verify", path, "--mirror", hub.url, "--cache-dir", str(tmp_path / "two"), "--curation-repo", CURATION_REPO
-    )
+    other = run(*verify, "--curation-repo", CURATION_REPO)
     assert other.returncode == 1 and "layer 1: wrong sha256" in other.stderr
 
 
@@ -339,30 +312,27 @@ def as_torch_writes(shift: float = 0.0) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize(
-    "key, value, message",
-    [
-        ("stream", "0", "stream is '0'"),
-        ("flags", 5, "flags is 5, not a list"),
-        ("n_active_bounds", [7], "n_active_bounds is not two numbers"),
-        ("gate_ties", [7], "n_active_bounds is missing"),
-        ("rank_margin", "small", "rank_margin is 'small'"),
-        ("schema", ["GemmaScopeNpz"], "schema is a list, not a text"),
-    ],
-)
-def test_what_torch_did_not_write_is_checked_where_it_is(tmp_path: Path, key: str, value: Any, message: str) -> None:
+@pytest.mark.parametrize("key, value", [("stream", 0), ("flags", []), ("gate_ties", [7]), ("tolerance", 1e-4), ("environment", {})])
+def test_a_reference_with_any_key_of_ours_is_ours(tmp_path: Path, key: str, value: Any) -> None:
+    """Whatever else was taken out of it: as torch's it would be held to less."""
     reference = as_torch_writes()
-    (reference if key in reference else reference["test_cases"][1])[key] = value
+    (reference if key in ("tolerance", "environment") else reference["test_cases"][1])[key] = value
     (tmp_path / "torch.json").write_text(json.dumps(reference))
-    ran = oracle("compare", str(tmp_path / "torch.json"), str(tmp_path / "torch.json"))
-    assert ran.returncode == 4 and message in ran.stderr and len(ran.stderr.splitlines()) == 1, ran.stderr
+    ran = run("compare", str(tmp_path / "torch.json"), str(tmp_path / "torch.json"))
+    assert ran.returncode == 4 and "format_version is missing from a reference of ours" in ran.stderr, ran.stderr
+
+
+def test_what_torch_wrote_is_checked(tmp_path: Path) -> None:
+    (tmp_path / "torch.json").write_text(json.dumps({**as_torch_writes(), "schema": ["GemmaScopeNpz"]}))
+    ran = run("compare", str(tmp_path / "torch.json"), str(tmp_path / "torch.json"))
+    assert ran.returncode == 4 and "schema is a list, not a text" in ran.stderr and len(ran.stderr.splitlines()) == 1, ran.stderr
 
 
 @pytest.mark.parametrize("shift, code, status", [(0.0, 0, "same"), (3e-5, 0, "rounding"), (3e-4, 1, "differs")])
 def test_what_torch_wrote(hub: Hub, tmp_path: Path, shift: float, code: int, status: str) -> None:
     fill(hub)
     (tmp_path / "torch.json").write_text(json.dumps(as_torch_writes(shift)))
-    ran = oracle("verify", str(tmp_path / "torch.json"), "--mirror", hub.url)
+    ran = run("verify", str(tmp_path / "torch.json"), "--mirror", hub.url)
     assert ran.returncode == code and ran.stderr.count(f": {status}") == 6, ran.stderr
     assert "(torch wrote it)" in ran.stderr or code
 
@@ -375,5 +345,5 @@ def test_a_torch_reference_can_be_compared_with_and_explained(hub: Hub, tmp_path
         for entry in case["top_10"]:
             entry["index"] += 1
     (tmp_path / "candidate.json").write_text(json.dumps(reference))
-    ran = oracle("compare", str(tmp_path / "torch.json"), str(tmp_path / "candidate.json"), "--explain", "--mirror", hub.url)
+    ran = run("compare", str(tmp_path / "torch.json"), str(tmp_path / "candidate.json"), "--explain", "--mirror", hub.url)
     assert ran.returncode == 1 and "indices from 1" in ran.stderr, ran.stderr

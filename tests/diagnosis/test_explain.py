@@ -13,18 +13,21 @@ import pytest
 
 from oracle.arithmetic.residual import residual
 from oracle.checking.compare import compare
-from oracle.diagnosis import explain, mistakes
+from oracle.diagnosis.explain import explain
+from oracle.diagnosis.mistakes import MISTAKES
+from oracle.diagnosis.port import DECODER_FIELDS
+from oracle.references.reading import parse_candidate
 from tests.support.hub import Hub
 from tests.support.independent import float64_encode
 from tests.support.planting import PLANTS, World, candidate, check, plant_all
-from tests.support.process import oracle
+from tests.support.process import run
 from tests.support.small_scope import fill, layer_arrays
 
 SHAPES = ((24, 96), (64, 512), (130, 70))
 
 
 def table_names() -> list[str]:
-    return [row.name for row in mistakes.MISTAKES] + ["other L0 (1)"]
+    return [row.name for row in MISTAKES if row.field not in DECODER_FIELDS] + ["other L0 (1)"]
 
 
 def test_every_row_is_planted() -> None:
@@ -63,10 +66,10 @@ def test_thirty_random_pairs_are_named_first(worlds: list[World]) -> None:
 
 def test_a_right_port_is_never_explained(worlds: list[World]) -> None:
     for world in worlds:
-        answers, found = world.explain(())
-        assert found is None
-        agreed = compare(world.reference, answers)
-        nothing = explain.explain(world.reference, answers, agreed, world.job)
+        answers, explanation = world.explain(())
+        assert explanation is None
+        port = parse_candidate(answers, world.reference.top_k)
+        nothing = explain(world.reference, port, compare(world.reference, port), world.recorded_weights)
         assert not nothing.named and "nothing to explain" in nothing.known[0]
 
 
@@ -103,10 +106,10 @@ def test_a_mistake_that_is_not_in_the_table(worlds: list[World]) -> None:
     for case in answers["test_cases"]:
         for entry in case["top_10"]:
             entry["activation"] = 1.25 * entry["activation"] + 0.5
-    found = world.explain_answers(answers)
-    assert found is not None and not found.named and found.examined == 9
-    assert "rank correlation 1.000" in found.known[0]
-    assert "1.25 * right + 0.5" in found.known[1]
+    explanation = world.explain_answers(answers)
+    assert explanation is not None and not explanation.named and explanation.examined == 9
+    assert "rank correlation 1.000" in explanation.known[0]
+    assert "1.25 * right + 0.5" in explanation.known[1]
 
 
 def test_noise_is_not_explained(worlds: list[World]) -> None:
@@ -116,59 +119,59 @@ def test_noise_is_not_explained(worlds: list[World]) -> None:
         for case in answers["test_cases"]:
             for entry in case["top_10"]:
                 entry["activation"] += rng.gauss(0, 0.05)
-        found = world.explain_answers(answers)
-        assert found is not None and not found.named and found.known
+        explanation = world.explain_answers(answers)
+        assert explanation is not None and not explanation.named and explanation.known
 
 
 def test_one_wrong_case_of_a_right_port_is_no_known_mistake(worlds: list[World]) -> None:
     answers = candidate(worlds[0].weights, ())
     answers["test_cases"][4]["n_active"] += 7
-    found = worlds[0].explain_answers(answers)
-    assert found is not None and not found.named
+    explanation = worlds[0].explain_answers(answers)
+    assert explanation is not None and not explanation.named
 
 
 def test_missing_cases_have_no_cause(worlds: list[World]) -> None:
     answers = candidate(worlds[0].weights, (), layers=(0, 2))
-    found = worlds[0].explain_answers(answers)
-    assert found is not None and not found.named and "missing" in found.known[0]
+    explanation = worlds[0].explain_answers(answers)
+    assert explanation is not None and not explanation.named and "missing" in explanation.known[0]
 
 
 def test_a_mistake_is_named_from_the_cases_that_are_there(worlds: list[World]) -> None:
     answers = candidate(worlds[0].weights, ("b_enc left out",), layers=(1,), seeds=2)
-    found = worlds[0].explain_answers(answers)
-    assert found is not None and [fit.name for fit in found.named] == ["b_enc left out"] and found.named[0].matched == 2
+    explanation = worlds[0].explain_answers(answers)
+    assert explanation is not None and [fit.name for fit in explanation.named] == ["b_enc left out"] and explanation.named[0].matched == 2
 
 
 def test_the_same_numbers_have_all_their_names(worlds: list[World]) -> None:
     # In layer 0 the stream is 0, so that streams 0 + 1 and 1 are one.
     answers = candidate(worlds[0].weights, ("stream + 1",), layers=(0,))
-    found = worlds[0].explain_answers(answers)
-    assert found is not None and {fit.name for fit in found.named} == {"stream + 1", "stream 1"}
+    explanation = worlds[0].explain_answers(answers)
+    assert explanation is not None and {fit.name for fit in explanation.named} == {"stream + 1", "stream 1"}
 
 
 def test_a_port_that_prints_nothing(worlds: list[World]) -> None:
     answers = candidate(worlds[0].weights, ())
     for case in answers["test_cases"]:
         case.update(n_active=0, top_10=[])
-    found = worlds[0].explain_answers(answers)
-    assert found is not None and not found.named
+    explanation = worlds[0].explain_answers(answers)
+    assert explanation is not None and not explanation.named
 
 
 def test_neighbours_are_fetched_where_nothing_else_fits(hub: Hub, tmp_path: Path) -> None:
     fill(hub)
     source = ("--mirror", hub.url, "--cache-dir", str(tmp_path / "cache"))
     path, answers = tmp_path / "reference.json", tmp_path / "candidate.json"
-    assert oracle("--layers", "1", "-o", str(path), *source).returncode == 0
+    assert run("--layers", "1", "-o", str(path), *source).returncode == 0
     cases = []
     for seed in (1, 101, 201):
-        made = float64_encode(layer_arrays(2), residual(seed, 1, 24), 10)
-        top = [{"index": index, "activation": value} for index, value in made["top"]]
-        cases.append({"layer": 1, "seed": seed, "n_active": made["n_active"], "top_10": top})
+        encoding = float64_encode(layer_arrays(2), residual(seed, 1, 24), 10)
+        top = [{"index": index, "activation": value} for index, value in encoding["top"]]
+        cases.append({"layer": 1, "seed": seed, "n_active": encoding["n_active"], "top_10": top})
     answers.write_text(json.dumps({"test_cases": cases}))
     command = ("compare", str(path), str(answers), "--explain", *source)
-    offline = oracle(*command, "--offline")
+    offline = run(*command, "--offline")
     assert offline.returncode == 1 and "no known mistake" in offline.stderr
     assert "not tried, because their weights are not in the cache: layer 0, layer 2" in offline.stderr
-    ran = oracle(*command)
+    ran = run(*command)
     assert ran.returncode == 1 and "layer above: " in ran.stderr and ran.stderr.count("fetched ") == 2, ran.stderr
-    assert oracle(*command, "--offline").stderr.count("layer above: ") == 1  # now they are in the cache
+    assert run(*command, "--offline").stderr.count("layer above: ") == 1  # now they are in the cache

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from oracle.diagnosis.decoder_mistakes import DECODER_MISTAKES
+from oracle.diagnosis.mistakes import MISTAKES
+from oracle.diagnosis.port import DECODER_FIELDS
 from tests.support import worlds
 from tests.support.hub import Hub
 from tests.support.planting import check
 from tests.support.planting_decoder import PLANTS, Decoders
-from tests.support.process import oracle
+from tests.support.process import run
 
 KINDS: tuple[dict[str, Any], ...] = (
     {"schema": "GemmaScopeNpz"},
@@ -34,8 +35,8 @@ def of_each(tmp_path_factory: pytest.TempPathFactory) -> list[Decoders]:
 
 
 def test_every_row_is_planted() -> None:
-    assert {row.name for row in DECODER_MISTAKES} == set(PLANTS)
-    assert len(DECODER_MISTAKES) == len(PLANTS)
+    rows = [row.name for row in MISTAKES if row.field in DECODER_FIELDS]
+    assert set(rows) == set(PLANTS) and len(rows) == len(PLANTS)
 
 
 def test_every_mistake_is_named_first(of_each: list[Decoders]) -> None:
@@ -48,11 +49,11 @@ def random_pairs(seed: int, how_many: int, world: Decoders) -> list[tuple[str, s
     rng = random.Random(seed)
     pairs: list[tuple[str, str]] = []
     while len(pairs) < how_many:
-        one, other = rng.sample(world.possible(), 2)
-        if PLANTS[one][0] != PLANTS[other][0] and (one, other) not in pairs:
-            answers = world.candidate((one, other))
-            if not any(world.gives(single, answers) for single in ((one,), (other,), ())):
-                pairs.append((one, other))
+        first, second = rng.sample(world.possible(), 2)
+        if PLANTS[first][0] != PLANTS[second][0] and (first, second) not in pairs:
+            answers = world.candidate((first, second))
+            if not any(world.gives(single, answers) for single in ((first,), (second,), ())):
+                pairs.append((first, second))
     return pairs
 
 
@@ -75,10 +76,10 @@ def test_over_ten_seeds(tmp_path: Path) -> None:
         # its rounding is not decided.
         left: dict[tuple[str, ...], list[str]] = {}
         n_missed = 0
-        for names, found in outcomes.items():
-            missed = [one for one in found if "activations in float16" in names and one.startswith(("not found", "agrees"))]
+        for names, judged in outcomes.items():
+            missed = [outcome for outcome in judged if "activations in float16" in names and outcome.startswith(("not found", "agrees"))]
             n_missed += len(missed)
-            left[names] = [one for one in found if one not in missed]
+            left[names] = [outcome for outcome in judged if outcome not in missed]
         assert n_missed <= 2
         check(left)
 
@@ -97,32 +98,32 @@ def test_the_encoder_is_explained_before_the_decoder(of_each: list[Decoders]) ->
     for case in answers["test_cases"]:
         for entry in case["top_10"]:
             entry["index"] += 1
-    found = world.explain_answers(answers)
-    assert found is not None and {"indices from 1"} <= {fit.name for fit in found.named}
-    assert not {fit.name for fit in found.named} & set(PLANTS)
+    explanation = world.explain_answers(answers)
+    assert explanation is not None and {"indices from 1"} <= {fit.name for fit in explanation.named}
+    assert not {fit.name for fit in explanation.named} & set(PLANTS)
 
 
 def test_missing_and_other_targets(of_each: list[Decoders]) -> None:
     world = of_each[3]
     answers = world.candidate(("b_dec left out",))
     for case in answers["test_cases"][1:]:  # one case of them is enough, and targets of no layer are passed over
-        for made in case["reconstructions"]:
-            made["target_layer"] += 40
-    found = world.explain_answers(answers)
-    assert found is not None and [fit.name for fit in found.named] == ["b_dec left out"] and found.named[0].matched == 1
+        for output in case["reconstructions"]:
+            output["target_layer"] += 40
+    explanation = world.explain_answers(answers)
+    assert explanation is not None and [fit.name for fit in explanation.named] == ["b_dec left out"] and explanation.named[0].matched == 1
     answers = world.candidate(())
     for case in answers["test_cases"]:
         del case["reconstructions"][-1]
-    found = world.explain_answers(answers)
-    assert found is not None and not found.named and found.known == (
+    explanation = world.explain_answers(answers)
+    assert explanation is not None and not explanation.named and explanation.known == (
         "the reconstructions that the candidate has agree; the others are missing",
     )
     short = world.candidate(("b_dec left out",))
     for case in short["test_cases"]:
-        for made in case["reconstructions"]:
-            made["first_10"] = made["first_10"][:4]
-    found = world.explain_answers(short)
-    assert found is not None and not found.named
+        for output in case["reconstructions"]:
+            output["first_10"] = output["first_10"][:4]
+    explanation = world.explain_answers(short)
+    assert explanation is not None and not explanation.named
 
 
 def test_layers_and_targets_from_1(of_each: list[Decoders]) -> None:
@@ -131,32 +132,32 @@ def test_layers_and_targets_from_1(of_each: list[Decoders]) -> None:
             answers = of_each[3].candidate(names)
             for case in answers["test_cases"]:
                 case["layer"] += 1
-                for made in case["reconstructions"]:
-                    made["target_layer"] += targets
-            found = of_each[3].explain_answers(answers)
-            assert found is not None and [fit.mistakes for fit in found.named] == [("layers from 1", *names)]
+                for output in case["reconstructions"]:
+                    output["target_layer"] += targets
+            explanation = of_each[3].explain_answers(answers)
+            assert explanation is not None and [fit.mistakes for fit in explanation.named] == [("layers from 1", *names)]
 
 
 def test_what_is_not_in_the_table(of_each: list[Decoders]) -> None:
     for world in of_each:
         answers = world.candidate(())
         for case in answers["test_cases"]:
-            for made in case["reconstructions"]:
+            for output in case["reconstructions"]:
                 for key in ("norm", "sum"):
-                    made[key] *= 1.25
-                made["sum_of_squares"] *= 1.25**2
-                made["first_10"] = [1.25 * value for value in made["first_10"]]
-        found = world.explain_answers(answers)
-        assert found is not None and not found.named and found.examined == 6
-        assert "values of reconstructions" in found.known[0] and "printed = 1.25 * right" in found.known[1]
+                    output[key] *= 1.25
+                output["sum_of_squares"] *= 1.25**2
+                output["first_10"] = [1.25 * value for value in output["first_10"]]
+        explanation = world.explain_answers(answers)
+        assert explanation is not None and not explanation.named and explanation.examined == 6
+        assert "values of reconstructions" in explanation.known[0] and "printed = 1.25 * right" in explanation.known[1]
 
 
 def test_a_mistake_that_shows_in_one_number_only_is_none(of_each: list[Decoders]) -> None:
     for world in of_each:
         answers = world.candidate(())
         answers["test_cases"][2]["reconstructions"][0]["norm"] += 1.0
-        found = world.explain_answers(answers)
-        assert found is not None and not found.named and not found.also
+        explanation = world.explain_answers(answers)
+        assert explanation is not None and not explanation.named and not explanation.also
 
 
 def test_the_command_names_the_decoder_s_mistake(hub: Hub, tmp_path: Path) -> None:
@@ -171,14 +172,14 @@ def test_the_command_names_the_decoder_s_mistake(hub: Hub, tmp_path: Path) -> No
         world = Decoders(tmp_path / f"made-{number}", **kind)
         world.repo.add_to(hub)
         source = ("--mirror", hub.url, "--cache-dir", str(tmp_path / f"cache-{number}"))
-        recorded, port = tmp_path / f"reference-{number}.json", tmp_path / f"port-{number}.json"
+        reference, port = tmp_path / f"reference-{number}.json", tmp_path / f"port-{number}.json"
         paths = ("--path", list(world.repo.files[worlds.OWN_REPO])[1])
         which = ("--repo", world.repo.repo, *(paths if kind["schema"] == "Sae" else ("--layers", "1")))
-        assert oracle("generate", "--decode", "--seeds", "2", *which, "-o", str(recorded), *source).returncode == 0
+        assert run("generate", "--decode", "--seeds", "2", *which, "-o", str(reference), *source).returncode == 0
         answers = world.candidate((name,))
         answers["test_cases"] = [case for case in answers["test_cases"] if case["layer"] == 1]
         port.write_text(json.dumps(answers))
-        ran = oracle("compare", str(recorded), str(port), "--explain", "--format", "json", *source)
+        ran = run("compare", str(reference), str(port), "--explain", "--format", "json", *source)
         assert ran.returncode == 1, ran.stderr
         explained = json.loads(ran.stdout)["explanation"]
         assert [fit["name"] for fit in explained["named"]] == [name] and explained["cases_examined"] == 2

@@ -12,7 +12,7 @@ import pytest
 from tests.support import worlds
 from tests.support.hub import Hub
 from tests.support.planting import PLANTS, World, candidate, check, plant_all
-from tests.support.process import oracle
+from tests.support.process import run
 
 # Of what there is no threshold for, and no copy of W_dec in the file, and no folder of another L0.
 OF_THRESHOLD = {"relu", "threshold halved", "threshold doubled", "exp(threshold)", "threshold subtracted"}
@@ -36,12 +36,12 @@ def world_of(kind: dict[str, Any], folder: Path, **shape: int) -> World:
 
 def impossible(kind: dict[str, Any]) -> set[str]:
     """The mistakes that cannot be made, or change nothing, in weights of a kind."""
-    found = {"other L0 (1)"}
+    names = {"other L0 (1)"}
     if not kind.get("threshold", True):
-        found |= OF_THRESHOLD | {"before the gate"}  # of plain ReLU the largest ten are the same before and after
+        names |= OF_THRESHOLD | {"before the gate"}  # of plain ReLU the largest ten are the same before and after
     if kind.get("dtype") == "bfloat16":
-        found |= WEIGHTS_IN_16_BITS
-    return found | ({"W_dec for W_enc"} if kind["schema"] == "CltSplit" else set())
+        names |= WEIGHTS_IN_16_BITS
+    return names | ({"W_dec for W_enc"} if kind["schema"] == "CltSplit" else set())
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +74,8 @@ def test_nothing_is_said_of_a_threshold_that_there_is_not(of_each: list[World]) 
         answers = candidate(world.weights, ())
         for case in answers["test_cases"]:
             case["n_active"] += 1  # the right numbers, and one that none of the table's rows gives
-        found = world.explain_answers(answers)
-        assert found is not None and not found.named and not found.also
+        explanation = world.explain_answers(answers)
+        assert explanation is not None and not explanation.named and not explanation.also
 
 
 def test_neighbours_of_every_schema_are_fetched(hub: Hub, tmp_path: Path) -> None:
@@ -84,19 +84,19 @@ def test_neighbours_of_every_schema_are_fetched(hub: Hub, tmp_path: Path) -> Non
         repo.add_to(hub)
         cache = tmp_path / schema
         source = ("--mirror", hub.url, "--cache-dir", str(cache))
-        recorded, port = tmp_path / f"{schema}.json", tmp_path / f"{schema}-port.json"
+        reference, port = tmp_path / f"{schema}.json", tmp_path / f"{schema}-port.json"
         paths = tuple(part for path in list(repo.files[worlds.OWN_REPO])[1:2] for part in ("--path", path))
         which = ("--repo", repo.repo, *(paths if schema == "Sae" else ("--layers", "1")))
-        assert oracle("generate", *which, "-o", str(recorded), *source).returncode == 0
+        assert run("generate", *which, "-o", str(reference), *source).returncode == 0
         weights = {
-            layer: {**there, "W_enc": there["w_enc"].T, "threshold": there["threshold"]} for layer, there in repo.weights.items()
+            layer: {**own, "W_enc": own["w_enc"].T, "threshold": own["threshold"]} for layer, own in repo.weights.items()
         }
         port.write_text(json.dumps(candidate(weights, ("layer above",), layers=(1,))))
-        command = ("compare", str(recorded), str(port), "--explain", *source)
-        offline = oracle(*command, "--offline")
+        command = ("compare", str(reference), str(port), "--explain", *source)
+        offline = run(*command, "--offline")
         assert offline.returncode == 1 and "no known mistake" in offline.stderr, offline.stderr
         assert "not in the cache: layer 0, layer 2" in offline.stderr, offline.stderr
-        ran = oracle(*command)
+        ran = run(*command)
         assert ran.returncode == 1 and "  layer above: " in ran.stderr, (schema, ran.stderr)
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from oracle.vectors import demo
-from oracle.weights import formats as schemas
+from oracle.weights import formats
 from tests.support import screens
-from tests.support.process import oracle
+from tests.support.process import run
 
 pytestmark = pytest.mark.skipif(not screens.chromium(), reason="chromium is missing (apt-get install chromium)")
 
@@ -28,10 +28,10 @@ def tab() -> Iterator[screens.Tab]:
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All layers, with fragile cases, long names, and a candidate that is wrong in one way in each layer."""
     folder = tmp_path_factory.mktemp("page")
-    assert oracle("demo", "--schema", "CltSplit", "--folder", str(folder), "--quiet").returncode == 0
+    assert run("demo", "--schema", "CltSplit", "--folder", str(folder), "--quiet").returncode == 0
     paths = [folder / "reference.json", folder / "candidate.json"]
-    source = "--offline", "--cache-dir", str(folder / "hub"), "--curation-repo", demo.job_repo(schemas.by_name("CltSplit"))
-    assert oracle("--layers", "all", "--decode", "-o", str(paths[0]), "--quiet", *source).returncode == 0
+    source = "--offline", "--cache-dir", str(folder / "hub"), "--curation-repo", demo.job_repo(formats.by_name("CltSplit"))
+    assert run("--layers", "all", "--decode", "-o", str(paths[0]), "--quiet", *source).returncode == 0
     reference = json.loads(paths[0].read_text())
     for number, case in enumerate(reference["test_cases"][::3]):
         entries = case["top_10"]
@@ -52,7 +52,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     reference["skipped_seeds"] = [{"layer": 3, "seed": 103 + 100 * number, **passed} for number in range(20)]
     paths[0].write_text(json.dumps(reference))
     made = folder / "report.html"
-    assert oracle("report", *map(str, paths), "-o", str(made), "--quiet").returncode == 0
+    assert run("report", *map(str, paths), "-o", str(made), "--quiet").returncode == 0
     return made
 
 

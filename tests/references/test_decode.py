@@ -23,7 +23,7 @@ from oracle.job import ALL, Job
 from tests.support import worlds
 from tests.support.encodings import SHAPES, comparable, parsed
 from tests.support.hub import Hub
-from tests.support.process import cores, oracle
+from tests.support.process import cores, oracle, run
 
 Document = dict[str, Any]
 Vectors = dict[int, np.ndarray]  # by target layer
@@ -128,7 +128,7 @@ def test_ports_in_any_order_pass_and_wrong_ones_do_not(schema: str, tmp_path: Pa
             case["reconstructions"] = record(outputs)
             change(case)
         (tmp_path / "candidate.json").write_text(json.dumps({"test_cases": cases}))
-        ran = oracle("compare", str(tmp_path / "reference.json"), str(tmp_path / "candidate.json"))
+        ran = run("compare", str(tmp_path / "reference.json"), str(tmp_path / "candidate.json"))
         return ran.returncode, ran.stderr
 
     for add in ORDERS.values():
@@ -144,11 +144,11 @@ def test_ports_in_any_order_pass_and_wrong_ones_do_not(schema: str, tmp_path: Pa
     assert code == 1 and f"the reconstruction of layer {1 if schema == 'CltSplit' else 0} is missing" in said
     code, said = compared(lambda case: case.pop("reconstructions"))
     paths = str(tmp_path / "reference.json"), str(tmp_path / "candidate.json")
-    assert json.loads(oracle("compare", *paths, "--format", "json").stdout)["not_compared"] == "reconstructions"
-    suite = ElementTree.fromstring(oracle("compare", *paths, "--format", "junit").stdout)
+    assert json.loads(run("compare", *paths, "--format", "json").stdout)["not_compared"] == "reconstructions"
+    suite = ElementTree.fromstring(run("compare", *paths, "--format", "junit").stdout)
     assert (suite.get("tests"), suite.get("skipped")) == (str(len(made["test_cases"]) + 1), "1")
     assert suite.find("testcase[@name='reconstructions']/skipped") is not None
-    assert "The candidate has no reconstructions" in oracle("report", *paths, "-o", "-").stdout
+    assert "The candidate has no reconstructions" in run("report", *paths, "-o", "-").stdout
     assert code == 0 and "the candidate has no reconstructions" in said
 
     # What a port prints of a vector is each held to the tolerance that it stands with.
@@ -200,16 +200,16 @@ def test_the_same_bytes_however_it_is_made(hub: Hub, schema: str, tmp_path: Path
     world = worlds.make(schema, n_layers=2, d_model=512, n_features=1500, threshold=False, skip=True, dtype="bfloat16")
     world.add_to(hub)
     arguments = ["--mirror", hub.url, *world.arguments, "--decode", "-o", "-"]
-    made = parsed(oracle(*arguments))
+    made = parsed(run(*arguments))
     variants = [{"OPENBLAS_CORETYPE": core, "OPENBLAS_NUM_THREADS": n} for core, n in zip(cores(), "1212")]
     others = [parsed(oracle(*arguments, environment=variant)) for variant in variants]
     assert len({document["environment"]["blas_kernel"] for document in others}) >= 3
-    for other in [*others, parsed(oracle(*arguments, "--workers", "2"))]:
+    for other in [*others, parsed(run(*arguments, "--workers", "2"))]:
         assert comparable(other) == comparable(made)
-    assert comparable(parsed(oracle(*arguments, "--stream")), sha256=False) == comparable(made, sha256=False)
-    one = parsed(oracle(*arguments, "--seeds", "1"))
+    assert comparable(parsed(run(*arguments, "--stream")), sha256=False) == comparable(made, sha256=False)
+    one = parsed(run(*arguments, "--seeds", "1"))
     assert one["test_cases"] == [case for case in made["test_cases"] if case["seed"] < 100]
-    few = parsed(oracle(*arguments, "--seeds", "21", "--omit-residuals"))
+    few = parsed(run(*arguments, "--seeds", "21", "--omit-residuals"))
     for case in made["test_cases"]:
         again = next(other for other in few["test_cases"] if (other["layer"], other["seed"]) == (case["layer"], case["seed"]))
         assert again == {key: value for key, value in case.items() if key != "residual"}
@@ -268,7 +268,7 @@ def test_reconstructions_that_are_none(tmp_path: Path, name: str) -> None:
     made["test_cases"][1]["reconstructions"] = bad
     (tmp_path / "candidate.json").write_text(json.dumps(made))
     for command in (["compare", "reference.json"], ["verify"]):
-        ran = oracle(*command, "candidate.json", cwd=tmp_path)
+        ran = run(*command, "candidate.json", cwd=tmp_path)
         assert ran.returncode == 4 and message in ran.stderr and len(ran.stderr.splitlines()) == 1, ran.stderr
 
 
@@ -283,9 +283,9 @@ def test_decoders_that_are_none(tmp_path: Path) -> None:
         world.files[worlds.OWN_REPO]["W_dec_1.safetensors"] = worlds.to_safetensors({"W_dec_1": weights})
         tree = world.lay_out(tmp_path / str(bad))
         arguments = ["--mirror", tree, *world.arguments, "-o", os.devnull]
-        assert oracle(*arguments).returncode == 0
-        ran = oracle(*arguments, "--decode")
+        assert run(*arguments).returncode == 0
+        ran = run(*arguments, "--decode")
         assert ran.returncode == 4 and message in ran.stderr, ran.stderr
     (tmp_path / "nan/org/Some-Model-3B-transcoders/resolve/main/W_dec_0.safetensors").unlink()
-    ran = oracle("--mirror", str(tmp_path / "nan"), *world.arguments, "-o", os.devnull, "--decode")
+    ran = run("--mirror", str(tmp_path / "nan"), *world.arguments, "-o", os.devnull, "--decode")
     assert ran.returncode == 3 and "W_dec_0.safetensors" in ran.stderr

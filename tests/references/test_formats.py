@@ -7,7 +7,6 @@ import json
 import os
 import shlex
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,11 @@ from hypothesis import strategies as st
 from oracle.job import ALL, Job
 from oracle.references import generate as reference
 from tests.support import worlds
-from tests.support.encodings import SHAPES, check, comparable, own_encoding, parsed
+from tests.support.encodings import SHAPES, check, comparable, own_encoding, parsed, same_types
 from tests.support.files import file_server
 from tests.support.hub import Hub
-from tests.support.places import ROOT, shared
-from tests.support.process import oracle
+from tests.support.places import shared
+from tests.support.process import python, run
 
 Document = dict[str, Any]
 
@@ -45,7 +44,7 @@ def test_every_way(
     world.add_to(hub)
     output = {"CltSplit": "clt", "Sae": "sae"}.get(schema, "plt") + "_some_reference.json"
 
-    ran = oracle("--mirror", hub.url, *world.arguments)
+    ran = run("--mirror", hub.url, *world.arguments)
     assert ran.returncode == 0 and sorted(os.listdir()) == sorted(["home", output]), ran.stderr
     first = json.loads(Path(output).read_text())
     check(first, world, [0, 1])
@@ -54,32 +53,32 @@ def test_every_way(
     assert [layer["sha256"] for layer in first["layers"]] == [files[layer["path"]].etag for layer in first["layers"]]
     assert ("threshold" in first["encoder_formula"]) == (threshold or schema == "GemmaScope2")
 
-    verified = oracle("verify", output, "--mirror", hub.url)
+    verified = run("verify", output, "--mirror", hub.url)
     assert verified.returncode == 0, verified.stderr
     candidate = {"test_cases": [own_encoding(world, case["layer"], case["seed"]) for case in first["test_cases"]]}
     Path("candidate.json").write_text(json.dumps(candidate))
-    compared = oracle("compare", output, "candidate.json")
+    compared = run("compare", output, "candidate.json")
     assert compared.returncode == 0, compared.stderr
     candidate["test_cases"][3]["n_active"] += 9
     Path("candidate.json").write_text(json.dumps(candidate))
-    assert oracle("compare", output, "candidate.json").returncode == 1
+    assert run("compare", output, "candidate.json").returncode == 1
 
     hub.seen.clear()
-    offline = parsed(oracle("--offline", *world.arguments, "-o", "-"))
+    offline = parsed(run("--offline", *world.arguments, "-o", "-"))
     assert comparable(offline) == comparable(first) and not hub.seen
 
-    streamed = parsed(oracle("--mirror", hub.url, "--stream", *world.arguments, "-o", "-"))
+    streamed = parsed(run("--mirror", hub.url, "--stream", *world.arguments, "-o", "-"))
     assert comparable(streamed) == comparable(first, sha256=False)
     sent = sum(request.sent for request in hub.requests("cdn"))
     whole = sum(len(file) for path, file in world.files[worlds.OWN_REPO].items() if path.endswith((".npz", "rs")))
     w_enc = 2 * 64 * 6000 * (4 if dtype == "float32" else 2)
     assert w_enc < sent < w_enc + 2 * 500_000 and (w_enc < 0.52 * whole)
 
-    built = oracle("mirror", "tree", "--mirror", hub.url, *world.arguments)
+    built = run("mirror", "tree", "--mirror", hub.url, *world.arguments)
     assert built.returncode == 0, built.stderr
-    assert comparable(parsed(oracle("--mirror", "tree", *world.arguments, "-o", "-", "--offline"))) == comparable(first)
+    assert comparable(parsed(run("--mirror", "tree", *world.arguments, "-o", "-", "--offline"))) == comparable(first)
     with file_server(Path("tree")) as (url, seen):
-        without_range = oracle("--mirror", url, "--stream", *world.arguments, "-o", "-")
+        without_range = run("--mirror", url, "--stream", *world.arguments, "-o", "-")
     assert comparable(parsed(without_range)) == comparable(first, sha256=False)
     assert "knows no Range" in without_range.stderr and any(".npz" in line or "safetensors" in line for line in seen)
 
@@ -105,19 +104,10 @@ def test_the_document_has_the_types_that_the_llama_test_reads(hub: Hub, tmp_path
     del world.files[worlds.OWN_REPO]["config.yaml"]  # the listing alone tells
     for path, content in world.files[worlds.OWN_REPO].items():
         hub.add(repo, path, content)
-    ran = oracle("--mirror", hub.url, "--repo", repo)
+    ran = run("--mirror", hub.url, "--repo", repo)
     assert ran.returncode == 0, ran.stderr
     new = json.loads(Path("plt_llama_reference.json").read_text())
-
-    def same_types(old: Any, new: Any, where: str) -> None:
-        assert type(old) is type(new), where
-        if isinstance(old, dict):
-            for key in old.keys() - {"torch_version", "platform"}:
-                same_types(old[key], new[key], f"{where}.{key}")
-        elif isinstance(old, list) and old:
-            same_types(old[0], new[0], f"{where}[0]")
-
-    same_types(old, new, "$")
+    same_types(old, new)
     for key in ("plt_repo", "schema", "encoder_formula"):
         assert new[key] == old[key]
     assert "weights_repo" not in new and "curation_repo" not in new
@@ -149,7 +139,7 @@ def test_the_default_name(repo: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     world.files = {repo: files}
     mirror = world.lay_out(tmp_path / "tree")
     before = set(os.listdir())
-    ran = oracle("--mirror", mirror, "--repo", repo, *world.arguments[2:])
+    ran = run("--mirror", mirror, "--repo", repo, *world.arguments[2:])
     assert ran.returncode == 0, ran.stderr
     assert set(os.listdir()) - before == {expected} and f"cases -> {expected}" in ran.stderr
 
@@ -159,7 +149,7 @@ def test_where_it_cannot_be_written_shows_before_the_work(hub: Hub, tmp_path: Pa
     world = worlds.make("PltBundle", n_layers=1)
     world.add_to(hub)
     Path("plt_some_reference.json").mkdir()
-    ran = oracle("--mirror", hub.url, *world.arguments)
+    ran = run("--mirror", hub.url, *world.arguments)
     assert ran.returncode == 2 and "plt_some_reference.json is a folder" in ran.stderr
     assert not any("safetensors" in request.path for request in hub.seen)
     if os.geteuid():
@@ -168,7 +158,7 @@ def test_where_it_cannot_be_written_shows_before_the_work(hub: Hub, tmp_path: Pa
     else:  # whom no mode keeps out
         monkeypatch.chdir("/proc")
     hub.seen.clear()
-    ran = oracle("--mirror", hub.url, *world.arguments)
+    ran = run("--mirror", hub.url, *world.arguments)
     assert ran.returncode == 2 and "cannot be written to" in ran.stderr and not hub.seen
 
 
@@ -176,20 +166,20 @@ def test_where_it_cannot_be_written_shows_before_the_work(hub: Hub, tmp_path: Pa
 def test_demos(schema: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The line that a demo says for doing it again does, and what it wrote is right."""
     monkeypatch.chdir(tmp_path)
-    ran = oracle("demo", "--schema", schema, "--folder", "made", "--decode")
+    ran = run("demo", "--schema", schema, "--folder", "made", "--decode")
     assert ran.returncode == 0, ran.stderr
     output, = Path("made").glob("*.json")
     made = json.loads(output.read_text())
     assert made["schema"] == schema and len(made["test_cases"]) == 9
     command = shlex.split(ran.stderr.splitlines()[-1].removeprefix("Again, by hand: python -m oracle "))
-    again = oracle(*command, "-o", "-")
+    again = run(*command, "-o", "-")
     assert again.stdout == output.read_text(), again.stderr
-    assert oracle("verify", str(output), "--offline", "--cache-dir", "made/hub").returncode == 0
+    assert run("verify", str(output), "--offline", "--cache-dir", "made/hub").returncode == 0
 
 
 SIXTH = """
 import sys
-from oracle.terminal import commands as cli
+from oracle.__main__ import main
 from oracle.weights import formats as schemas
 from oracle.weights.formats import NAMES, Place, Schema
 
@@ -202,7 +192,7 @@ schemas.SCHEMAS += (
         threshold=Place("gate", ("n_features",)), decoder_file="block-{layer}.dec.safetensors",
     ),
 )
-sys.exit(cli.main(sys.argv[1:]))
+sys.exit(main(sys.argv[1:]))
 """
 
 
@@ -220,12 +210,9 @@ def test_a_sixth_schema_is_one_row(hub: Hub, tmp_path: Path, monkeypatch: pytest
     hub.add("org/stack-of-some", "config.yaml", b"model_kind: stacked\n")
 
     def sixth(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-c", SIXTH, *arguments], capture_output=True, text=True, timeout=60,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
+        return python("-c", SIXTH, *arguments)
 
-    assert oracle("--mirror", hub.url, "--repo", "org/stack-of-some").returncode == 4
+    assert run("--mirror", hub.url, "--repo", "org/stack-of-some").returncode == 4
     ran = sixth("--mirror", hub.url, "--repo", "org/stack-of-some", "--decode")
     assert ran.returncode == 0, ran.stderr
     made = json.loads(Path("stack_stack_reference.json").read_text())

@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +13,14 @@ import huggingface_hub
 import numpy as np
 import pytest
 
-from tests.support import worlds
-from tests.support.encodings import check, comparable, parsed
+from tests.support import real_client, worlds
+from tests.support.encodings import check, comparable, error, parsed
 from tests.support.files import file_server
 from tests.support.hub import Fault, Hub
-from tests.support.process import oracle
+from tests.support.process import run
 
 REPO = worlds.OWN_REPO
 WEIGHTS = ["W_enc", "W_dec", "b_enc", "b_dec"]
-
-
-def error(ran: subprocess.CompletedProcess[str], code: int = 4) -> str:
-    """The one line of an error."""
-    assert ran.returncode == code and len(ran.stderr.splitlines()) == 1, ran.stderr
-    return ran.stderr.strip()
 
 
 def bundle(seed: int = 0, **more: Any) -> dict[str, bytes]:
@@ -37,57 +29,57 @@ def bundle(seed: int = 0, **more: Any) -> dict[str, bytes]:
     return files
 
 
-def run(hub: Hub, files: dict[str, bytes], *options: str, repo: str = REPO) -> subprocess.CompletedProcess[str]:
+def generate(hub: Hub, files: dict[str, bytes], *options: str, repo: str = REPO) -> subprocess.CompletedProcess[str]:
     for path, content in files.items():
         hub.add(repo, path, content)
-    return oracle("--mirror", hub.url, "--repo", repo, "-o", "-", "--quiet", *options)
+    return run("--mirror", hub.url, "--repo", repo, "-o", "-", "--quiet", *options)
 
 
 def test_a_repo_of_two_kinds(hub: Hub) -> None:
     clt = worlds.make("CltSplit")
     both = {**bundle(), **clt.files[REPO]}
     del both["config.yaml"]
-    said = error(run(hub, both))
+    said = error(generate(hub, both))
     assert "more than one way" in said and "PltBundle in the root/: 3 layers" in said and "CltSplit in the root/: 3 layers" in said
     assert "--schema" in said
-    check(parsed(run(hub, {}, "--schema", "CltSplit")), clt, [0, 1, 2])
-    check(parsed(run(hub, {}, "--schema", "PltBundle")), worlds.make("PltBundle"), [0, 1, 2])
+    check(parsed(generate(hub, {}, "--schema", "CltSplit")), clt, [0, 1, 2])
+    check(parsed(generate(hub, {}, "--schema", "PltBundle")), worlds.make("PltBundle"), [0, 1, 2])
     # What the config.yaml calls it settles it too.
-    assert parsed(run(hub, {"config.yaml": b"model_kind: cross_layer_transcoder\n"}))["schema"] == "CltSplit"
+    assert parsed(generate(hub, {"config.yaml": b"model_kind: cross_layer_transcoder\n"}))["schema"] == "CltSplit"
 
 
 def test_folders(hub: Hub) -> None:
     one = {f"plts/small/{path}": content for path, content in bundle().items()}
-    made = parsed(run(hub, one))
+    made = parsed(generate(hub, one))
     check(made, worlds.make("PltBundle"), [0, 1, 2])
     assert [layer["path"] for layer in made["layers"]] == [f"plts/small/layer_{layer}.safetensors" for layer in range(3)]
-    said = error(run(hub, {f"other/{path}": content for path, content in bundle(1, n_layers=4).items()}))
+    said = error(generate(hub, {f"other/{path}": content for path, content in bundle(1, n_layers=4).items()}))
     assert "PltBundle in other/: 4 layers; PltBundle in plts/small/: 3 layers" in said and "--path FOLDER" in said
     for folder in ("other", "other/"):
-        check(parsed(run(hub, {}, "--path", folder)), worlds.make("PltBundle", seed=1, n_layers=4), [0, 1, 3])
+        check(parsed(generate(hub, {}, "--path", folder)), worlds.make("PltBundle", seed=1, n_layers=4), [0, 1, 3])
     for nowhere in ("nowhere", ".", "plts"):
-        said = error(run(hub, {}, "--path", nowhere))
+        said = error(generate(hub, {}, "--path", nowhere))
         assert f"--path {nowhere}: " in said and "has no such weight files there, but in other/, plts/small/" in said
     for other in ("./other", "other//", "plts/../other"):
-        assert parsed(run(hub, {}, "--path", other))["layers"][0]["path"] == "other/layer_0.safetensors"
-    assert "not both" in error(run(hub, {}, "--path", "other", "--path", "other/layer_0.safetensors"), 2)
-    assert "--path ../layer_1.safetensors: " in error(run(hub, {}, "--path", "../layer_1.safetensors"))
+        assert parsed(generate(hub, {}, "--path", other))["layers"][0]["path"] == "other/layer_0.safetensors"
+    assert "not both" in error(generate(hub, {}, "--path", "other", "--path", "other/layer_0.safetensors"), 2)
+    assert "--path ../layer_1.safetensors: " in error(generate(hub, {}, "--path", "../layer_1.safetensors"))
 
 
 def test_one_file_of_a_folder_by_its_path(hub: Hub) -> None:
     files = {f"deep/{path}": content for path, content in bundle().items()}
-    made = parsed(run(hub, files, "--path", "deep/layer_1.safetensors"))
+    made = parsed(generate(hub, files, "--path", "deep/layer_1.safetensors"))
     check(made, worlds.make("PltBundle"), [1])
 
 
 def test_kinds_and_files_that_are_unknown(hub: Hub) -> None:
-    said = error(run(hub, {**bundle(), "config.yaml": b"model_kind: crosscoder\n"}))
+    said = error(generate(hub, {**bundle(), "config.yaml": b"model_kind: crosscoder\n"}))
     assert "model_kind crosscoder" in said and "layer_0.safetensors" in said
-    said = error(run(hub, {"model.safetensors": b"x", "README.md": b"x"}, repo="org/something-else"))
+    said = error(generate(hub, {"model.safetensors": b"x", "README.md": b"x"}, repo="org/something-else"))
     assert "no config.yaml" in said and "layer_{layer}.safetensors or W_enc_{layer}.safetensors" in said and "it has README.md, model.safetensors" in said
-    said = error(run(hub, {}, "--schema", "Transcoder"))
+    said = error(generate(hub, {}, "--schema", "Transcoder"))
     assert "there is no schema 'Transcoder'; there are GemmaScopeNpz, PltBundle, CltSplit, GemmaScope2, Sae" in said
-    assert "layer 9" in error(run(hub, {"config.yaml": b"model_kind: transcoder_set\n"}, "--layers", "0,9"), 2)
+    assert "layer 9" in error(generate(hub, {"config.yaml": b"model_kind: transcoder_set\n"}, "--layers", "0,9"), 2)
 
 
 def list_of(*entries: str) -> bytes:
@@ -100,18 +92,18 @@ def test_lists_are_told_apart_by_what_is_in_the_files(hub: Hub) -> None:
         for path, content in expected.items():
             hub.add(repo, path, content)
         hub.add("org/list", "config.yaml", list_of(*(f"{repo}/{path}" for path in expected)))
-        made = parsed(oracle("--mirror", hub.url, "--repo", "org/list", "-o", "-"))
+        made = parsed(run("--mirror", hub.url, "--repo", "org/list", "-o", "-"))
         assert made["schema"] == schema
         check(made, worlds.make(schema), [0, 1, 2])
     hub.add("org/none", "layer_0.safetensors", worlds.to_safetensors({"weight": worlds.make("PltBundle").weights[0]["w_enc"]}))
     hub.add("org/list", "config.yaml", list_of("org/none/layer_0.safetensors"))
-    said = error(oracle("--mirror", hub.url, "--repo", "org/list", "-o", "-", "--quiet"))
+    said = error(run("--mirror", hub.url, "--repo", "org/list", "-o", "-", "--quiet"))
     assert "layer_0.safetensors has the tensors weight: that is none of PltBundle, GemmaScope2" in said
     hub.add("org/list", "config.yaml", list_of("org/PltBundle/layer_0.safetensors", "org/none/layer_1/params.npz"))
     mixed = "layer_0.safetensors and layer_1/params.npz: the transcoders: list of org/list names files of several formats"
-    assert mixed in error(oracle("--mirror", hub.url, "--repo", "org/list", "-o", "-", "--quiet"))
+    assert mixed in error(run("--mirror", hub.url, "--repo", "org/list", "-o", "-", "--quiet"))
     hub.add("org/list", "config.yaml", list_of("org/none/layer_0.pt"))
-    assert "layer_0.pt: no schema" in error(oracle("--mirror", hub.url, "--repo", "org/list", "-o", "-", "--quiet"))
+    assert "layer_0.pt: no schema" in error(run("--mirror", hub.url, "--repo", "org/list", "-o", "-", "--quiet"))
 
 
 def test_lists_over_repos_and_revisions(hub: Hub) -> None:
@@ -122,7 +114,7 @@ def test_lists_over_repos_and_revisions(hub: Hub) -> None:
     hub.add("org/a", "a/layer_0.safetensors", other["layer_0.safetensors"])
     entries = [f"org/a/a/layer_0.safetensors?revision={first}", "org/b/b/layer_1.safetensors?revision=main"]
     hub.add("org/list", "config.yaml", list_of(*entries))
-    made = parsed(oracle("--mirror", hub.url, "--repo", "org/list", "-o", "-"))
+    made = parsed(run("--mirror", hub.url, "--repo", "org/list", "-o", "-"))
     check({**made, "test_cases": made["test_cases"][:3]}, worlds.make("PltBundle"), [0])
     check({**made, "test_cases": made["test_cases"][3:]}, worlds.make("PltBundle", seed=1), [1])
     assert (made["plt_repo"], made["weights_revision"]) == ("org/a", first)
@@ -135,10 +127,10 @@ def test_a_repo_that_has_moved_on(hub: Hub) -> None:
     world.add_to(hub)
     before = hub.repos[REPO].refs["main"]
     worlds.make("PltBundle", seed=1, n_layers=5).add_to(hub)
-    made = parsed(oracle("--mirror", hub.url, "--repo", REPO, "-o", "-", "--revision", before))
+    made = parsed(run("--mirror", hub.url, "--repo", REPO, "-o", "-", "--revision", before))
     check(made, world, [0, 1, 2])
     assert made["weights_revision"] == before
-    now = parsed(oracle("--mirror", hub.url, "--repo", REPO, "-o", "-"))
+    now = parsed(run("--mirror", hub.url, "--repo", REPO, "-o", "-"))
     check(now, worlds.make("PltBundle", seed=1, n_layers=5), [0, 2, 4])
 
 
@@ -146,11 +138,11 @@ def test_a_server_without_the_list(tmp_path: Path) -> None:
     """A file server has no API: it says nothing of layers and kinds, and somebody has to."""
     world = worlds.make("PltBundle")
     with file_server(Path(world.lay_out(tmp_path / "tree"))) as (url, _):
-        said = error(oracle("--mirror", url, "--repo", REPO, "-o", "-", "--quiet"), 3)
+        said = error(run("--mirror", url, "--repo", REPO, "-o", "-", "--quiet"), 3)
         assert "does not list the repo's files" in said and "say --layers 0,1,... and --schema PltBundle" in said
-        made = parsed(oracle("--mirror", url, "--repo", REPO, "-o", "-", "--layers", "0,2", "--schema", "PltBundle"))
+        made = parsed(run("--mirror", url, "--repo", REPO, "-o", "-", "--layers", "0,2", "--schema", "PltBundle"))
         check(made, world, [0, 2])
-    made = parsed(oracle("--mirror", str(tmp_path / "tree"), "--repo", REPO, "-o", "-"))  # a folder lists itself
+    made = parsed(run("--mirror", str(tmp_path / "tree"), "--repo", REPO, "-o", "-"))  # a folder lists itself
     check(made, world, [0, 1, 2])
 
 
@@ -158,7 +150,7 @@ def test_a_server_that_is_busy_is_asked_again(hub: Hub) -> None:
     world = worlds.make("PltBundle")
     world.add_to(hub)
     hub.inject(Fault(host="hub", after=2, status=503))
-    check(parsed(oracle("--mirror", hub.url, "--repo", REPO, "-o", "-")), world, [0, 1, 2])
+    check(parsed(run("--mirror", hub.url, "--repo", REPO, "-o", "-")), world, [0, 1, 2])
     assert not hub.faults
 
 
@@ -167,7 +159,7 @@ def test_lists_that_are_none(hub: Hub, body: bytes) -> None:
     for path, content in bundle().items():  # without a config.yaml the list is the first that is asked for
         hub.add(REPO, path, content)
     hub.inject(Fault(host="hub", after=1, status=200, body=body))
-    ran = oracle("--mirror", hub.url, "--repo", REPO, "-o", "-", "--quiet", "--schema", "PltBundle")
+    ran = run("--mirror", hub.url, "--repo", REPO, "-o", "-", "--quiet", "--schema", "PltBundle")
     assert "its answer is no such list" in error(ran, 3) and not hub.faults
 
 
@@ -175,17 +167,17 @@ def test_the_cache_knows_what_there_is(hub: Hub, tmp_path: Path) -> None:
     """A run without the Hub reads what a run with it does, or says what it lacks: never another choice of layers."""
     world = worlds.make("CltSplit", n_layers=5)
     world.add_to(hub)
-    online = parsed(oracle("--mirror", hub.url, *world.arguments, "-o", "-"))
+    online = parsed(run("--mirror", hub.url, *world.arguments, "-o", "-"))
     hub.seen.clear()
     for more in ((), ("--layers", "0,2,4")):
-        offline = parsed(oracle("--offline", *world.arguments, "-o", "-", *more))
+        offline = parsed(run("--offline", *world.arguments, "-o", "-", *more))
         assert comparable(offline) == comparable(online) and not hub.seen
     for more in ("all", "1"):
-        assert "W_enc_1.safetensors" in error(oracle("--offline", *world.arguments, "-o", "-", "--layers", more, "--quiet"), 3)
-    assert "it has no layer 9" in error(oracle("--offline", *world.arguments, "-o", "-", "--layers", "9", "--quiet"), 2)
-    assert error(oracle("--offline", "--repo", "org/other", "-o", "-", "--quiet"), 3)
+        assert "W_enc_1.safetensors" in error(run("--offline", *world.arguments, "-o", "-", "--layers", more, "--quiet"), 3)
+    assert "it has no layer 9" in error(run("--offline", *world.arguments, "-o", "-", "--layers", "9", "--quiet"), 2)
+    assert error(run("--offline", "--repo", "org/other", "-o", "-", "--quiet"), 3)
     Path(tmp_path / "reference.json").write_text(json.dumps(online))
-    assert oracle("verify", str(tmp_path / "reference.json"), "--offline").returncode == 0
+    assert run("verify", str(tmp_path / "reference.json"), "--offline").returncode == 0
 
 
 def test_a_cache_that_does_not_know_what_there_is(hub: Hub, tmp_path: Path) -> None:
@@ -193,24 +185,22 @@ def test_a_cache_that_does_not_know_what_there_is(hub: Hub, tmp_path: Path) -> N
     cache = tmp_path / "cache"
     world = worlds.make("PltBundle", n_layers=5)
     world.add_to(hub)
-    for path in ("config.yaml", "layer_0.safetensors", "layer_1.safetensors"):
-        script = f"import huggingface_hub; huggingface_hub.hf_hub_download({REPO!r}, {path!r}, cache_dir={str(cache)!r})"
-        environment = {**os.environ, "HF_ENDPOINT": hub.url}
-        assert subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True).returncode == 0
+    files = ("config.yaml", "layer_0.safetensors", "layer_1.safetensors")
+    real_client.printed(hub, cache, *(f"hf_hub_download({REPO!r}, {path!r})" for path in files))
     source = ["--offline", "--cache-dir", str(cache), "--repo", REPO, "-o", "-", "--quiet"]
     for layers in ("all", "sample"):
-        said = error(oracle(*source, "--layers", layers), 3)
+        said = error(run(*source, "--layers", layers), 3)
         assert f"nobody tells how many layers {REPO} has; the layers 0, 1 can be had without the Hub: name them with --layers" in said
-    check(parsed(oracle(*source, "--layers", "0,1")), world, [0, 1])
+    check(parsed(run(*source, "--layers", "0,1")), world, [0, 1])
     # With the Hub the list is fetched, and huggingface_hub minds nothing of ours; the next run does without.
-    check(parsed(oracle("--mirror", hub.url, *source[1:])), world, [0, 2, 4])
-    check(parsed(oracle("--mirror", "http://127.0.0.1:1", *source[1:])), world, [0, 2, 4])
+    check(parsed(run("--mirror", hub.url, *source[1:])), world, [0, 2, 4])
+    check(parsed(run("--mirror", "http://127.0.0.1:1", *source[1:])), world, [0, 2, 4])
     found = huggingface_hub.scan_cache_dir(cache)
     assert not found.warnings and {repo.repo_id: repo.nb_files for repo in found.repos} == {REPO: 5}
     for bad in (b"", b"{}", b"[1]", b"[]", b"[" * 100_000):  # spoiled, it is none
         listing, = cache.rglob("listings/*.json")
         listing.write_bytes(bad)
-        assert "nobody tells" in error(oracle(*source), 3)
+        assert "nobody tells" in error(run(*source), 3)
 
 
 def test_a_part_of_a_mirror_knows_the_whole(hub: Hub, tmp_path: Path) -> None:
@@ -218,23 +208,23 @@ def test_a_part_of_a_mirror_knows_the_whole(hub: Hub, tmp_path: Path) -> None:
     world = worlds.make("PltBundle", n_layers=5)
     world.add_to(hub)
     tree = str(tmp_path / "tree")
-    assert oracle("mirror", tree, "--mirror", hub.url, "--repo", REPO, "--layers", "0,1").returncode == 0
+    assert run("mirror", tree, "--mirror", hub.url, "--repo", REPO, "--layers", "0,1").returncode == 0
     with file_server(Path(tree)) as (url, _):
         for mirror in (tree, url):
             source = ["--mirror", mirror, "--repo", REPO, "-o", "-", "--quiet"]
-            assert "layer_2.safetensors" in error(oracle(*source), 3)
-            assert "layer_2.safetensors" in error(oracle(*source, "--layers", "all"), 3)
-            check(parsed(oracle(*source, "--layers", "0,1")), world, [0, 1])
-    assert oracle("mirror", tree, "--mirror", hub.url, "--repo", REPO).returncode == 0
-    check(parsed(oracle("--mirror", tree, "--repo", REPO, "-o", "-", "--quiet")), world, [0, 2, 4])
+            assert "layer_2.safetensors" in error(run(*source), 3)
+            assert "layer_2.safetensors" in error(run(*source, "--layers", "all"), 3)
+            check(parsed(run(*source, "--layers", "0,1")), world, [0, 1])
+    assert run("mirror", tree, "--mirror", hub.url, "--repo", REPO).returncode == 0
+    check(parsed(run("--mirror", tree, "--repo", REPO, "-o", "-", "--quiet")), world, [0, 2, 4])
     # A manifest of old has no list.
     manifest = json.loads((tmp_path / "tree/manifest.json").read_text())
     del manifest["listings"]
     (tmp_path / "tree/manifest.json").write_text(json.dumps(manifest))
-    assert "nobody tells how many layers" in error(oracle("--mirror", tree, "--repo", REPO, "-o", "-", "--quiet"), 3)
+    assert "nobody tells how many layers" in error(run("--mirror", tree, "--repo", REPO, "-o", "-", "--quiet"), 3)
     for bad in (3, [3], [{}], [{"repo": 1, "revision": "main", "commit": None, "paths": []}]):
         (tmp_path / "tree/manifest.json").write_text(json.dumps({**manifest, "listings": bad}))
-        assert "manifest.json is not a manifest" in error(oracle("--mirror", tree, "--repo", REPO, "-o", "-", "--quiet"))
+        assert "manifest.json is not a manifest" in error(run("--mirror", tree, "--repo", REPO, "-o", "-", "--quiet"))
 
 
 def test_a_decoder_that_ends_too_early(hub: Hub) -> None:
@@ -242,7 +232,7 @@ def test_a_decoder_that_ends_too_early(hub: Hub) -> None:
     world.files[REPO]["W_dec_0.safetensors"] = worlds.to_safetensors({"W_dec_0": world.weights[0]["w_dec"][:, :1]})
     world.add_to(hub)
     for layers in ("all", "0"):
-        ran = oracle("--mirror", hub.url, "--repo", REPO, "-o", "-", "--quiet", "--decode", "--layers", layers)
+        ran = run("--mirror", hub.url, "--repo", REPO, "-o", "-", "--quiet", "--decode", "--layers", layers)
         assert "the decoder of layer 0 ends at layer 0, and the last layer is 2" in error(ran)
 
 
@@ -262,7 +252,7 @@ def test_tensors_that_nobody_knows(tmp_path: Path, schema: str, name: str, other
     arrays = dict(np.load(io.BytesIO(content))) if path.endswith(".npz") else worlds.from_safetensors(content)
     arrays[other] = arrays.pop(name)
     world.files[REPO][path] = worlds.to_npz(arrays) if path.endswith(".npz") else worlds.to_safetensors(arrays)
-    ran = oracle("--mirror", world.lay_out(tmp_path / "tree"), *world.arguments, "-o", "-", "--quiet", "--schema", schema)
+    ran = run("--mirror", world.lay_out(tmp_path / "tree"), *world.arguments, "-o", "-", "--quiet", "--schema", schema)
     said = error(ran)
     assert other in said and ("whose part in the encoding is not known" in said or "never has" in said)
 
@@ -271,7 +261,7 @@ def test_tensors_that_nobody_knows(tmp_path: Path, schema: str, name: str, other
 def test_paths_that_lead_out(hub: Hub, path: str) -> None:
     world = worlds.make("Sae", n_layers=1)
     world.add_to(hub)
-    ran = oracle("--mirror", hub.url, "--repo", REPO, "--path", path, "-o", "-", "--quiet")
+    ran = run("--mirror", hub.url, "--repo", REPO, "--path", path, "-o", "-", "--quiet")
     assert ran.returncode in (2, 4) and len(ran.stderr.splitlines()) == 1
     assert not any("params" in seen.path for seen in hub.seen)
 
@@ -280,12 +270,12 @@ def test_saes_by_their_paths(hub: Hub) -> None:
     world = worlds.make("Sae", n_layers=2)
     world.add_to(hub)
     paths = list(world.files[REPO])
-    check(parsed(run(hub, {}, "--path", paths[1])), world, [1])
+    check(parsed(generate(hub, {}, "--path", paths[1])), world, [1])
     same = next(iter(world.files[REPO].values()))
-    said = error(run(hub, {"layer_0/other/params.npz": same}, "--path", paths[0], "--path", "layer_0/other/params.npz"), 2)
+    said = error(generate(hub, {"layer_0/other/params.npz": same}, "--path", paths[0], "--path", "layer_0/other/params.npz"), 2)
     assert "are both of layer 0" in said
-    said = error(run(hub, {"sae.npz": same, "b.npz": same}, "--path", "sae.npz", "--path", "b.npz"), 2)
+    said = error(generate(hub, {"sae.npz": same, "b.npz": same}, "--path", "sae.npz", "--path", "b.npz"), 2)
     assert "does not say which layer it is of" in said
-    made = parsed(run(hub, {}, "--path", "sae.npz", "--layers", "17"))
+    made = parsed(generate(hub, {}, "--path", "sae.npz", "--layers", "17"))
     assert {(case["layer"], case["seed"]) for case in made["test_cases"]} == {(17, 17), (17, 117), (17, 217)}
-    assert "--layers says [3]" in error(run(hub, {}, "--path", paths[0], "--layers", "3"), 2)
+    assert "--layers says [3]" in error(generate(hub, {}, "--path", paths[0], "--layers", "3"), 2)

@@ -13,7 +13,7 @@ import pytest
 
 from oracle import Job, verify
 from tests.support import worlds
-from tests.support.process import oracle
+from tests.support.process import run
 
 Document = dict[str, Any]
 TOLERANCE = 2e-3  # of ReLU's 400 features one in about four cases is this near to its gate
@@ -32,7 +32,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, worlds.World, 
 
 def generate(folder: Path, world: worlds.World, *options: str) -> Any:
     output = str(folder / "reference.json")
-    return oracle("--mirror", str(folder / "tree"), *world.arguments, "--layers", "all", "--tolerance", str(TOLERANCE), "-o", output, *options)
+    return run("--mirror", str(folder / "tree"), *world.arguments, "--layers", "all", "--tolerance", str(TOLERANCE), "-o", output, *options)
 
 
 def test_no_case_has_a_flag_and_the_others_are_on_record(made: tuple[Path, worlds.World, Document]) -> None:
@@ -59,7 +59,7 @@ def test_no_case_has_a_flag_and_the_others_are_on_record(made: tuple[Path, world
 def _residual(reference: Document, record: Document) -> np.ndarray:
     """By the command, which knows nothing of the reference."""
     where = ["--seed", str(record["seed"]), "--stream", str(record["layer"]), "--length", str(reference["d_model"])]
-    bits = [int(line, 16) for line in oracle("residual", *where, "--hex").stdout.split()]
+    bits = [int(line, 16) for line in run("residual", *where, "--hex").stdout.split()]
     return np.array(bits, np.uint32).view(np.float32)
 
 
@@ -90,7 +90,7 @@ def test_what_was_edited_is_found(made: tuple[Path, worlds.World, Document], nam
 def test_records_that_are_none(made: tuple[Path, worlds.World, Document], tmp_path: Path, record: Any) -> None:
     folder, _, reference = made
     (tmp_path / "reference.json").write_text(json.dumps({**reference, "skipped_seeds": [record]}))
-    ran = oracle("verify", str(tmp_path / "reference.json"), "--mirror", str(folder / "tree"))
+    ran = run("verify", str(tmp_path / "reference.json"), "--mirror", str(folder / "tree"))
     assert ran.returncode == 4 and "skipped_seeds[0]" in ran.stderr and len(ran.stderr.splitlines()) == 1
 
 

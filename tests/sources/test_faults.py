@@ -19,8 +19,9 @@ import pytest
 
 import vendored_hf as hf
 from oracle.sources.stream import RemoteFile, open_remote
+from tests.support import real_client
 from tests.support.hub import Fault, Hub
-from tests.support.places import ROOT
+from tests.support.process import python, variables
 
 REPO, PATH = "org/weights", "a/params.npz"
 CONTENT = random.Random(1).randbytes(3_000_000)
@@ -30,12 +31,6 @@ CONTENT = random.Random(1).randbytes(3_000_000)
 def filled(hub: Hub) -> Hub:
     hub.add(REPO, PATH, CONTENT)
     return hub
-
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The waits between attempts, a tenth as long."""
-    monkeypatch.setattr(hf, "FIRST_WAIT", 0.03)
 
 
 @pytest.fixture
@@ -197,10 +192,10 @@ FETCH = f"import vendored_hf, sys; vendored_hf.SEVERAL_FROM = 1 << 20; print(ven
 
 
 def start(hub: Hub, connections: int = 4) -> subprocess.Popen[str]:
-    environment = {**os.environ, "HF_ENDPOINT": hub.url, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
-        [sys.executable, "-c", FETCH, str(connections)], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+        [sys.executable, "-c", FETCH, str(connections)], env=variables({"HF_ENDPOINT": hub.url}), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("kills", [4, pytest.param(50, marks=pytest.mark.slow)])
@@ -286,17 +281,9 @@ def test_the_real_client_and_ours_respect_each_other_s_lock(filled: Hub) -> None
 
 
 def test_both_clients_at_once(hub: Hub) -> None:
-    pytest.importorskip("huggingface_hub")
     hub.rate = 4e6
     hub.add(REPO, PATH, CONTENT)
-    environment = {
-        **os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(hf.hf_hub_cache()), "HF_HUB_DISABLE_TELEMETRY": "1",
-        "NO_PROXY": "127.0.0.1,127.0.0.2",
-    }
-    theirs = f"from huggingface_hub import hf_hub_download; print(hf_hub_download({REPO!r}, {PATH!r}))"
-    their_process = subprocess.Popen(
-        [sys.executable, "-c", theirs], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    )
+    their_process = real_client.started(hub, hf.hf_hub_cache(), f"print(hf_hub_download({REPO!r}, {PATH!r}))")
     while not hub.requests("hub", "HEAD"):
         time.sleep(0.01)
     ours, errors = start(hub).communicate(timeout=60)
@@ -310,8 +297,7 @@ def test_both_clients_at_once(hub: Hub) -> None:
 
 def limited(hub: Hub, before: str) -> subprocess.CompletedProcess[str]:
     program = f"{before}\nimport vendored_hf\nprint(vendored_hf.hf_hub_download({REPO!r}, {PATH!r}))"
-    environment = {**os.environ, "HF_ENDPOINT": hub.url, "PYTHONPATH": str(ROOT)}
-    return subprocess.run([sys.executable, "-c", program], env=environment, text=True, capture_output=True, timeout=60)
+    return python("-c", program, environment={"HF_ENDPOINT": hub.url})
 
 
 def test_a_full_disk(filled: Hub) -> None:
@@ -331,9 +317,7 @@ def test_a_read_only_cache(filled: Hub) -> None:
             filled.add(REPO, "other.npz", b"other")
             filled.repos[REPO].refs["main"] = filled.repos[REPO].refs["main"]
             command = [*prefix, sys.executable, "-c", f"import vendored_hf; print(vendored_hf.hf_hub_download({REPO!r}, {repo_path!r}, revision={path.parts[-3]!r}))"]
-            ran = subprocess.run(
-                command, env={**os.environ, "HF_ENDPOINT": filled.url, "PYTHONPATH": str(ROOT)}, text=True, capture_output=True
-            )
+            ran = subprocess.run(command, env=variables({"HF_ENDPOINT": filled.url}), text=True, capture_output=True)
             assert ran.returncode == code, ran.stderr
             assert (ran.stdout.strip() == str(path)) if code == 0 else "Error" in ran.stderr
     finally:

@@ -16,7 +16,7 @@ import trustme
 
 import vendored_hf as hf
 from tests.support.hub import Fault, Hub
-from tests.support.process import oracle
+from tests.support.process import run
 from tests.support.small_scope import CURATION_REPO, WEIGHTS_REPO, fill
 
 TOKEN = "hf_thetokenthatnobodysees"
@@ -35,11 +35,11 @@ def test_the_token_is_nowhere_but_in_its_header(hub: Hub, tmp_path: Path, monkey
     for repo in hub.repos.values():
         repo.token = TOKEN
     with_token = {"HF_TOKEN": TOKEN}
-    runs = [oracle("--mirror", hub.url, "--layers", "0", *more, environment=with_token)
+    runs = [run("--mirror", hub.url, "--layers", "0", *more, environment=with_token)
             for more in ([], ["--stream"], ["--debug", "--weights-revision", "none"], ["--debug", "--revision", "none"])]
     hub.inject(*(Fault(status=500) for _ in range(9)), *(Fault(host="hub", status=403) for _ in range(3)))
     (hf.hf_hub_cache() / f"models--{WEIGHTS_REPO.replace('/', '--')}").rename(tmp_path / "away")
-    runs += [oracle("--mirror", hub.url, "--layers", "0", "--debug", environment=with_token) for _ in range(2)]
+    runs += [run("--mirror", hub.url, "--layers", "0", "--debug", environment=with_token) for _ in range(2)]
     assert [r.returncode for r in runs] == [0, 0, 3, 3, 3, 3]
     assert TOKEN not in everything(*runs)
     for path in tmp_path.rglob("*"):
@@ -71,17 +71,17 @@ def test_a_redirect_to_another_port_gets_no_token(hub: Hub) -> None:
 
 def test_a_password_in_the_endpoint_is_not_shown(hub: Hub) -> None:
     address = hub.url.replace("http://", "http://user:secretword@")
-    bare = oracle("--mirror", address.replace("http://", ""))
+    bare = run("--mirror", address.replace("http://", ""))
     assert "127.0.0.1" in bare.stderr and bare.returncode == 3
-    others = [oracle("--mirror", other) for other in (address, address.replace("http:", "ftp:"))]
+    others = [run("--mirror", other) for other in (address, address.replace("http:", "ftp:"))]
     assert "secretword" not in everything(bare, *others)
     # a server that does not say how long its files are
     fill(hub)
     hub.alter = lambda headers: headers.pop("X-Linked-Size", None) and None
-    unknown = oracle("--mirror", address, "--layers", "0", "--stream")
+    unknown = run("--mirror", address, "--layers", "0", "--stream")
     assert "does not say how long" in unknown.stderr and "secretword" not in unknown.stderr, unknown.stderr
     hub.alter = None
-    refused = oracle("--mirror", "http://user:secretword@127.0.0.1:9")
+    refused = run("--mirror", "http://user:secretword@127.0.0.1:9")
     assert refused.returncode == 3 and "secretword" not in refused.stderr and "127.0.0.1:9" in refused.stderr
 
 
@@ -126,10 +126,10 @@ def test_a_private_certificate(tls_hub: Hub, tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"):
         monkeypatch.delenv(name, raising=False)
-    refused = oracle("--mirror", tls_hub.url, "--layers", "0")
+    refused = run("--mirror", tls_hub.url, "--layers", "0")
     assert refused.returncode == 3 and "certificate" in refused.stderr.lower() and "Traceback" not in refused.stderr
     assert not tls_hub.seen
-    trusted = oracle("--mirror", tls_hub.url, "--layers", "0", environment={"REQUESTS_CA_BUNDLE": str(tmp_path / "ca.pem")})
+    trusted = run("--mirror", tls_hub.url, "--layers", "0", environment={"REQUESTS_CA_BUNDLE": str(tmp_path / "ca.pem")})
     assert trusted.returncode == 0, trusted.stderr
 
 
@@ -190,16 +190,16 @@ def proxy() -> Iterator[Proxy]:
 def test_https_through_a_proxy(tls_hub: Hub, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     environment = {"REQUESTS_CA_BUNDLE": str(tmp_path / "ca.pem"), "HTTPS_PROXY": proxy.url, "HF_TOKEN": TOKEN}
-    ran = oracle("--mirror", tls_hub.url, "--layers", "0", environment=environment)
+    ran = run("--mirror", tls_hub.url, "--layers", "0", environment=environment)
     assert ran.returncode == 0, ran.stderr
     hosts = {line.split(" ")[1] for line in proxy.asked if line.startswith("CONNECT")}
     assert hosts == {tls_hub.url.removeprefix("https://"), tls_hub.cdn_url.removeprefix("https://")}
     proxy.asked.clear()
-    around = oracle(
+    around = run(
         "--mirror", tls_hub.url, "--layers", "1", environment={**environment, "NO_PROXY": "127.0.0.1,127.0.0.2"}
     )
     assert around.returncode == 0 and not proxy.asked
-    dead = oracle("--mirror", tls_hub.url, "--layers", "2", "--cache-dir", str(tmp_path / "other"),
+    dead = run("--mirror", tls_hub.url, "--layers", "2", "--cache-dir", str(tmp_path / "other"),
                   environment={**environment, "HTTPS_PROXY": "http://127.0.0.1:9"})
     assert dead.returncode == 3 and "Traceback" not in dead.stderr and TOKEN not in dead.stderr
 
@@ -207,7 +207,7 @@ def test_https_through_a_proxy(tls_hub: Hub, proxy: Proxy, tmp_path: Path, monke
 def test_http_through_a_proxy(hub: Hub, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     fill(hub)
-    ran = oracle("--mirror", hub.url, "--layers", "0", environment={"HTTP_PROXY": proxy.url, "http_proxy": proxy.url})
+    ran = run("--mirror", hub.url, "--layers", "0", environment={"HTTP_PROXY": proxy.url, "http_proxy": proxy.url})
     assert ran.returncode == 0, ran.stderr
     assert any(CURATION_REPO in line for line in proxy.asked)
     assert os.path.exists("plt_gemma_reference.json")

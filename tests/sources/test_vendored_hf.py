@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import vendored_hf as hf
+from tests.support import real_client
 from tests.support.hub import Fault, Hub
 from tests.support.places import ROOT
 
@@ -75,26 +76,13 @@ def test_branches_with_slashes(filled: Hub) -> None:
     assert hf.try_to_load_from_cache(REPO, "a/b/params.npz", revision="refs/pr/1")
 
 
-def real_client(hub: Hub, cache: Path, *calls: str) -> str:
-    """Run calls of the real huggingface_hub in a process of its own; its settings are read at import."""
-    pytest.importorskip("huggingface_hub")
-    program = "from huggingface_hub import hf_hub_download, try_to_load_from_cache\n" + "\n".join(calls)
-    environment = {
-        **os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(cache), "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "127.0.0.1,127.0.0.2",
-    }
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=60)
-    assert ran.returncode == 0, ran.stderr
-    return ran.stdout
-
-
 def test_the_cache_is_the_real_client_s_file_for_file(filled: Hub, tmp_path: Path) -> None:
     filled.add(REPO, "a/b/params.npz", b"other", branch="v2")
     commit = filled.repos[REPO].refs["main"]
     calls = [("config.yaml", "main"), ("a/b/params.npz", "main"), ("a/b/params.npz", "v2"), ("config.yaml", commit)]
     for path, revision in calls:
         fetch(filled, path, revision=revision, cache_dir=tmp_path / "ours")
-    real_client(
+    real_client.printed(
         filled, tmp_path / "theirs",
         *(f"hf_hub_download({REPO!r}, {path!r}, revision={revision!r})" for path, revision in calls),
     )
@@ -106,13 +94,13 @@ def test_the_cache_is_the_real_client_s_file_for_file(filled: Hub, tmp_path: Pat
 
 def test_each_side_finds_what_the_other_fetched(filled: Hub, tmp_path: Path) -> None:
     ours, theirs = fetch(filled, cache_dir=tmp_path / "ours"), tmp_path / "theirs"
-    found = real_client(
+    found = real_client.printed(
         filled, tmp_path / "ours",
         f"print(try_to_load_from_cache({REPO!r}, 'a/b/params.npz'))",
         f"print(hf_hub_download({REPO!r}, 'a/b/params.npz', local_files_only=True))",
     )
     assert found.split() == [ours, ours]
-    printed = real_client(filled, theirs, f"print(hf_hub_download({REPO!r}, 'a/b/params.npz'))").strip()
+    printed = real_client.printed(filled, theirs, f"print(hf_hub_download({REPO!r}, 'a/b/params.npz'))").strip()
     assert hf.try_to_load_from_cache(REPO, "a/b/params.npz", theirs) == printed
     assert fetch(filled, cache_dir=theirs, local_files_only=True) == printed
 

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,6 +57,34 @@ def parsed(ran: subprocess.CompletedProcess[str]) -> Document:
     assert ran.returncode == 0, ran.stderr
     document: Document = json.loads(ran.stdout)
     return document
+
+
+def stripped(reference: Document) -> Document:
+    """The reference's own answers, as the least that a candidate is."""
+    top = next(key for key in reference["test_cases"][0] if key.startswith("top_"))
+    keys = ("layer", "seed", "n_active", top)
+    return {"test_cases": [{key: copy.deepcopy(case[key]) for key in keys} for case in reference["test_cases"]]}
+
+
+def read(path: Path) -> Document:
+    document: Document = json.loads(path.read_text())
+    return document
+
+
+def error(ran: subprocess.CompletedProcess[str], code: int = 4) -> str:
+    """The one line that a failed run says."""
+    assert ran.returncode == code and len(ran.stderr.splitlines()) == 1 and ran.stderr.startswith("error: "), ran.stderr
+    return ran.stderr.strip()
+
+
+def same_types(old: Any, new: Any, where: str = "$") -> None:
+    """What `old` holds, `new` holds in the same places and the same types."""
+    assert type(old) is type(new), where
+    if isinstance(old, dict):
+        for key in old.keys() - {"torch_version", "platform"}:
+            same_types(old[key], new[key], f"{where}.{key}")
+    elif isinstance(old, list) and old:
+        same_types(old[0], new[0], f"{where}[0]")
 
 
 def comparable(document: Document, *, sha256: bool = True, revisions: bool = True) -> Document:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,12 @@ import numpy as np
 
 from oracle.arithmetic.residual import residual
 from oracle.checking.compare import compare
-from oracle.diagnosis import explain
+from oracle.diagnosis.explain import explain
 from oracle.diagnosis.explanation import Explanation
-from oracle.job import Job
-from oracle.references import generate as reference
+from oracle.job import Job, Origin
+from oracle.references.generate import generate
+from oracle.references.reading import parse_candidate
+from oracle.references.recorded import RecordedWeights
 from tests.support import worlds
 from tests.support.small_scope import CURATION_REPO, WEIGHTS_REPO, npz
 
@@ -220,28 +221,31 @@ class World:
     """Synthetic weights in a cache, their reference, and ports of it."""
 
     def __init__(self, weights: dict[Any, Arrays], job: Job):
-        self.weights, self.job = weights, replace(job, paths=())  # as compare has it, unless it is told more
-        self.reference = reference.generate(job)
+        self.weights = weights
+        self.reference = generate(job)
+        # As compare has it, unless it is told more.
+        self.recorded_weights = RecordedWeights.of(self.reference, Origin(cache_dir=job.origin.cache_dir, offline=True))
 
     @classmethod
     def make(cls, folder: Path, seed: int, shape: tuple[int, int]) -> World:
         weights = make_weights(seed, *shape)
-        return cls(weights, Job(CURATION_REPO, layers=(0, 1, 2), cache_dir=make_cache(folder, weights), offline=True))
+        origin = Origin(CURATION_REPO, cache_dir=make_cache(folder, weights), offline=True)
+        return cls(weights, Job(origin, layers=(0, 1, 2)))
 
     @classmethod
-    def of(cls, folder: Path, repo: worlds.World, **options: Any) -> World:
+    def of(cls, folder: Path, repo: worlds.World) -> World:
         """A repo of worlds.py, its first three layers."""
         by_feature = repo.schema in ("PltBundle", "CltSplit")
         weights: dict[Any, Arrays] = {}
-        for layer, there in repo.weights.items():
-            arrays = {"W_enc": there["w_enc"].T.copy(), "W_dec": there["w_dec"][:, 0], "b_enc": there["b_enc"]}
-            arrays |= {"b_dec": there["b_dec"], "threshold": there.get("threshold", np.zeros_like(there["b_enc"]))}
+        for layer, own in repo.weights.items():
+            arrays = {"W_enc": own["w_enc"].T.copy(), "W_dec": own["w_dec"][:, 0], "b_enc": own["b_enc"]}
+            arrays |= {"b_dec": own["b_dec"], "threshold": own.get("threshold", np.zeros_like(own["b_enc"]))}
             if by_feature:
-                arrays["W_enc reshaped"] = there["w_enc"].reshape(arrays["W_enc"].shape)
+                arrays["W_enc reshaped"] = own["w_enc"].reshape(arrays["W_enc"].shape)
             weights[layer] = arrays
         cache = write_cache(folder, [(name, path, content) for name, of in repo.files.items() for path, content in of.items()])
-        paths = tuple(repo.files[repo.repo])[:3] if repo.schema == "Sae" else ()
-        return cls(weights, Job(repo.repo, paths=paths, layers=(0, 1, 2), cache_dir=cache, offline=True, **options))
+        path = tuple(repo.files[repo.repo])[:3] if repo.schema == "Sae" else ()
+        return cls(weights, Job(Origin(repo.repo, path=path, cache_dir=cache, offline=True), layers=(0, 1, 2)))
 
     def explain(self, names: Sequence[str]) -> tuple[dict[str, Any], Explanation | None]:
         """What a port with these mistakes answers, and its explanation; None where it agrees."""
@@ -249,10 +253,9 @@ class World:
         return answers, self.explain_answers(answers)
 
     def explain_answers(self, answers: dict[str, Any]) -> Explanation | None:
-        compared = compare(self.reference, answers)
-        if compared.agrees:
-            return None
-        return explain.explain(self.reference, answers, compared, self.job)
+        port = parse_candidate(answers, self.reference.top_k)
+        comparison = compare(self.reference, port)
+        return None if comparison.agrees else explain(self.reference, port, comparison, self.recorded_weights)
 
     def gives(self, names: Sequence[str], answers: dict[str, Any]) -> bool:
         """Whether a port with these mistakes would print the same, but for rounding."""
@@ -266,19 +269,24 @@ class World:
 
     def judge(self, names: Sequence[str]) -> str:
         """`first`: named first. `equal`: named, among others that give the same numbers. Else what went wrong."""
-        answers, found = self.explain(names)
-        if found is None:
-            return "agrees"
-        if not found.named:
-            return "not found"
-        sets = [set(fit.mistakes) for fit in found.named]
-        others = [named for named in sets if named != set(names)]
-        for other in others:
-            if not self.gives(sorted(other), answers):
-                return f"wrongly named: {other}"
-        if set(names) in sets:
-            return "equal" if others else "first"
-        return "equal" if others and all(len(other) < len(names) for other in others) else f"not named: {sets}"
+        answers, explanation = self.explain(names)
+        return judge(names, explanation, lambda other: self.gives(other, answers))
+
+
+def judge(names: Sequence[str], explanation: Explanation | None, gives: Callable[[Sequence[str]], bool]) -> str:
+    """`first`: named first. `equal`: named, among others that give the same numbers. Else what went wrong."""
+    if explanation is None:
+        return "agrees"
+    if not explanation.named:
+        return f"not found: {explanation.known}"
+    sets = [set(fit.mistakes) for fit in explanation.named]
+    others = [named for named in sets if named != set(names)]
+    for other in others:
+        if not gives(sorted(other)):
+            return f"wrongly named: {other}"
+    if set(names) in sets:
+        return "equal" if others else "first"
+    return "equal" if others and all(len(other) < len(names) for other in others) else f"not named: {sets}"
 
 
 # Where more than k features fire in every case, or no more than k: the port is right then.

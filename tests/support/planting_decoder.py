@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,15 @@ import numpy as np
 
 from oracle.arithmetic.residual import residual
 from oracle.checking.compare import compare
-from oracle.diagnosis import explain
+from oracle.diagnosis.explain import explain
 from oracle.diagnosis.explanation import Explanation
-from oracle.job import Job
-from oracle.references import document
-from oracle.references import generate as reference
+from oracle.job import Job, Origin
+from oracle.references.document import to_json
+from oracle.references.generate import generate
+from oracle.references.reading import parse_candidate
+from oracle.references.recorded import RecordedWeights
 from tests.support import worlds
-from tests.support.planting import bf16, half, to_bits, write_cache
+from tests.support.planting import bf16, half, judge, to_bits, write_cache
 
 
 def fires(pre: np.ndarray, gate: np.ndarray) -> np.ndarray:
@@ -69,18 +70,18 @@ class Decoders:
         self.kind = kind
         self.repo = repo = worlds.make(n_layers=n_layers, seed=seed, **kind)
         cache = write_cache(folder, [(name, path, content) for name, of in repo.files.items() for path, content in of.items()])
-        paths = tuple(repo.files[repo.repo])[:3] if repo.schema == "Sae" else ()
-        job = Job(repo.repo, paths=paths, layers=(0, 1, 2), n_seeds=2, decode=True, cache_dir=cache, offline=True)
-        self.reference = reference.generate(job)
-        self.job = replace(job, paths=())
+        path = tuple(repo.files[repo.repo])[:3] if repo.schema == "Sae" else ()
+        origin = Origin(repo.repo, path=path, cache_dir=cache, offline=True)
+        self.reference = generate(Job(origin, layers=(0, 1, 2), seeds=2, decode=True))
+        self.recorded_weights = RecordedWeights.of(self.reference, Origin(cache_dir=cache, offline=True))
 
     def possible(self) -> list[str]:
         """The mistakes that change something here."""
-        there = {"float32"} if self.kind.get("dtype", "float32") == "float32" else set()
-        there |= {"skip"} if self.kind.get("skip") else set()
-        there |= {"targets"} if self.repo.schema == "CltSplit" else {"one"}
-        there |= {"threshold"} if self.kind.get("threshold", True) else set()
-        return [name for name, (_, _, takes) in PLANTS.items() if set(takes.split()) <= there]
+        available = {"float32"} if self.kind.get("dtype", "float32") == "float32" else set()
+        available |= {"skip"} if self.kind.get("skip") else set()
+        available |= {"targets"} if self.repo.schema == "CltSplit" else {"one"}
+        available |= {"threshold"} if self.kind.get("threshold", True) else set()
+        return [name for name, (_, _, takes) in PLANTS.items() if set(takes.split()) <= available]
 
     def decode(self, layer: int, seed: int, names: Sequence[str]) -> list[dict[str, Any]]:
         """The reconstructions of a port with these mistakes; where it would take a decoder that is not there, none."""
@@ -99,7 +100,7 @@ class Decoders:
         elif layer + which in self.repo.weights:
             w_dec = self.repo.weights[layer + which]["w_dec"]
         w_dec = steps.get("rounding", lambda v: v)(w_dec)
-        made = []
+        outputs = []
         for target in range(n_targets):
             place, own = target + steps.get("target", 0), int(target == 0)
             if not 0 <= place < w_dec.shape[1]:
@@ -111,7 +112,7 @@ class Decoders:
             out = out + steps.get("skip", lambda r, w, own: own * (r @ w))(r, w_skip, own)
             out = (out + steps.get("b_dec", lambda own: own)(own) * weights["b_dec"]).astype(np.float32)
             wide = out.astype(np.float64)
-            made.append(
+            outputs.append(
                 {
                     "target_layer": layer + target,
                     "norm": float(np.linalg.norm(out)),
@@ -120,45 +121,34 @@ class Decoders:
                     "first_10": out[:10].tolist(),
                 }
             )
-        return made
+        return outputs
 
     def candidate(self, names: Sequence[str]) -> dict[str, Any]:
         """The reference's own encodings, which a right port may give, with a port's reconstructions."""
-        answers: dict[str, Any] = json.loads(json.dumps({"test_cases": document.plain(self.reference)["test_cases"]}))
+        answers: dict[str, Any] = json.loads(json.dumps({"test_cases": to_json(self.reference, with_residuals=False)["test_cases"]}))
         for case in answers["test_cases"]:
             case["reconstructions"] = self.decode(case["layer"], case["seed"], names)
         return answers
 
     def explain_answers(self, answers: dict[str, Any]) -> Explanation | None:
         """None where they agree."""
-        compared = compare(self.reference, answers)
-        return None if compared.agrees else explain.explain(self.reference, answers, compared, self.job)
+        port = parse_candidate(answers, self.reference.top_k)
+        comparison = compare(self.reference, port)
+        return None if comparison.agrees else explain(self.reference, port, comparison, self.recorded_weights)
 
     def gives(self, names: Sequence[str], answers: dict[str, Any]) -> bool:
         """Whether a port with these mistakes gives the same first values, within the tolerance, where it gives any."""
         other = self.candidate(names)["test_cases"]
         return all(
-            np.allclose(a["first_10"], b["first_10"], rtol=0, atol=right["tolerance"])
-            for case, theirs, ours in zip(answers["test_cases"], other, self.reference["test_cases"])
+            np.allclose(a["first_10"], b["first_10"], rtol=0, atol=right.tolerance)
+            for case, theirs, ours in zip(answers["test_cases"], other, self.reference.cases)
             for a in case["reconstructions"]
             for b in theirs["reconstructions"]
-            for right in ours["reconstructions"]
-            if a["target_layer"] == b["target_layer"] == right["target_layer"]
+            for right in ours.reconstructions
+            if a["target_layer"] == b["target_layer"] == right.target_layer
         )
 
     def judge(self, names: Sequence[str]) -> str:
         """`first`: named first. `equal`: named, among others that give the same numbers. Else what went wrong."""
         answers = self.candidate(names)
-        found = self.explain_answers(answers)
-        if found is None:
-            return "agrees"
-        if not found.named:
-            return f"not found: {found.known}"
-        sets = [set(fit.mistakes) for fit in found.named]
-        others = [named for named in sets if named != set(names)]
-        for other in others:
-            if not self.gives(sorted(other), answers):
-                return f"wrongly named: {other}"
-        if set(names) in sets:
-            return "equal" if others else "first"
-        return "equal" if others and all(len(other) < len(names) for other in others) else f"not named: {sets}"
+        return judge(names, self.explain_answers(answers), lambda other: self.gives(other, answers))

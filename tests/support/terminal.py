@@ -12,7 +12,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,20 +44,39 @@ class Cast:
     def drawings(self) -> list[bytes]:
         return self.raw.split(DRAWN)
 
+    def screens(self) -> Iterator[pyte.HistoryScreen]:
+        """The screen after each drawing, and at the end; it is one and the same, which goes on."""
+        screen = pyte.HistoryScreen(self.width, self.height, history=10_000)
+        stream = pyte.ByteStream(screen)
+        for drawing in self.drawings:
+            stream.feed(drawing + DRAWN)
+            yield screen
+
     @property
     def frames(self) -> list[list[str]]:
         """What stood on the screen after each drawing, and at the end."""
-        screen = pyte.Screen(self.width, self.height)
-        stream = pyte.ByteStream(screen)
-        frames = []
-        for drawing in self.drawings:
-            stream.feed(drawing + DRAWN)
-            frames.append([line.rstrip() for line in screen.display if line.strip()])
-        return frames
+        return [[line.rstrip() for line in screen.display if line.strip()] for screen in self.screens()]
 
     @property
     def final(self) -> list[str]:
         return self.frames[-1]
+
+    @property
+    def scrolled(self) -> list[str]:
+        """What is left in the end, with what has scrolled away at the top."""
+        *_, screen = self.screens()
+        above = ["".join(line[column].data for column in range(self.width)) for line in screen.history.top]
+        return [line.rstrip() for line in [*above, *screen.display] if line.strip()]
+
+    @property
+    def colours(self) -> set[str]:
+        """Of all that ever stood on the screen."""
+        return {cell.fg for screen in self.screens() for line in screen.buffer.values() for cell in line.values()}
+
+    @property
+    def cursor_is_seen(self) -> bool:
+        *_, screen = self.screens()
+        return not screen.cursor.hidden
 
 
 def longest(text: str) -> int:

@@ -5,22 +5,24 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.support.places import ROOT
-from tests.support.process import oracle
+from tests.support.encodings import read
+from tests.support.process import oracle, variables
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A reference in demo's cache, a candidate that is wrong, and an edited reference."""
-    made = tmp_path_factory.mktemp("demo")
-    assert oracle("demo", "--folder", str(made), "--quiet").returncode == 0
-    reference = json.loads((made / "plt_gemma_reference.json").read_text())
+def folder(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's reference and cache, a candidate that is wrong, and an edited reference."""
+    made = tmp_path_factory.mktemp("pipes")
+    shutil.copy(demo_folder / "plt_gemma_reference.json", made)
+    (made / "hub").symlink_to(demo_folder / "hub")
+    reference = read(made / "plt_gemma_reference.json")
     reference["test_cases"][0]["n_active"] += 1
     reference["test_cases"][0]["n_active_bounds"] = [0, 512]
     reference["test_cases"][0]["gate_ties"] = list(range(512))
@@ -54,20 +56,18 @@ def test_nobody_reads(folder: Path, name: str) -> None:
         (folder / "out.json").unlink(missing_ok=True)
         reader, writer = os.pipe()
         os.close(reader)
-        streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
         streams |= {stream: writer for stream in streams if closed in (stream, "both")}
-        process = subprocess.Popen(command, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, **streams)
+        process = subprocess.Popen(command, cwd=folder, env=variables(), text=True, **streams)
         os.close(writer)
-        assert process.wait(timeout=60) == expected, closed
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == expected and not set((said or "").split()) & {"Traceback", "BrokenPipeError:"}, (closed, said)
         if "out.json" in command:
-            assert len(json.loads((folder / "out.json").read_text())["test_cases"]) == 9
+            assert len(read(folder / "out.json")["test_cases"]) == 9
 
 
 def test_no_room_for_it_is_an_error(folder: Path) -> None:
     with open("/dev/full", "w") as full:
         for command in (COMMANDS["residual"], COMMANDS["compare as JSON"]):
-            ran = subprocess.run(
-                [sys.executable, "-m", "oracle", *command], cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)},
-                stdout=full, stderr=subprocess.PIPE, text=True,
-            )  # fmt: skip
+            ran = oracle(*command, cwd=folder, stdout=full)
             assert ran.returncode == 2 and "- cannot be written: No space left" in ran.stderr, ran.stderr

@@ -21,7 +21,7 @@ from oracle.weights.tensors import WeightsError
 from tests.support import worlds
 from tests.support.hub import Hub
 from tests.support.places import ROOT
-from tests.support.process import oracle
+from tests.support.process import run
 from tests.support.small_scope import npz
 
 GOOD = {"W_enc": np.arange(12, dtype=np.float32).reshape(3, 4), "b_enc": np.ones(3, np.float32)}
@@ -152,7 +152,7 @@ def test_a_bad_file_is_exit_4(hub: Hub, tmp_path: Any) -> None:
     for name, bad in (("cut", bytes(content[:-1])), ("bomb", packed(b"[" * 100_000)), ("html", b"<html>" * 100)):
         world.files[worlds.OWN_REPO]["layer_0.safetensors"] = bad
         world.add_to(hub)
-        ran = oracle("--mirror", hub.url, *world.arguments, "-o", str(tmp_path / name), "--quiet")
+        ran = run("--mirror", hub.url, *world.arguments, "-o", str(tmp_path / name), "--quiet")
         assert ran.returncode == 4 and len(ran.stderr.splitlines()) == 1 and "layer_0.safetensors" in ran.stderr, ran.stderr
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import vendored_hf
 from oracle.errors import BadUse
-from oracle.references.document import Document
+from oracle.references.rows import Document
 
 
 class OutputError(BadUse, OSError):

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""What ports' decoders print for the cases of a layer, where the encoder's answers agree."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from oracle.arithmetic.decoder import N_FIRST
+from oracle.arithmetic.products import Matrix
+from oracle.checking.lists import listed
+from oracle.checking.reconstructions import reconstruction_problems
+from oracle.checking.verdict import FLOAT32_ROUNDING
+from oracle.diagnosis.explanation import Match
+from oracle.diagnosis.layers import ExaminedLayer
+from oracle.diagnosis.port import DECODER_FIELDS, DECODER_PRODUCT, OWN, RESHAPED, DecoderInput, Port, same
+from oracle.diagnosis.products import Roundings, multiply, reshaped, transposed
+from oracle.references.document import Case, Reconstruction, Reference
+from oracle.weights.layer import LayerWeights
+
+
+def answered(case: Case, answer: Case) -> list[tuple[int, Reconstruction, Reconstruction]]:
+    """The reconstructions of a case that the answer has too: their places, the expected ones, the answers."""
+    by_target = {output.target_layer: output for output in answer.reconstructions}
+    expected = enumerate(case.reconstructions)
+    return [(place, output, by_target[output.target_layer]) for place, output in expected if output.target_layer in by_target]
+
+
+class DecoderTrial:
+    """Ports' decoders and the reconstructions of a layer's cases. `weights` are those that a port takes W_dec of.
+
+    A product is a row of activations times W_dec for each case: float64 [n_cases, n_targets * n_values].
+    """
+
+    FIELDS, PRODUCT_FIELDS, MATRIX = DECODER_FIELDS, DECODER_PRODUCT, "w_dec"
+    PRINTED = "values of reconstructions"
+
+    def __init__(self, reference: Reference, layer: ExaminedLayer):
+        self.layer, self._d_model = layer, reference.d_model
+        self.n_inputs, self.prints = reference.n_features, True
+        self._printed = [(number, *output) for number, item in enumerate(layer.cases) for output in answered(item.case, item.answer)]
+        residuals = np.stack([item.residual for item in layer.cases])  # [n_cases, d_model]
+        with layer.opened(OWN) as weights:
+            [products] = multiply(weights.w_enc, weights.n_features, [residuals], [()])
+            pre = products + weights.b_enc
+            in_top = np.zeros(pre.shape, bool)
+            for row, item in zip(in_top, layer.cases):
+                row[[index for index, _ in listed(item.case)]] = True
+            self._input = DecoderInput(pre, weights.gate, in_top)
+            self._b_dec = weights.b_dec.astype(np.float64)
+            # Past the features: through W_skip, through its transpose, as they are. [n_cases, 3, d_model]
+            self._skip_outputs = np.zeros((len(residuals), 3, self._d_model))
+            self._skip_outputs[:, 2] = residuals
+            if weights.w_skip:
+                for number, matrix in enumerate((weights.w_skip, transposed(weights.w_skip))):
+                    [self._skip_outputs[:, number]] = multiply(matrix, self._d_model, [residuals], [()])
+
+    def matrix(self, array: str, weights: LayerWeights) -> Matrix:
+        """What a port takes for W_dec."""
+        w_dec = Matrix(lambda: (block.reshape(len(block), -1) for block in weights.w_dec.blocks()), features_first=False)
+        return reshaped(w_dec, weights.n_features, self._d_model) if array == RESHAPED else w_dec
+
+    def n_outputs(self, weights: LayerWeights) -> int:
+        return math.prod(weights.w_dec.header.shape[1:])
+
+    def screened(self, weights: LayerWeights) -> np.ndarray:
+        """The outputs that the first values need, ascending."""
+        targets = range(0, self.n_outputs(weights), self._d_model)
+        return np.concatenate([np.arange(first, first + min(N_FIRST, self._d_model)) for first in targets])
+
+    def roundings(self, port: Port) -> Roundings:
+        return () if port.decoder_rounding is same else (port.decoder_rounding,)
+
+    def factors(self, port: Port, weights: LayerWeights) -> np.ndarray:
+        """What a port multiplies by W_dec, float32 [n_cases, n_features]."""
+        return port.activations(self._input).astype(np.float32)
+
+    def first_values(
+        self, port: Port, product: np.ndarray, weights: LayerWeights, *, of_reference: bool = False
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """First values that a port gives, those that the candidate or the reference has, and how far apart they may be.
+
+        `product` has the outputs that are screened. A value is NaN where the other side has more or fewer of them.
+        """
+        values, printed, off = [np.empty(0)], [np.empty(0)], [np.empty(0)]
+        for _, expected, answer, output in self._outputs(port, product, weights):
+            first = (expected if of_reference else answer).first_10
+            values.append(output)
+            printed.append(np.array(first) if len(first) == len(output) else np.full(len(output), np.nan))
+            off.append((expected.tolerance or 0.0) + FLOAT32_ROUNDING * (np.abs(values[-1]) + np.abs(printed[-1])))
+        return np.concatenate(values), np.concatenate(printed), np.concatenate(off)
+
+    def evaluate(self, port: Port, product: np.ndarray, weights: LayerWeights) -> Match | None:
+        """How a port matches the reconstructions of which it says something; None where one cannot be explained."""
+        match = Match()
+        for number, expected, answer, output in self._outputs(port, product, weights):
+            predicted = _numbers(output, expected)
+            if reconstruction_problems([predicted], [answer], self._d_model):
+                return None
+            pairs = zip((*predicted.first_10, predicted.norm), (*answer.first_10, answer.norm))
+            is_wrong = bool(reconstruction_problems([expected], [answer], self._d_model))
+            case_id = self.layer.cases[number].case.id
+            match += Match(max(abs(value - printed) for value, printed in pairs), frozenset({case_id}), int(is_wrong))
+        return match
+
+    def _outputs(
+        self, port: Port, product: np.ndarray, weights: LayerWeights
+    ) -> Iterator[tuple[int, Reconstruction, Reconstruction, np.ndarray]]:
+        """For each printed reconstruction the case's place, the expected one, the answer and what a port gives, float64 [n_values].
+
+        Targets that W_dec does not have are left out.
+        """
+        n_targets = self.n_outputs(weights) // self._d_model
+        by_target = product.reshape(len(product), n_targets, -1)
+        n = by_target.shape[2]
+        skip = np.array([port.skip.w_skip, port.skip.transposed, port.skip.residual])
+        for number, place, expected, answer in self._printed:
+            if 0 <= place + port.target < n_targets:
+                output = by_target[number, place + port.target]
+                if place == 0 or port.skip.to_all:
+                    output = output + skip @ self._skip_outputs[number, :, :n]
+                yield number, expected, answer, output + port.b_dec[min(place, 1)] * self._b_dec[:n]
+
+
+def _numbers(output: np.ndarray, expected: Reconstruction) -> Reconstruction:
+    """A reconstruction as the JSON has it, with the target layer and the tolerance of the expected one."""
+    sum_of_squares = math.fsum((output * output).tolist())
+    return replace(
+        expected,
+        norm=math.sqrt(sum_of_squares),
+        sum=math.fsum(output.tolist()),
+        sum_of_squares=sum_of_squares,
+        first_10=tuple(output[:N_FIRST].tolist()),
+    )

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""What ports' encoders print for the cases of a layer."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+from oracle.arithmetic.generator import SEED_STRIDE
+from oracle.arithmetic.products import Matrix
+from oracle.arithmetic.residual import residual
+from oracle.checking.lists import listed
+from oracle.diagnosis.explanation import Match
+from oracle.diagnosis.layers import ExaminedLayer
+from oracle.diagnosis.mistakes import MISTAKES
+from oracle.diagnosis.port import ENCODER_FIELDS, ENCODER_PRODUCT, RESHAPED, W_DEC, Gate, Port, Selection, Source, right_index, same
+from oracle.diagnosis.products import Roundings, reshaped
+from oracle.references.document import Case, Reference
+from oracle.weights.layer import LayerWeights
+
+MOST_ANSWERS_PER_CASE = 12  # of a long list, that are screened
+INDEX_MAPS = (right_index, *(row.value for row in MISTAKES if row.field == "index"))
+
+_generated = lru_cache(maxsize=256)(residual)  # twenty of each case
+
+
+class EncoderTrial:
+    """Ports' encoders and the lists of a layer's cases. Where `weights` are asked for, they are those that a port takes.
+
+    A product is a row of residuals times W_enc for each case: float64 [n_cases, n_outputs].
+    """
+
+    FIELDS, PRODUCT_FIELDS, MATRIX = ENCODER_FIELDS, ENCODER_PRODUCT, "w_enc"
+    PRINTED = "features"
+
+    def __init__(self, reference: Reference, layer: ExaminedLayer):
+        self.layer, self._reference = layer, reference
+        self.n_inputs = reference.d_model
+        self._answers = [_indices_and_values(item.answer) for item in layer.cases]
+        self._screened, self._right = _Lists(self._answers), _Lists([_indices_and_values(item.case) for item in layer.cases])
+        self.prints = len(self._screened.values) > 0
+        n = reference.n_features
+        features = np.unique(np.concatenate([by(lists.indices, n) for by in INDEX_MAPS for lists in (self._screened, self._right)]))
+        self._features = features[features >= 0]
+
+    def matrix(self, array: str, weights: LayerWeights) -> Matrix:
+        """What a port takes for W_enc."""
+        if array == W_DEC:
+            return Matrix(weights.w_dec.blocks, features_first=True)
+        return reshaped(weights.w_enc, *self.layer.shape) if array == RESHAPED else weights.w_enc
+
+    def n_outputs(self, weights: LayerWeights) -> int:
+        return weights.n_features
+
+    def screened(self, weights: LayerWeights) -> np.ndarray:
+        """The outputs that the first values need, ascending."""
+        return self._features
+
+    def roundings(self, port: Port) -> Roundings:
+        return tuple(rounding for rounding in (port.weight_rounding, port.product_rounding) if rounding is not same)
+
+    def factors(self, port: Port, weights: LayerWeights) -> np.ndarray:
+        """What a port multiplies by W_enc, float32 [n_cases, d_model]."""
+        rows = []
+        for item in self.layer.cases:
+            row = item.residual
+            if port.source != Source():
+                layer, _, seed = item.case.id
+                row = _generated(*port.source.of((seed - layer) // SEED_STRIDE, layer), len(row))
+            row = port.input(row, weights.b_dec)
+            for step in (port.norm, port.residual_rounding, port.product_rounding):
+                row = step(row)
+            rows.append(row)
+        return np.stack(rows)
+
+    def first_values(
+        self, port: Port, product: np.ndarray, weights: LayerWeights, *, of_reference: bool = False
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Values that a port prints, those on the candidate's lists or the reference's, and how far apart they may be.
+
+        `product` has the outputs that are screened. A value is NaN where an index stands for no feature.
+        """
+        lists = self._right if of_reference else self._screened
+        features = port.index(lists.indices, weights.n_features)
+        places = np.flatnonzero(features >= 0)
+        features = features[places]
+        pre = product[lists.rows[places], np.searchsorted(self._features, features)] + port.b_enc * weights.b_enc[features]
+        gate = port.gate(weights.threshold[features].astype(np.float64))
+        values = np.full(len(lists.values), np.nan)
+        values[places] = _measure(port.selection.value, pre, pre - gate.subtracted)
+        return values, lists.values, np.where(lists.values == 0, np.inf, self._reference.tolerance)
+
+    def evaluate(self, port: Port, product: np.ndarray, weights: LayerWeights) -> Match | None:
+        """How a port matches the whole of every case; None where rounding cannot explain a difference."""
+        gate = port.gate(weights.threshold.astype(np.float64))
+        match = Match()
+        for item, row, (indices, values) in zip(self.layer.cases, product, self._answers):
+            pre = row + port.b_enc * weights.b_enc
+            printed = port.index(indices, len(pre))
+            difference = max_difference(
+                pre, gate, port.selection, printed, values, item.answer.n_active, self._reference.top_k, self._reference.tolerance
+            )
+            if difference is None:
+                return None
+            match += Match(difference, frozenset({item.case.id}), int(item.is_wrong))
+        return match
+
+
+class _Lists:
+    """The first places of a layer's lists, one behind the other: `rows` are the numbers of their cases."""
+
+    def __init__(self, lists: list[tuple[np.ndarray, np.ndarray]]):
+        lists = [(indices[:MOST_ANSWERS_PER_CASE], values[:MOST_ANSWERS_PER_CASE]) for indices, values in lists]
+        self.rows = np.repeat(np.arange(len(lists)), [len(values) for _, values in lists])
+        self.indices, self.values = (np.concatenate(column) for column in zip(*lists))
+
+
+def _indices_and_values(case: Case) -> tuple[np.ndarray, np.ndarray]:
+    """A case's list: int64 [n] and float64 [n]."""
+    top = listed(case)
+    indices = np.array([index for index, _ in top], object)
+    return np.clip(indices, -1, 1 << 62).astype(np.int64), np.array([activation for _, activation in top], np.float64)
+
+
+def _measure(name: str, pre: np.ndarray, activation: np.ndarray) -> np.ndarray:
+    """The key or value of a Selection."""
+    places = np.arange(len(pre), dtype=np.float64)
+    measures = {"activation": activation, "-activation": -activation, "pre": pre, "|pre|": np.abs(pre), "-index": -places}
+    return np.asarray(measures[name])
+
+
+def max_difference(
+    pre: np.ndarray, gate: Gate, selection: Selection, printed: np.ndarray, values: np.ndarray, n_active: int, k: int, tolerance: float
+) -> float | None:
+    """The largest difference of a printed value from what a port prints; None where rounding cannot explain it.
+
+    `pre` is float64 [n_features], `printed` the features on the candidate's list, with `values`.
+    """
+    distance = pre - gate.least
+    if not np.count_nonzero(distance > tolerance) <= n_active <= np.count_nonzero(distance > -tolerance):
+        return None
+    if len(printed) != min(k, len(pre) if selection.of_all else n_active) or np.any(printed < 0):
+        return None
+    if not len(printed):
+        return 0.0
+    key, value = (_measure(name, pre, pre - gate.subtracted) for name in (selection.key, selection.value))
+    largest = float(np.max(np.abs(value[printed] - values)))
+    pool = np.ones(len(pre), bool)
+    if not selection.of_all:
+        # A feature at its gate is active iff the candidate has it on its list.
+        pool = distance > tolerance
+        pool[printed[distance[printed] > -tolerance]] = True
+    if largest > tolerance or not np.all(pool[printed]):
+        return None
+    keys = key[pool]
+    if len(keys) < len(printed):
+        return None
+    chosen = np.sort(np.partition(keys, len(keys) - len(printed))[len(keys) - len(printed) :])
+    if np.any(np.abs(np.sort(key[printed]) - chosen) > 2 * tolerance):
+        return None
+    in_order = printed.astype(np.float64) if selection.order == "by index" else key[printed]
+    steps = np.diff(in_order) * (-1 if selection.order == "descending" else 1)
+    return largest if np.all(steps > (0 if selection.order == "by index" else -2 * tolerance)) else None

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""A port as a value: its steps in their order, each with the right one as default.
+
+The encoder multiplies residuals by W_enc, the decoder activations by W_dec. A decoder adds up three things: what the
+features that fire give a target layer, what goes past them by W_skip, and b_dec. The last two count where the source
+is the target itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from oracle.arithmetic.generator import MAX_U64, SEED_STRIDE
+
+Rounding = Callable[[np.ndarray], np.ndarray]  # float32 -> float32 of the same shape
+
+# Which array is taken for W_enc, or for W_dec.
+OWN, RESHAPED, W_DEC, LAYER_BELOW, LAYER_ABOVE = "own", "reshaped", "W_dec", "layer below", "layer above"
+
+
+@dataclass(frozen=True)
+class Source:
+    """The generator's seed and stream: how many times i, the number of a layer's residual, and how many times the layer
+    go into each, and what is added."""
+
+    seed: tuple[int, int, int] = (SEED_STRIDE, 1, 0)
+    stream: tuple[int, int, int] = (0, 1, 0)
+
+    def of(self, i: int, layer: int) -> tuple[int, int]:
+        """Seed and stream, modulo 2^64."""
+        seed, stream = (a * i + b * layer + c & MAX_U64 for a, b, c in (self.seed, self.stream))
+        return seed, stream
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A feature is active iff pre > `least`; its activation is pre - `subtracted`. float64 [n_features] each."""
+
+    least: np.ndarray
+    subtracted: np.ndarray
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The k features with the largest `key` of the active ones, or of all; their `value` printed in an `order`.
+
+    `key` and `value` are "activation", "pre" or "|pre|"; a key may be "-activation" or "-index" too. `order` is
+    "descending" or "ascending" by key, or "by index".
+    """
+
+    key: str = "activation"
+    of_all: bool = False
+    value: str = "activation"
+    order: str = "descending"
+
+
+@dataclass(frozen=True)
+class DecoderInput:
+    """What the encoder gives: `pre` float64 [n_cases, n_features], `gate` float32 [n_features].
+
+    `listed` [n_cases, n_features] is whether a feature is one of the top k.
+    """
+
+    pre: np.ndarray
+    gate: np.ndarray
+    listed: np.ndarray
+
+    def activations(self) -> np.ndarray:
+        """float32 [n_cases, n_features]."""
+        return np.where(self.pre > self.gate, self.pre, 0).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Skip:
+    """How many times the residual through W_skip, through its transpose and as it is are added where source is target.
+
+    `to_all` is whether they are added elsewhere too.
+    """
+
+    w_skip: int = 1
+    transposed: int = 0
+    residual: int = 0
+    to_all: bool = False
+
+
+def same(values: np.ndarray) -> np.ndarray:
+    return values
+
+
+def right_input(residual: np.ndarray, b_dec: np.ndarray) -> np.ndarray:
+    return residual
+
+
+def right_gate(threshold: np.ndarray) -> Gate:
+    return Gate(np.maximum(threshold, 0), np.zeros_like(threshold))
+
+
+def right_index(index: np.ndarray, n_features: int) -> np.ndarray:
+    return np.where((index >= 0) & (index < n_features), index, -1)
+
+
+@dataclass(frozen=True)
+class Port:
+    """The steps of a port. `w_enc` and `w_dec` are constants above, or name a file of other weights."""
+
+    label: int = 0  # what is added to the layers' numbers
+    source: Source = Source()
+    input: Callable[[np.ndarray, np.ndarray], np.ndarray] = right_input  # residual, b_dec, float32 [d_model] -> [d_model]
+    norm: Rounding = same
+    residual_rounding: Rounding = same
+    product_rounding: Rounding = same  # of both factors
+    w_enc: str = OWN
+    weight_rounding: Rounding = same
+    b_enc: int = 1  # how many times it is added
+    gate: Callable[[np.ndarray], Gate] = right_gate  # of the threshold, float64 [n_features]
+    selection: Selection = Selection()
+    index: Callable[[np.ndarray, int], np.ndarray] = right_index  # printed, n_features -> features meant; -1: none
+    activations: Callable[[DecoderInput], np.ndarray] = DecoderInput.activations  # what W_dec is multiplied with
+    w_dec: str = OWN
+    decoder_rounding: Rounding = same
+    target: int = 0  # how many places further the target's part of W_dec is taken
+    skip: Skip = Skip()
+    b_dec: tuple[int, int] = (1, 0)  # how many times it is added where source is target, and elsewhere
+
+    def only(self, names: tuple[str, ...]) -> Port:
+        """The port that is right but for the fields of these names."""
+        return Port(**{name: getattr(self, name) for name in names})
+
+
+# A product of residuals or activations and weights depends on these fields; the others come before or behind it.
+ENCODER_PRODUCT = ("source", "input", "norm", "residual_rounding", "product_rounding", "w_enc", "weight_rounding")
+DECODER_PRODUCT = ("activations", "w_dec", "decoder_rounding")
+ENCODER_FIELDS = (*ENCODER_PRODUCT, "b_enc", "gate", "selection", "index")
+DECODER_FIELDS = (*DECODER_PRODUCT, "target", "skip", "b_dec")

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""JSON objects as dataclasses: each field is a row that says what its value must be; one mechanism reads and writes them.
+
+The order of the fields is that of the keys. A row is `since` the least kind of document that has it: a candidate, a
+reference, or a reference of ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from oracle.arithmetic.generator import MAX_U64
+from oracle.errors import BadData
+
+Document = dict[str, Any]
+T = TypeVar("T")
+
+CANDIDATE, REFERENCE, OURS, NOBODY = range(4)
+
+
+class DataError(BadData, ValueError):
+    """A JSON is not the reference, or the candidate, that it should be."""
+
+
+class Fields:
+    """A JSON object and its place in a file. Takes fields out, and raises DataError, which names both, where they are wrong.
+
+    `kind` is that of the document; `known` are the object's values so far, `parent` the object that it is in.
+    """
+
+    def __init__(self, value: Any, file: str, kind: int, parent: Fields | None = None, place: str = "", wanted: str = ""):
+        self.file, self.kind, self.parent, self.place = file, kind, parent, place
+        self.known: Document = {}
+        if not isinstance(value, dict):
+            problem = f"{shown(value)}, not an object{f' with {wanted}' if wanted else ''}"
+            raise self.error(problem) if place else DataError(f"{file} holds {problem}")
+        self.value: Document = value
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.value
+
+    def error(self, problem: str, key: str = "") -> DataError:
+        return self.problem(f"{'.'.join(filter(None, (self.place, key)))} is {problem}")
+
+    def problem(self, text: str) -> DataError:
+        return DataError(f"{self.file}: {text}")
+
+    def get(self, key: str) -> Any:
+        if key not in self.value:
+            raise self.error("missing", key)
+        return self.value[key]
+
+    def items(self, key: str) -> list[Any]:
+        value = self.get(key)
+        if not isinstance(value, list):
+            raise self.error(f"{shown(value)}, not a list", key)
+        return value
+
+    def above(self, name: str) -> Any:
+        """A value of the object that this one is in; None where it has none."""
+        return self.parent.known.get(name) if self.parent else None
+
+
+Check = Callable[[Fields, str], Any]
+
+
+def row(
+    check: Check, key: str = "", *, since: int = CANDIDATE, required: int | None = None, default: Any = None,
+    write: Callable[[Any, Document], Document] | None = None, **options: Any,
+) -> Any:  # fmt: skip
+    """A field of a dataclass that stands in the JSON, under `key` if that is not its name, with {names} of what is known above.
+
+    A document of a kind below `required`, by default `since`, may leave it out: it is `default` then, and left out again.
+    `write` gives what the object has for it, of the object and what is known above.
+    """
+    metadata = {"check": check, "key": key, "since": since, "required": since if required is None else required, "write": write}
+    given = {} if since == CANDIDATE and required is None else {"default": default}
+    return dataclasses.field(metadata=metadata, **given, **options)
+
+
+def parse(kind: type[T], fields: Fields) -> T:
+    """The dataclass out of a JSON object. Raises DataError."""
+    for item in dataclasses.fields(kind):  # type: ignore[arg-type]
+        rule = item.metadata
+        if not rule:
+            continue
+        key = (rule["key"] or item.name).format_map(fields.parent.known if fields.parent else {})
+        if rule["since"] <= fields.kind and (key in fields or rule["required"] <= fields.kind):
+            fields.known[item.name] = rule["check"](fields, key)
+        else:
+            fields.known[item.name] = item.default
+    return kind(**fields.known)
+
+
+def as_json(value: Any, known: Document) -> Any:
+    """A dataclass, or what it holds, as JSON has it; `known` is what is known above."""
+    if isinstance(value, (tuple, list)):
+        return [as_json(item, known) for item in value]
+    if not dataclasses.is_dataclass(value):
+        return value
+    document: Document = {}
+    below = known | {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
+    for item in dataclasses.fields(value):
+        rule, content = item.metadata, getattr(value, item.name)
+        if rule and rule["write"]:
+            document |= rule["write"](value, known)
+        elif rule and not (rule["required"] > OURS and (content is None or isinstance(content, tuple) and not content)):
+            document[(rule["key"] or item.name).format_map(known)] = as_json(content, below)
+    return document
+
+
+# --- what a value must be ---------------------------------------------------------------------------------------------
+
+
+def integer(low: int = 0, high: int = MAX_U64) -> Check:
+    def check(fields: Fields, key: str) -> int:
+        value: int = fields.get(key)
+        if not is_integer(value) or not low <= value <= high:
+            span = (f" from {low}" if low >= 0 else "") + (f" to {high}" if high < MAX_U64 else "")
+            raise fields.error(f"{shown(value)}, not a whole number{span}", key)
+        return value
+
+    return check
+
+
+def number(low: float = -math.inf, high: float = math.inf) -> Check:
+    def check(fields: Fields, key: str) -> float:
+        value = fields.get(key)
+        if not is_number(value) or not low <= value <= high:
+            span = (" from 0" if low == 0 else "") + (f" to {high:g}" if high < math.inf else "")
+            raise fields.error(f"{shown(value)}, not a finite number{span}", key)
+        return float(value)
+
+    return check
+
+
+def text(fields: Fields, key: str) -> str:
+    value = fields.get(key)
+    if not isinstance(value, str):
+        raise fields.error(f"{shown(value)}, not a text", key)
+    return value
+
+
+def mapping(fields: Fields, key: str) -> Document:
+    value = fields.get(key)
+    if not isinstance(value, dict):
+        raise fields.error(f"{shown(value)}, not an object", key)
+    return value
+
+
+def numbers(fields: Fields, key: str) -> tuple[float, ...]:
+    values = fields.items(key)
+    if not all(map(is_number, values)):
+        raise fields.error("not a list of finite numbers", key)
+    return tuple(map(float, values))
+
+
+def texts(fields: Fields, key: str) -> tuple[str, ...]:
+    values = fields.items(key)
+    if not all(isinstance(value, str) for value in values):
+        raise fields.error("not a list of texts", key)
+    return tuple(values)
+
+
+def or_none(check: Check) -> Check:
+    """Null, which says that there is none, or what `check` takes."""
+    return lambda fields, key: None if fields.get(key) is None else check(fields, key)
+
+
+def objects(kind: type[T], name: str, wanted: str = "") -> Callable[[Fields, str], tuple[T, ...]]:
+    """A list of objects, each of which has another `name`."""
+
+    def check(fields: Fields, key: str) -> tuple[T, ...]:
+        values: dict[Any, T] = {}
+        for item in each(fields, key, wanted):
+            value = parse(kind, item)
+            if getattr(value, name) in values:
+                shown_name = "" if name == "id" else f"{name} "
+                raise item.error(f"{shown_name}{getattr(value, name)}, which is there already")
+            values[getattr(value, name)] = value
+        return tuple(values.values())
+
+    return check
+
+
+def each(fields: Fields, key: str, wanted: str = "") -> Iterator[Fields]:
+    """The objects of a list, each with its place."""
+    for place, value in enumerate(fields.items(key)):
+        where = f"{'.'.join(filter(None, (fields.place, key)))}[{place}]"
+        yield Fields(value, fields.file, fields.kind, fields, where, wanted)
+
+
+def is_integer(value: Any) -> bool:
+    return type(value) is int  # bool is an int to isinstance
+
+
+def is_number(value: Any) -> bool:
+    return type(value) is float and math.isfinite(value) or type(value) is int and abs(value) <= MAX_U64
+
+
+def shown(value: Any) -> str:
+    if isinstance(value, (dict, list)):
+        return "an object" if isinstance(value, dict) else "a list"
+    return "nothing" if value is None else ascii(value)[:40]
+

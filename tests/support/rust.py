@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""Rust programs: the generator that the command line prints, and the port in tests/consumer."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support.places import ROOT
+from tests.support.process import run
+
+# rustup's rustc looks for its toolchain in the real home, and tests have one of their own.
+RUSTUP_HOME = os.environ.get("RUSTUP_HOME") or os.path.expanduser("~/.rustup")
+
+
+def generator(folder: Path) -> Path:
+    """residual.rs in `folder`, as the command line prints it. The test is skipped where there is no rustc."""
+    if not shutil.which("rustc"):
+        pytest.skip("rustc is not installed")
+    printed = run("residual", "--rust")
+    assert printed.returncode == 0
+    (folder / "residual.rs").write_text(printed.stdout)
+    return folder / "residual.rs"
+
+
+def consumer(folder: Path) -> Path:
+    """The port, built in `folder`: it takes a reference, a cache and where its answers go."""
+    generator(folder)
+    for source in (ROOT / "tests/consumer").glob("*.rs"):
+        shutil.copy(source, folder)
+    return build(folder / "main.rs", "-O")
+
+
+def build(source: Path, *options: str) -> Path:
+    """The program that rustc makes of a file, beside it."""
+    command = ["rustc", "--edition", "2021", "-D", "warnings", *options, source.name, "-o", source.stem]
+    subprocess.run(command, cwd=source.parent, check=True)
+    return source.with_suffix("")
