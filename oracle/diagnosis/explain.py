@@ -23,7 +23,7 @@ from oracle.diagnosis.decoder import DecoderTrial, answered
 from oracle.diagnosis.encoder import EncoderTrial
 from oracle.diagnosis.explanation import Explanation, Fit, Match, ranked, relation
 from oracle.diagnosis.layers import BESIDE, OTHER_L0, ExaminedCase, ExaminedLayer, Neighbourhood
-from oracle.diagnosis.mistakes import GENERATOR, MISTAKES, ONE_TARGET, SEVERAL_TARGETS, THRESHOLD, W_SKIP, Hypothesis, Mistake
+from oracle.diagnosis.mistakes import GENERATOR, MISTAKES, NEGATIVE, ONE_TARGET, SEVERAL_TARGETS, THRESHOLD, W_SKIP, Hypothesis, Mistake
 from oracle.diagnosis.port import OWN, Port
 from oracle.diagnosis.products import in_memory, multiply
 from oracle.references.document import Candidate, Case, CaseId, Reference
@@ -144,6 +144,7 @@ class _Search:
                 available.add(SEVERAL_TARGETS if "n_targets" in weights.format.w_dec.axes else ONE_TARGET)
                 has_threshold &= weights.has_threshold
                 available |= {W_SKIP} if weights.w_skip else set()
+                available |= {NEGATIVE} if weights.n_negative_thresholds else set()
         available |= {THRESHOLD} if has_threshold else set()
         missing = {
             name

@@ -18,7 +18,7 @@ from oracle.arithmetic.generator import SEED_STRIDE
 from oracle.diagnosis.port import LAYER_ABOVE, LAYER_BELOW, RESHAPED, W_DEC, DecoderInput, Gate, Port, Rounding, Selection, Skip, Source, right_index
 
 # What there must be for a port to make a mistake. Without a threshold a mistake about it gives the right numbers.
-GENERATOR, THRESHOLD, W_SKIP = "a residual generator", "a threshold", "W_skip"
+GENERATOR, THRESHOLD, NEGATIVE, W_SKIP = "a residual generator", "a threshold", "a negative threshold", "W_skip"
 ONE_TARGET, SEVERAL_TARGETS = "a W_dec of one target layer", "a W_dec of several target layers"
 
 
@@ -125,6 +125,7 @@ def _fires(rounding: Rounding) -> Callable[[DecoderInput], np.ndarray]:
 _JUMP, _SKIPS, _ONE, _SEVERAL = (THRESHOLD,), (W_SKIP,), (ONE_TARGET,), (SEVERAL_TARGETS,)
 _EXP = "the gate is exp(threshold), as if the file held its logarithm"
 _SUBTRACTED = "the threshold is subtracted from the activation: pre - threshold where JumpReLU gives pre"
+_NEGATIVE = "the gate is the threshold where that is negative too, as circuit-tracer has it: negative activations pass"
 _SWAPPED = "buffer is read with its axes swapped: reshaped instead of transposed"
 _TF32 = "products are TF32: weights and residual"
 _MAGNITUDE = "the top k are chosen by absolute value"
@@ -137,6 +138,7 @@ MISTAKES: tuple[Mistake, ...] = (
     Mistake("threshold doubled", "gate", "the gate is twice the threshold", _gate(lambda t: np.maximum(t, 0) * 2), _JUMP),
     Mistake("exp(threshold)", "gate", _EXP, _gate(lambda t: np.exp(np.minimum(t, 700))), _JUMP),
     Mistake("threshold subtracted", "gate", _SUBTRACTED, lambda t: Gate(np.maximum(t, 0), np.maximum(t, 0)), _JUMP),
+    Mistake("negative let through", "gate", _NEGATIVE, _gate(lambda t: t), (NEGATIVE,)),
     Mistake("b_enc left out", "b_enc", "b_enc is not added", 0),
     Mistake("b_enc twice", "b_enc", "b_enc is added twice", 2),
     Mistake("b_enc subtracted", "b_enc", "b_enc is subtracted", -1),

@@ -40,7 +40,7 @@ EXIT_CODES = (
 
 def origin_of(options: argparse.Namespace) -> Origin:
     """Where options say that weights come from: they are called like its fields. Raises BadUse."""
-    return Origin(**_fields(Origin, options) | {"path": tuple(options.path)})
+    return Origin(**_fields(Origin, options) | {"path": tuple(options.path), "ignore_key": tuple(options.ignore_key)})
 
 
 def job_of(options: argparse.Namespace) -> Job:
@@ -189,11 +189,13 @@ def _add_origin(parser: argparse.ArgumentParser) -> None:
     add("--repo", "--curation-repo", metavar="ORG/NAME", help=repo)
     add("--path", action="append", default=[], help="a weight file of the repo, or a folder of them; may be given several times")
     add("--schema", metavar="NAME", help="what is found out otherwise: how the weights are named and laid out")
+    ignore = "go on without a key of a config.yaml that is not known; may be given several times"
+    add("--ignore-key", metavar="NAME", action="append", default=[], help=ignore)
     add("--revision", metavar="REV", help="branch, tag or commit of the repo (main)")
     add("--weights-revision", metavar="REV", help="the same for weights whose hf:// address names none")
     mirror = "ask this instead of huggingface.co: a server like it, a proxy, a file server, a folder (ORACLE_MIRROR)"
     add("--mirror", metavar="URL", default=os.environ.get("ORACLE_MIRROR") or None, help=mirror)
     add("--cache-dir", metavar="DIR", help="the Hub cache, shared with huggingface_hub (HF_HUB_CACHE)")
-    add("--offline", action="store_true", help="no requests, as HF_HUB_OFFLINE=1 has it: the cache, or a folder")
+    add("--offline", action="store_true", default=None, help="no requests, as HF_HUB_OFFLINE=1 has it: the cache, or a folder")
     count = integer(1, MAX_CONNECTIONS)
     add("--connections", type=count, default=Origin.connections, metavar="N", help="for each file of 64 MiB or more (4)")

@@ -121,6 +121,9 @@ class ProgressReporter(Events):
             short,
         )
 
+    def warned(self, warning: str) -> None:
+        self._say(warning)
+
     def say(self, *forms: str) -> None:
         """Tell how the job gets on, in the first of `forms` that fits the terminal."""
         self._say(fitting(*forms))
