@@ -76,7 +76,7 @@ def parse_config(text: bytes, path: str = "config.yaml", ignore_key: Collection[
         if key not in OBEYED + NO_BEARING:
             shown = ascii(value)[:80] if isinstance(value, str) else _kind(value)
             raise CurationError(
-                f"{path}: `{ascii(key)[1:81]}` is {shown}, and what that does to the numbers is not known: "
+                f"{path}: `{ascii(key)[1:-1][:80]}` is {shown}, and what that does to the numbers is not known: "
                 "--ignore-key goes on without it"
             )
         if key != "transcoders" and not isinstance(value, str):
