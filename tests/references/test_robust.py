@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from oracle import Job, verify
+from oracle import Origin, verify
 from tests.support import worlds
 from tests.support.process import run
 
@@ -68,7 +68,7 @@ EDITS: dict[str, tuple[Callable[[Document], Any], str]] = {
     "bounds": (lambda d: d["skipped_seeds"][1].update(n_active_bounds=[0, 400]), "skipped seed"),
     "a margin": (lambda d: d["skipped_seeds"][0].update(gate_margin=0.0001), "skipped seed"),
     "flags": (lambda d: d["skipped_seeds"][-1].update(flags=["rank-tie", "gate-tie"]), "skipped seed"),
-    "a reason of its own": (lambda d: d["skipped_seeds"][0].update(reason="none"), "skipped seed"),
+    "a rank margin": (lambda d: d["skipped_seeds"][0].update(rank_margin=None), "skipped seed"),
     "a record left out": (lambda d: d["skipped_seeds"].pop(0), "neither that of a case nor among skipped_seeds"),
     "all left out": (lambda d: d["skipped_seeds"].clear(), "neither that of a case nor among skipped_seeds"),
     "a case left out": (lambda d: d["test_cases"].pop(0), "neither that of a case nor among skipped_seeds"),
@@ -79,10 +79,10 @@ EDITS: dict[str, tuple[Callable[[Document], Any], str]] = {
 def test_what_was_edited_is_found(made: tuple[Path, worlds.World, Document], name: str) -> None:
     folder, _, reference = made
     edit, message = EDITS[name]
-    reference, job = json.loads(json.dumps(reference)), Job(endpoint=str(folder / "tree"))
-    assert verify(reference, job).agrees
+    reference, origin = json.loads(json.dumps(reference)), Origin(mirror=str(folder / "tree"))
+    assert verify(reference, origin).agrees
     edit(reference)
-    found = verify(reference, job)
+    found = verify(reference, origin)
     assert not found.agrees and any(message in problem for problem in found.problems), found.problems
 
 
