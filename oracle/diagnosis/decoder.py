@@ -16,7 +16,7 @@ from oracle.checking.reconstructions import reconstruction_problems
 from oracle.checking.verdict import FLOAT32_ROUNDING
 from oracle.diagnosis.explanation import Match
 from oracle.diagnosis.layers import ExaminedLayer
-from oracle.diagnosis.port import DECODER_FIELDS, DECODER_PRODUCT, RESHAPED, DecoderInput, Port, same
+from oracle.diagnosis.port import DECODER_FIELDS, DECODER_PRODUCT, OWN, RESHAPED, DecoderInput, Port, same
 from oracle.diagnosis.products import Roundings, multiply, reshaped, transposed
 from oracle.references.document import Case, Reconstruction, Reference
 from oracle.weights.layer import LayerWeights
@@ -43,7 +43,7 @@ class DecoderTrial:
         self.n_inputs, self.prints = reference.n_features, True
         self._printed = [(number, *output) for number, item in enumerate(layer.cases) for output in answered(item.case, item.answer)]
         residuals = np.stack([item.residual for item in layer.cases])  # [n_cases, d_model]
-        with layer.recorded.opened() as weights:
+        with layer.opened(OWN) as weights:
             [products] = multiply(weights.w_enc, weights.n_features, [residuals], [()])
             pre = products + weights.b_enc
             in_top = np.zeros(pre.shape, bool)
@@ -126,7 +126,7 @@ class DecoderTrial:
 
 
 def _numbers(output: np.ndarray, expected: Reconstruction) -> Reconstruction:
-    """A reconstruction as the JSON has it, with the target layer and the tolerance of the right item."""
+    """A reconstruction as the JSON has it, with the target layer and the tolerance of the expected one."""
     sum_of_squares = math.fsum((output * output).tolist())
     return replace(
         expected,

@@ -26,8 +26,9 @@ from oracle.diagnosis.layers import BESIDE, OTHER_L0, ExaminedCase, ExaminedLaye
 from oracle.diagnosis.mistakes import GENERATOR, MISTAKES, ONE_TARGET, SEVERAL_TARGETS, THRESHOLD, W_SKIP, Hypothesis, Mistake
 from oracle.diagnosis.port import OWN, Port
 from oracle.diagnosis.products import in_memory, multiply
-from oracle.references.document import Candidate, Case, CaseId, DataError, Reference
+from oracle.references.document import Candidate, Case, CaseId, Reference
 from oracle.references.recorded import RecordedLayer, RecordedWeights, residual_of
+from oracle.references.rows import DataError
 from oracle.weights.formats import ENCODER
 from oracle.weights.layer import LayerWeights
 
@@ -78,18 +79,18 @@ def _decodes_wrong(case: Case, answer: Case, d_model: int) -> bool:
 
 
 def _examined(
-    recorded: RecordedLayer, answers: dict[CaseId, Case], wrong: set[CaseId], reference: Reference, trial: type[Trial]
+    layer: RecordedLayer, answers: dict[CaseId, Case], wrong: set[CaseId], reference: Reference, trial: type[Trial]
 ) -> ExaminedLayer:
     """A layer with some of its cases, perhaps none. Raises DataError where its files are not those on record."""
-    for file in recorded.files.values():
+    for file in layer.files.values():
         if file.problem:
             raise DataError(f"{file.file.path} is not the file that the reference was made from: its sha256 differs")
-    cases = [case for case in recorded.cases if case.id in answers]
+    cases = [case for case in layer.cases if case.id in answers]
     if trial is DecoderTrial:
         cases = [case for case in cases if answered(case, answers[case.id])]
     cases = sorted(cases, key=lambda case: case.id not in wrong)[:MOST_CASES_PER_LAYER]
     examined = [ExaminedCase(case, answers[case.id], residual_of(reference, case), case.id in wrong) for case in cases]
-    return ExaminedLayer(recorded, (reference.d_model, reference.n_features), examined)
+    return ExaminedLayer(layer, (reference.d_model, reference.n_features), examined)
 
 
 class _Search:
@@ -111,7 +112,7 @@ class _Search:
     def _search(self, weights: RecordedWeights) -> Explanation:
         neighbourhood = Neighbourhood(weights, ENCODER if self._trial is EncoderTrial else weights.format.w_dec.role)
         for layer in self._layers:
-            layer.neighbours = neighbourhood.beside(layer.recorded)
+            layer.neighbours = neighbourhood.beside(layer.own)
         examined, not_tried = sum(len(layer.cases) for layer in self._layers), tuple(neighbourhood.not_tried)
         rows = self._available()
         # A label is one mistake of two; and what prints nothing has too many causes.
@@ -186,7 +187,7 @@ class _Search:
         values, expected, off = trial.first_values(port, product, weights, of_reference=True)
         if not np.all(np.abs(values - expected) <= off):
             raise DataError(
-                f"layer {trial.layer.recorded.layer}: the reference is not what these weights give, so they cannot explain a "
+                f"layer {trial.layer.own.layer}: the reference is not what these weights give, so they cannot explain a "
                 "difference from it; `verify` says more"
             )
         return Match()

@@ -4,13 +4,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from oracle.diagnosis.mistakes import Mistake
-    from oracle.references.document import CaseId
+from oracle.diagnosis.mistakes import Mistake
+from oracle.references.document import CaseId
 
 
 @dataclass(frozen=True)

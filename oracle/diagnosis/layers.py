@@ -66,7 +66,7 @@ class ExaminedLayer:
     `neighbours` are by what Port calls them; None: there is no such layer.
     """
 
-    recorded: RecordedLayer
+    own: RecordedLayer
     shape: tuple[int, int]
     cases: list[ExaminedCase]
     neighbours: dict[str, Neighbour | None] = field(default_factory=dict)
@@ -75,7 +75,7 @@ class ExaminedLayer:
     def opened(self, name: str) -> Iterator[LayerWeights]:
         """The weights of a neighbour, or the layer's own. Raises WeightsError, also where they are of another shape."""
         neighbour = self.neighbours.get(name)
-        with neighbour.opened() if neighbour else self.recorded.opened() as weights:
+        with neighbour.opened() if neighbour else self.own.opened() as weights:
             shape = weights.d_model, weights.n_features
             if shape != self.shape:
                 raise WeightsError(

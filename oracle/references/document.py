@@ -57,8 +57,7 @@ def seed_case(layer: int, seed: int) -> CaseId:
 
 def _case_id(fields: Fields, _: str) -> CaseId:
     case_id = seed_case(integer()(fields, "layer"), integer()(fields, "seed"))
-    layers = fields.above("layers")
-    if layers is not None and all(record.layer != case_id.layer for record in layers):
+    if fields.kind == OURS and all(record.layer != case_id.layer for record in fields.above("layers")):
         raise fields.error(f"{case_id.layer}, which `layers` does not list", "layer")
     return case_id
 
@@ -200,6 +199,8 @@ def _weights_repo(fields: Fields, _: str) -> WeightsRepo:
 
 
 def _format_version(fields: Fields, key: str) -> int:
+    if key not in fields:
+        raise fields.problem(f"{key} is missing from a reference of ours: it was edited")
     if not is_integer(fields.get(key)) or fields.get(key) != FORMAT_VERSION:
         raise fields.problem(f"format_version is {shown(fields.get(key))}; {FORMAT_VERSION} is read")
     return FORMAT_VERSION

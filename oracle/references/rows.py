@@ -85,11 +85,13 @@ def parse(kind: type[T], fields: Fields) -> T:
     """The dataclass out of a JSON object. Raises DataError."""
     for item in dataclasses.fields(kind):  # type: ignore[arg-type]
         rule = item.metadata
-        if not rule or rule["since"] > fields.kind:
+        if not rule:
             continue
         key = (rule["key"] or item.name).format_map(fields.parent.known if fields.parent else {})
-        if key in fields or rule["required"] <= fields.kind:
+        if rule["since"] <= fields.kind and (key in fields or rule["required"] <= fields.kind):
             fields.known[item.name] = rule["check"](fields, key)
+        else:
+            fields.known[item.name] = item.default
     return kind(**fields.known)
 
 

@@ -57,7 +57,7 @@ REFERENCE = parse_reference(
 
 def a_case(top: list[tuple[int, float]], n_active: int = 50, **more: Any) -> Case:
     fields = {"n_active_bounds": (n_active, n_active), "gate_ties": (), "flags": (), **more}
-    return Case(seed_case(0, 0), n_active, tuple(TopFeature(*entry) for entry in top), **fields)
+    return Case(id=seed_case(0, 0), n_active=n_active, top=tuple(TopFeature(*entry) for entry in top), **fields)
 
 
 def compare_case(case: Case, answer: Case, n_features: int = 100, k: int = 4, tolerance: float = TOLERANCE) -> CaseVerdict:
@@ -252,7 +252,7 @@ BAD = {
     ),
     "digits": ('{"test_cases": [{"layer": ' + "9" * 10_000 + "}]}", "not readable JSON"),
     "twice the key": ('{"test_cases": [], "test_cases": []}', "stands twice"),
-    "twice the case": (f'{{"test_cases": [{CASE}, {CASE}]}}', "layer 0, seed 0, which is there already"),
+    "twice the case": (f'{{"test_cases": [{CASE}, {CASE}]}}', "layer 0 seed 0, which is there already"),
 }
 
 

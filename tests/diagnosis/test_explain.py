@@ -20,7 +20,7 @@ from oracle.references.reading import parse_candidate
 from tests.support.hub import Hub
 from tests.support.independent import float64_encode
 from tests.support.planting import PLANTS, World, candidate, check, plant_all
-from tests.support.process import oracle
+from tests.support.process import run
 from tests.support.small_scope import fill, layer_arrays
 
 SHAPES = ((24, 96), (64, 512), (130, 70))
@@ -68,7 +68,7 @@ def test_a_right_port_is_never_explained(worlds: list[World]) -> None:
     for world in worlds:
         answers, explanation = world.explain(())
         assert explanation is None
-        port = parse_candidate(answers, world.reference.top_key)
+        port = parse_candidate(answers, world.reference.top_k)
         nothing = explain(world.reference, port, compare(world.reference, port), world.recorded_weights)
         assert not nothing.named and "nothing to explain" in nothing.known[0]
 
@@ -161,7 +161,7 @@ def test_neighbours_are_fetched_where_nothing_else_fits(hub: Hub, tmp_path: Path
     fill(hub)
     source = ("--mirror", hub.url, "--cache-dir", str(tmp_path / "cache"))
     path, answers = tmp_path / "reference.json", tmp_path / "candidate.json"
-    assert oracle("--layers", "1", "-o", str(path), *source).returncode == 0
+    assert run("--layers", "1", "-o", str(path), *source).returncode == 0
     cases = []
     for seed in (1, 101, 201):
         encoding = float64_encode(layer_arrays(2), residual(seed, 1, 24), 10)
@@ -169,9 +169,9 @@ def test_neighbours_are_fetched_where_nothing_else_fits(hub: Hub, tmp_path: Path
         cases.append({"layer": 1, "seed": seed, "n_active": encoding["n_active"], "top_10": top})
     answers.write_text(json.dumps({"test_cases": cases}))
     command = ("compare", str(path), str(answers), "--explain", *source)
-    offline = oracle(*command, "--offline")
+    offline = run(*command, "--offline")
     assert offline.returncode == 1 and "no known mistake" in offline.stderr
     assert "not tried, because their weights are not in the cache: layer 0, layer 2" in offline.stderr
-    ran = oracle(*command)
+    ran = run(*command)
     assert ran.returncode == 1 and "layer above: " in ran.stderr and ran.stderr.count("fetched ") == 2, ran.stderr
-    assert oracle(*command, "--offline").stderr.count("layer above: ") == 1  # now they are in the cache
+    assert run(*command, "--offline").stderr.count("layer above: ") == 1  # now they are in the cache

@@ -16,7 +16,7 @@ from tests.support import worlds
 from tests.support.hub import Hub
 from tests.support.planting import check
 from tests.support.planting_decoder import PLANTS, Decoders
-from tests.support.process import oracle
+from tests.support.process import run
 
 KINDS: tuple[dict[str, Any], ...] = (
     {"schema": "GemmaScopeNpz"},
@@ -175,11 +175,11 @@ def test_the_command_names_the_decoder_s_mistake(hub: Hub, tmp_path: Path) -> No
         reference, port = tmp_path / f"reference-{number}.json", tmp_path / f"port-{number}.json"
         paths = ("--path", list(world.repo.files[worlds.OWN_REPO])[1])
         which = ("--repo", world.repo.repo, *(paths if kind["schema"] == "Sae" else ("--layers", "1")))
-        assert oracle("generate", "--decode", "--seeds", "2", *which, "-o", str(reference), *source).returncode == 0
+        assert run("generate", "--decode", "--seeds", "2", *which, "-o", str(reference), *source).returncode == 0
         answers = world.candidate((name,))
         answers["test_cases"] = [case for case in answers["test_cases"] if case["layer"] == 1]
         port.write_text(json.dumps(answers))
-        ran = oracle("compare", str(reference), str(port), "--explain", "--format", "json", *source)
+        ran = run("compare", str(reference), str(port), "--explain", "--format", "json", *source)
         assert ran.returncode == 1, ran.stderr
         explained = json.loads(ran.stdout)["explanation"]
         assert [fit["name"] for fit in explained["named"]] == [name] and explained["cases_examined"] == 2

@@ -12,7 +12,7 @@ import pytest
 from tests.support import worlds
 from tests.support.hub import Hub
 from tests.support.planting import PLANTS, World, candidate, check, plant_all
-from tests.support.process import oracle
+from tests.support.process import run
 
 # Of what there is no threshold for, and no copy of W_dec in the file, and no folder of another L0.
 OF_THRESHOLD = {"relu", "threshold halved", "threshold doubled", "exp(threshold)", "threshold subtracted"}
@@ -87,16 +87,16 @@ def test_neighbours_of_every_schema_are_fetched(hub: Hub, tmp_path: Path) -> Non
         reference, port = tmp_path / f"{schema}.json", tmp_path / f"{schema}-port.json"
         paths = tuple(part for path in list(repo.files[worlds.OWN_REPO])[1:2] for part in ("--path", path))
         which = ("--repo", repo.repo, *(paths if schema == "Sae" else ("--layers", "1")))
-        assert oracle("generate", *which, "-o", str(reference), *source).returncode == 0
+        assert run("generate", *which, "-o", str(reference), *source).returncode == 0
         weights = {
             layer: {**own, "W_enc": own["w_enc"].T, "threshold": own["threshold"]} for layer, own in repo.weights.items()
         }
         port.write_text(json.dumps(candidate(weights, ("layer above",), layers=(1,))))
         command = ("compare", str(reference), str(port), "--explain", *source)
-        offline = oracle(*command, "--offline")
+        offline = run(*command, "--offline")
         assert offline.returncode == 1 and "no known mistake" in offline.stderr, offline.stderr
         assert "not in the cache: layer 0, layer 2" in offline.stderr, offline.stderr
-        ran = oracle(*command)
+        ran = run(*command)
         assert ran.returncode == 1 and "  layer above: " in ran.stderr, (schema, ran.stderr)
 
 

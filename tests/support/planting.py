@@ -253,7 +253,7 @@ class World:
         return answers, self.explain_answers(answers)
 
     def explain_answers(self, answers: dict[str, Any]) -> Explanation | None:
-        port = parse_candidate(answers, self.reference.top_key)
+        port = parse_candidate(answers, self.reference.top_k)
         comparison = compare(self.reference, port)
         return None if comparison.agrees else explain(self.reference, port, comparison, self.recorded_weights)
 

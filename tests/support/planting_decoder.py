@@ -132,7 +132,7 @@ class Decoders:
 
     def explain_answers(self, answers: dict[str, Any]) -> Explanation | None:
         """None where they agree."""
-        port = parse_candidate(answers, self.reference.top_key)
+        port = parse_candidate(answers, self.reference.top_k)
         comparison = compare(self.reference, port)
         return None if comparison.agrees else explain(self.reference, port, comparison, self.recorded_weights)
 
