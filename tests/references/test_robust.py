@@ -63,6 +63,13 @@ def _residual(reference: Document, record: Document) -> np.ndarray:
     return np.array(bits, np.uint32).view(np.float32)
 
 
+def test_none_is_passed_over(made: tuple[Path, worlds.World, Document]) -> None:
+    """An empty list says so: without one nobody would know that all seeds count."""
+    folder, world, _ = made
+    ran = generate(folder, world, "--robust", "--seeds", "1", "--tolerance", "1e-6", "-o", "-")
+    assert json.loads(ran.stdout)["skipped_seeds"] == []
+
+
 EDITS: dict[str, tuple[Callable[[Document], Any], str]] = {
     "a seed": (lambda d: d["skipped_seeds"][0].update(seed=d["skipped_seeds"][0]["seed"] + 4200), "skipped seed"),
     "bounds": (lambda d: d["skipped_seeds"][1].update(n_active_bounds=[0, 400]), "skipped seed"),
