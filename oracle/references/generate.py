@@ -196,7 +196,7 @@ def _check_targets(job_plan: Plan, results: list[LayerResult]) -> None:
     if "n_targets" not in job_plan.format.w_dec.axes:
         return
     last = {
-        case.id.layer: case.reconstructions[-1].target_layer for result in results for case in result.cases if case.reconstructions
+        case.id.layer: case.outputs[-1].target_layer for result in results for case in result.cases if case.outputs
     }
     if job_plan.is_whole and set(last.values()) - {max(job_plan.known)}:
         layer, target = next((layer, target) for layer, target in last.items() if target != max(job_plan.known))
