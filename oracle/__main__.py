@@ -7,7 +7,7 @@ import sys
 import threading
 from typing import NoReturn
 
-from oracle.errors import INTERRUPTED
+from oracle.errors import DONE
 from oracle.terminal.commands import main
 
 
@@ -15,7 +15,7 @@ def run() -> NoReturn:
     """Run the command line, and end the process with its exit code."""
     code = main()
     # Python would wait for workers that still fetch: nobody wants their files any more.
-    if code == INTERRUPTED and not all(thread.daemon or thread is threading.main_thread() for thread in threading.enumerate()):
+    if code != DONE and not all(thread.daemon or thread is threading.main_thread() for thread in threading.enumerate()):
         for stream in filter(None, (sys.stdout, sys.stderr)):
             with contextlib.suppress(OSError):
                 stream.flush()

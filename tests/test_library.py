@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from oracle import BadData, BadUse, Job, LayersFailed, compare, demo_job, generate, residual, verify
+from oracle import BadData, BadUse, Job, LayersFailed, Origin, compare, demo_job, generate, residual, verify
 from tests.support import worlds
 from tests.support.encodings import comparable, parsed
 from tests.support.places import ROOT
@@ -28,7 +28,7 @@ def jobs(tmp_path: Path) -> list[Job]:
     made = []
     for schema in ("PltBundle", "CltSplit"):
         world = worlds.make(schema, n_layers=4)
-        made.append(Job(repo=world.repo, endpoint=world.lay_out(tmp_path / schema), layers="all", n_seeds=2))
+        made.append(Job(Origin(world.repo, mirror=world.lay_out(tmp_path / schema)), layers="all", seeds=2))
     return made
 
 
@@ -62,7 +62,7 @@ def test_in_any_order(jobs: list[Job]) -> None:
 
 
 def test_a_layer_that_fails(jobs: list[Job]) -> None:
-    damaged = Path(str(jobs[1].endpoint)) / jobs[1].repo / "resolve/main/W_enc_2.safetensors"
+    damaged = Path(str(jobs[1].origin.mirror)) / str(jobs[1].origin.repo) / "resolve/main/W_enc_2.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1])
     with pytest.raises(BadData, match="W_enc_2.safetensors"):
         generate(jobs)
@@ -74,9 +74,9 @@ def test_a_layer_that_fails(jobs: list[Job]) -> None:
 def test_documents_are_what_the_command_writes(tmp_path: Path) -> None:
     job = demo_job()
     [made] = generate([job])
-    written = run("--offline", "--cache-dir", str(job.cache_dir), "--repo", job.repo, "-o", "-")
+    written = run("--offline", "--cache-dir", str(job.origin.cache_dir), "--repo", str(job.origin.repo), "-o", "-")
     assert comparable(parsed(written)) == comparable(made)
-    assert verify(made, job).agrees and verify(parsed(written), job).agrees
+    assert verify(made, job.origin).agrees and verify(parsed(written), job.origin).agrees
     values = residual(made["test_cases"][4]["seed"], made["test_cases"][4]["stream"], made["d_model"])
     assert values.dtype == np.float32 and values.tolist() == made["test_cases"][4]["residual"]
     candidate = {"test_cases": json.loads(json.dumps(made["test_cases"]))}
@@ -90,15 +90,16 @@ def test_documents_are_what_the_command_writes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"n_seeds": 0}, {"n_seeds": 10**6}, {"n_seeds": 2.0}, {"top_k": 0}, {"top_k": True}, {"tolerance": 0.0}, {"tolerance": float("nan")},
+        {"seeds": 0}, {"seeds": 10**6}, {"seeds": 2.0}, {"top_k": 0}, {"top_k": True}, {"tolerance": 0.0}, {"tolerance": float("nan")},
         {"tolerance": float("inf")}, {"layers": "0,12"}, {"layers": ()}, {"layers": [0, 12]}, {"layers": (-1,)}, {"layers": (0.5,)},
-        {"layers": 3}, {"paths": "layer_0/params.npz"}, {"connections": 0},
+        {"layers": 3}, {"path": "layer_0/params.npz"}, {"connections": 0},
     ],
     ids=str,
 )  # fmt: skip
 def test_jobs_that_are_none(options: dict[str, Any]) -> None:
-    with pytest.raises(BadUse, match=f"Job: {next(iter(options))} is "):
-        Job(**options)
+    kind: Any = Origin if options.keys() & {"path", "connections"} else Job
+    with pytest.raises(BadUse, match=f"{kind.__name__}: {next(iter(options))} is "):
+        kind(**options)
 
 
 @pytest.mark.slow

@@ -24,8 +24,8 @@ from oracle.weights.layer import LayerWeights
 
 def answered(case: Case, answer: Case) -> list[tuple[int, Reconstruction, Reconstruction]]:
     """The reconstructions of a case that the answer has too: their places, the expected ones, the answers."""
-    by_target = {output.target_layer: output for output in answer.reconstructions}
-    expected = enumerate(case.reconstructions)
+    by_target = {output.target_layer: output for output in answer.outputs}
+    expected = enumerate(case.outputs)
     return [(place, output, by_target[output.target_layer]) for place, output in expected if output.target_layer in by_target]
 
 

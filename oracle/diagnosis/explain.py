@@ -67,10 +67,9 @@ def explain(reference: Reference, candidate: Candidate, comparison: Comparison, 
 
 def _with_targets_from_0(case: Case) -> Case:
     """A case of a candidate that counts layers from 1, its target layers too where they begin with its own."""
-    outputs = case.reconstructions
-    if min((output.target_layer for output in outputs), default=None) != case.id.layer:
+    if min((output.target_layer for output in case.outputs), default=None) != case.id.layer:
         return case
-    return replace(case, reconstructions=tuple(replace(output, target_layer=output.target_layer - 1) for output in outputs))
+    return replace(case, reconstructions=tuple(replace(output, target_layer=output.target_layer - 1) for output in case.outputs))
 
 
 def _decodes_wrong(case: Case, answer: Case, d_model: int) -> bool:

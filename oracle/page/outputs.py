@@ -13,7 +13,7 @@ HEAD = ("seed", "to layer", "norm", "sum", "each value within")
 
 def section(reference: Reference) -> str:
     """The section on a reference that decodes."""
-    is_open = sum(len(case.reconstructions) for case in reference.cases) <= OPEN_AT_MOST
+    is_open = sum(len(case.outputs) for case in reference.cases) <= OPEN_AT_MOST
     parts = [
         "<p>The sum of what the features that fire write, with b_dec and the skip connection where the weights have them, in "
         "float64. Of each output the reference also has the first ten values and the sum of squares. A port is held to "
@@ -23,7 +23,7 @@ def section(reference: Reference) -> str:
         rows = [
             markup.row(case.id.number, output.target_layer, exact(output.norm), exact(output.sum), rough(output.tolerance))
             for case in cases
-            for output in case.reconstructions
+            for output in case.outputs
         ]
         summary = f'<h3>Layer {layer}</h3> <span class="m">{count(len(rows), "output")}</span>'
         table = markup.table(f"The outputs of layer {layer}", HEAD, rows)

@@ -143,13 +143,18 @@ class Case:
         _top, "top_{top_k}",
         write=lambda case, known: {f"top_{known['top_k']}": [{"index": top.feature, "activation": top.activation} for top in case.top]},
     )  # fmt: skip
-    reconstructions: tuple[Reconstruction, ...] = row(objects(Reconstruction, "target_layer"), required=NOBODY, default=())
+    reconstructions: tuple[Reconstruction, ...] | None = row(objects(Reconstruction, "target_layer"), required=NOBODY)
     residual: Any = row(_residual, since=REFERENCE, required=NOBODY, compare=False, repr=False)
 
     @property
     def bounds(self) -> tuple[int, int]:
         """The fewest and the most features that may be active; where nobody says, exactly n_active."""
         return self.n_active_bounds or (self.n_active, self.n_active)
+
+    @property
+    def outputs(self) -> tuple[Reconstruction, ...]:
+        """Its reconstructions; none where it says nothing of them."""
+        return self.reconstructions or ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,7 +274,7 @@ class Reference:
     @property
     def decodes(self) -> bool:
         """Whether it says what the decoder makes of its cases."""
-        return any(case.reconstructions for case in self.cases)
+        return any(case.reconstructions is not None for case in self.cases)
 
     @property
     def by_layer(self) -> dict[int, list[Case]]:
@@ -292,7 +297,7 @@ class Candidate:
 
     @property
     def decodes(self) -> bool:
-        return any(case.reconstructions for case in self.cases.values())
+        return any(case.reconstructions is not None for case in self.cases.values())
 
 
 def generator_record() -> Document:

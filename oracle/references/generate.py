@@ -214,7 +214,7 @@ def _check_targets(job_plan: Plan, results: list[LayerResult]) -> None:
     if "n_targets" not in job_plan.format.w_dec.axes:
         return
     last = {
-        case.id.layer: case.reconstructions[-1].target_layer for result in results for case in result.cases if case.reconstructions
+        case.id.layer: case.outputs[-1].target_layer for result in results for case in result.cases if case.outputs
     }
     layer, target = next(iter(last.items()), (0, 0))
     if len(set(last.values())) > 1:

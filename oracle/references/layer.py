@@ -81,7 +81,7 @@ class Encodings:
                 id=case_id,
                 n_active=encoding.n_active,
                 top=tuple(TopFeature(*top) for top in encoding.top),
-                reconstructions=self.reconstructions[number] if self.reconstructions else (),
+                reconstructions=self.reconstructions[number] if self.reconstructions else None,
                 n_active_bounds=encoding.n_active_bounds,
                 rank_margin=encoding.rank_margin,
                 gate_margin=encoding.gate_margin,

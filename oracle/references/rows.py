@@ -107,7 +107,7 @@ def as_json(value: Any, known: Document) -> Any:
         rule, content = item.metadata, getattr(value, item.name)
         if rule and rule["write"]:
             document |= rule["write"](value, known)
-        elif rule and not (rule["required"] > OURS and (content is None or isinstance(content, tuple) and not content)):
+        elif rule and not (rule["required"] > OURS and content is None):
             document[(rule["key"] or item.name).format_map(known)] = as_json(content, below)
     return document
 

@@ -21,8 +21,8 @@ class ListingError(OSError):
     """The source does not tell which files a repo has."""
 
 
-class NotJsonError(ListingError):
-    """The server answers with something else, a web page perhaps."""
+class UnreadableError(vendored_hf.HubConnectionError):
+    """An answer breaks off, or is too long."""
 
 
 @dataclass(frozen=True)
@@ -39,47 +39,52 @@ class Listing:
     complete: bool = True
 
 
-def fetch_json(endpoint: str, path: str) -> tuple[bytes, str]:
-    """A JSON of a server, at most LIMIT bytes of it, and what messages call its address.
+def fetch(endpoint: str, url: str, content_type: str = "") -> bytes | None:
+    """What a server answers, at most LIMIT bytes; None where it is not of that type, a web page perhaps.
 
-    Raises ListingError where it cannot be read whole, NotJsonError, or an exception of vendored_hf.
+    Raises UnreadableError, or an exception of vendored_hf.
     """
     import requests
 
-    url = f"{endpoint.rstrip('/')}/{path}"
-    shown = url.rpartition("@")[2]
     text = b""
     with vendored_hf.Hub(endpoint).request("GET", url, timeout=10.0) as answer:
-        if "json" not in answer.headers.get("Content-Type", ""):
-            raise NotJsonError(f"{shown} is no JSON")
+        if content_type not in answer.headers.get("Content-Type", ""):
+            return None
         try:
             for chunk in answer.iter_content(1 << 16):
                 text += chunk
                 if len(text) > LIMIT:
-                    raise ListingError(f"{shown} has more than {LIMIT} bytes")
+                    raise UnreadableError(f"{shown(url)} has more than {LIMIT} bytes")
         except requests.RequestException as error:
-            raise ListingError(f"{shown} cannot be read: {type(error).__name__}") from error
-    return text, shown
+            raise UnreadableError(f"{shown(url)} cannot be read: {type(error).__name__}") from error
+    return text
+
+
+def shown(url: str) -> str:
+    """An address as messages have it: without a password."""
+    return url.rpartition("@")[2]
 
 
 def from_hub(endpoint: str, repo: str, revision: str | None) -> Listing:
     """The Hub's listing of a repo. Raises ListingError where the server has none, or an exception of vendored_hf."""
     vendored_hf.hf_hub_url(repo, "config.yaml", revision=revision, endpoint=endpoint)  # refuses names that are none
+    url = f"{endpoint.rstrip('/')}/api/models/{repo}/revision/{quote(revision or 'main', safe='')}"
+    refusal = f"{shown(url)} does not list the repo's files"
     try:
-        text, shown = fetch_json(endpoint, f"api/models/{repo}/revision/{quote(revision or 'main', safe='')}")
+        text = fetch(endpoint, url)
     except (vendored_hf.RepositoryNotFoundError, vendored_hf.RevisionNotFoundError):
         raise
     except vendored_hf.HfHubHTTPError as error:
         if error.status_code in BUSY:
             raise
-        raise ListingError(f"the server does not list the files of {repo}: it answers {error.status_code}") from error
+        raise ListingError(f"{refusal}: it answers {error.status_code}") from error
     try:
-        answer = json.loads(text)
+        answer = json.loads(text or b"")
         paths, commit = tuple(sibling["rfilename"] for sibling in answer["siblings"]), answer.get("sha")
         if not all(isinstance(path, str) for path in paths) or not isinstance(commit, (str, type(None))):
             raise TypeError
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ListingError(f"{shown} does not list the repo's files: its answer is no such list") from error
+        raise ListingError(f"{refusal}: its answer is no such list") from error
     return Listing(repo, revision or "main", commit, paths)
 
 

@@ -164,16 +164,17 @@ class Mirror:
     def _from_server(self) -> Manifest:
         if self.endpoint is None:
             return Manifest([], [])
+        url, text = f"{self.endpoint}/{MANIFEST}", None
         try:
-            return parse_manifest(*listings.fetch_json(self.endpoint, MANIFEST))
+            text = listings.fetch(self.endpoint, url, "json")
         except vendored_hf.HfHubHTTPError as error:
             if error.status_code in listings.BUSY:
                 raise  # there may be one, and without it nothing would be verified
-        except (listings.NotJsonError, vendored_hf.HubConnectionError):
-            pass  # out of reach: the request that needs the server reports it
-        except listings.ListingError as error:
+        except listings.UnreadableError as error:
             raise MirrorError(str(error)) from error
-        return Manifest([], [])  # most servers have none
+        except vendored_hf.HubConnectionError:
+            pass  # out of reach: the request that needs the server reports it
+        return Manifest([], []) if text is None else parse_manifest(text, listings.shown(url))  # most servers have none
 
 
 def commits_of(destination: Path) -> Commits:

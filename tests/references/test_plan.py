@@ -163,6 +163,27 @@ def test_lists_that_are_none(hub: Hub, body: bytes) -> None:
     assert "its answer is no such list" in error(ran, 3) and not hub.faults
 
 
+def test_a_list_of_another_type(hub: Hub) -> None:
+    """A proxy may call JSON plain text: what it says is what counts."""
+    world = worlds.make("PltBundle")
+    world.add_to(hub)
+    hub.alter = lambda headers: headers.update({"Content-Type": "text/plain"})
+    check(parsed(run("--mirror", hub.url, "--repo", REPO, "-o", "-")), world, [0, 1, 2])
+
+
+def test_a_list_that_breaks_off(hub: Hub) -> None:
+    """The cache goes on without it, as where the Hub is out of reach; it is no server without a list."""
+    world = worlds.make("PltBundle", n_layers=5)
+    world.add_to(hub)
+    command = ["--mirror", hub.url, "--repo", REPO, "-o", "-", "--quiet"]
+    check(parsed(run(*command)), world, [0, 2, 4])
+    hub.inject(Fault(host="hub", after=1, cut_after=20))  # behind the manifest
+    check(parsed(run(*command)), world, [0, 2, 4])
+    assert not hub.faults
+    hub.inject(Fault(host="hub", after=1, cut_after=20))
+    assert "revision/main cannot be read: " in error(generate(hub, bundle(), repo="org/no-config"), 3)
+
+
 def test_the_cache_knows_what_there_is(hub: Hub, tmp_path: Path) -> None:
     """A run without the Hub reads what a run with it does, or says what it lacks: never another choice of layers."""
     world = worlds.make("CltSplit", n_layers=5)
@@ -190,7 +211,7 @@ def test_a_cache_that_does_not_know_what_there_is(hub: Hub, tmp_path: Path) -> N
     source = ["--offline", "--cache-dir", str(cache), "--repo", REPO, "-o", "-", "--quiet"]
     for layers in ("all", "sample"):
         said = error(run(*source, "--layers", layers), 3)
-        assert f"nobody tells how many layers {REPO} has; the layers 0, 1 can be had without the Hub: name them with --layers" in said
+        assert f"the number of layers of {REPO} is unknown offline; the layers 0, 1 can be had without the Hub: name them with --layers" in said
     check(parsed(run(*source, "--layers", "0,1")), world, [0, 1])
     # With the Hub the list is fetched, and huggingface_hub minds nothing of ours; the next run does without.
     check(parsed(run("--mirror", hub.url, *source[1:])), world, [0, 2, 4])
@@ -200,7 +221,7 @@ def test_a_cache_that_does_not_know_what_there_is(hub: Hub, tmp_path: Path) -> N
     for bad in (b"", b"{}", b"[1]", b"[]", b"[" * 100_000):  # spoiled, it is none
         listing, = cache.rglob("listings/*.json")
         listing.write_bytes(bad)
-        assert "nobody tells" in error(run(*source), 3)
+        assert "is unknown offline" in error(run(*source), 3)
 
 
 def test_a_part_of_a_mirror_knows_the_whole(hub: Hub, tmp_path: Path) -> None:
@@ -221,7 +242,7 @@ def test_a_part_of_a_mirror_knows_the_whole(hub: Hub, tmp_path: Path) -> None:
     manifest = json.loads((tmp_path / "tree/manifest.json").read_text())
     del manifest["listings"]
     (tmp_path / "tree/manifest.json").write_text(json.dumps(manifest))
-    assert "nobody tells how many layers" in error(run("--mirror", tree, "--repo", REPO, "-o", "-", "--quiet"), 3)
+    assert f"the number of layers of {REPO} is unknown offline" in error(run("--mirror", tree, "--repo", REPO, "-o", "-", "--quiet"), 3)
     for bad in (3, [3], [{}], [{"repo": 1, "revision": "main", "commit": None, "paths": []}]):
         (tmp_path / "tree/manifest.json").write_text(json.dumps({**manifest, "listings": bad}))
         assert "manifest.json is not a manifest" in error(run("--mirror", tree, "--repo", REPO, "-o", "-", "--quiet"))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from oracle import Job, verify
+from oracle import Origin, verify
 from tests.support import worlds
 from tests.support.process import run
 
@@ -63,12 +63,19 @@ def _residual(reference: Document, record: Document) -> np.ndarray:
     return np.array(bits, np.uint32).view(np.float32)
 
 
+def test_none_is_passed_over(made: tuple[Path, worlds.World, Document]) -> None:
+    """An empty list says so: without one nobody would know that all seeds count."""
+    folder, world, _ = made
+    ran = generate(folder, world, "--robust", "--seeds", "1", "--tolerance", "1e-6", "-o", "-")
+    assert json.loads(ran.stdout)["skipped_seeds"] == []
+
+
 EDITS: dict[str, tuple[Callable[[Document], Any], str]] = {
     "a seed": (lambda d: d["skipped_seeds"][0].update(seed=d["skipped_seeds"][0]["seed"] + 4200), "skipped seed"),
     "bounds": (lambda d: d["skipped_seeds"][1].update(n_active_bounds=[0, 400]), "skipped seed"),
     "a margin": (lambda d: d["skipped_seeds"][0].update(gate_margin=0.0001), "skipped seed"),
     "flags": (lambda d: d["skipped_seeds"][-1].update(flags=["rank-tie", "gate-tie"]), "skipped seed"),
-    "a reason of its own": (lambda d: d["skipped_seeds"][0].update(reason="none"), "skipped seed"),
+    "a rank margin": (lambda d: d["skipped_seeds"][0].update(rank_margin=None), "skipped seed"),
     "a record left out": (lambda d: d["skipped_seeds"].pop(0), "neither that of a case nor among skipped_seeds"),
     "all left out": (lambda d: d["skipped_seeds"].clear(), "neither that of a case nor among skipped_seeds"),
     "a case left out": (lambda d: d["test_cases"].pop(0), "neither that of a case nor among skipped_seeds"),
@@ -79,10 +86,10 @@ EDITS: dict[str, tuple[Callable[[Document], Any], str]] = {
 def test_what_was_edited_is_found(made: tuple[Path, worlds.World, Document], name: str) -> None:
     folder, _, reference = made
     edit, message = EDITS[name]
-    reference, job = json.loads(json.dumps(reference)), Job(endpoint=str(folder / "tree"))
-    assert verify(reference, job).agrees
+    reference, origin = json.loads(json.dumps(reference)), Origin(mirror=str(folder / "tree"))
+    assert verify(reference, origin).agrees
     edit(reference)
-    found = verify(reference, job)
+    found = verify(reference, origin)
     assert not found.agrees and any(message in problem for problem in found.problems), found.problems
 
 

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 import vendored_hf as hf
-from oracle.job import Events, Job
-from oracle.references import generate as reference
+from oracle.job import Job, Origin
+from oracle.references.generate import files_of
 from oracle.sources import mirror
-from oracle.sources.source import Source
+from oracle.sources.source import FileEvents, Source
 from tests.support.encodings import comparable, parsed, read
 from tests.support.files import file_server
 from tests.support.hub import Fault, Hub
@@ -158,8 +158,10 @@ def test_a_file_server(server: str, request: pytest.FixtureRequest, expected: di
     assert document(again) == expected and "fetched" not in again.stderr and "verify" not in again.stderr
     shutil.rmtree(hf.hf_hub_cache())
     streamed = run("--mirror", url, "--stream", *LAYERS)
-    assert document(streamed) == comparable(expected, sha256=False)
-    assert streamed.stderr.count("knows no Range") == (3 if server == "python_server" else 0)  # one GET each
+    if server == "nginx":
+        assert document(streamed) == comparable(expected, sha256=False)
+    else:
+        assert streamed.returncode == 3 and "knows no Range" in streamed.stderr and streamed.stderr.endswith("leave --stream out\n")
     assert not hf.hf_hub_cache().exists()
 
 
@@ -268,9 +270,9 @@ def test_a_mirror_grows_at_its_own_commits(served: Hub, expected: dict[str, Any]
 
 
 def test_a_mirror_that_is_built_while_somebody_pushes(served: Hub, expected: dict[str, Any], tmp_path: Path) -> None:
-    job = Job(endpoint=served.url, layers="all")
-    source = Source(job, Events())
-    files, listing = reference.files_of(job, source)
+    job = Job(Origin(mirror=served.url), layers="all")
+    source = Source(job.origin, FileEvents())
+    files, listing = files_of(job, source)
 
     def on_file(entry: mirror.Entry, kept: bool) -> None:
         if entry.path == path_of(0):
