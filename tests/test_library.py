@@ -35,7 +35,7 @@ def jobs(tmp_path: Path) -> list[Job]:
 def test_any_executor_gives_what_none_gives(jobs: list[Job], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     alone = generate(jobs)
-    assert [document["schema"] for document in alone] == ["PltBundle", "CltSplit"]
+    assert [document["schema"] for document in alone] == ["PltBundle", "CltSplitJumpReLU"]
     executors: list[Executor] = [ThreadPoolExecutor(3), ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn"))]
     for executor in executors:
         with executor:

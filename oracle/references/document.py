@@ -245,7 +245,7 @@ class Reference:
     schema: str | None = row(text, since=REFERENCE, required=OURS)
     encoder_formula: str | None = row(text, since=REFERENCE, required=OURS)
     gate: Document | None = row(mapping, since=OURS)
-    ignored_keys: tuple[str, ...] = row(texts, since=OURS, required=NOBODY, default=())
+    ignored_keys: tuple[str, ...] | None = row(texts, since=OURS, required=NOBODY)
     # Residuals are made, and lists held against these, before any weight file says how large it is.
     d_model: int = row(integer(1, EXTENT_LIMIT))
     n_features: int = row(integer(1, EXTENT_LIMIT), "n_features_per_layer")

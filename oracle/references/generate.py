@@ -187,7 +187,7 @@ def _assemble(job: Job, job_plan: Plan, results: list[LayerResult]) -> Reference
         schema=job_plan.format.schema(first.has_threshold),
         encoder_formula=job_plan.format.encoder_formula(first.has_threshold, n_negative > 0),
         gate=_gate(first.has_threshold, n_negative),
-        ignored_keys=job_plan.side.ignored,
+        ignored_keys=job_plan.side.ignored or None,
         d_model=first.d_model,
         n_features=first.n_features,
         top_k=job.top_k,
@@ -216,13 +216,14 @@ def _check_targets(job_plan: Plan, results: list[LayerResult]) -> None:
     last = {
         case.id.layer: case.outputs[-1].target_layer for result in results for case in result.cases if case.outputs
     }
-    layer, target = next(iter(last.items()), (0, 0))
+    if job_plan.is_whole and set(last.values()) - {max(job_plan.known)}:
+        layer, target = next((layer, target) for layer, target in last.items() if target != max(job_plan.known))
+        raise WeightsError(f"the decoder of layer {layer} ends at layer {target}, and the last layer is {max(job_plan.known)}")
     if len(set(last.values())) > 1:
         ends = ", ".join(f"layer {layer} to layer {target}" for layer, target in last.items())
         raise WeightsError(f"the decoders do not end at one layer: {ends}")
-    if last and job_plan.is_whole and target != max(job_plan.known):
-        raise WeightsError(f"the decoder of layer {layer} ends at layer {target}, and the last layer is {max(job_plan.known)}")
     if len(last) == 1 and not job_plan.is_whole:
+        (layer, target), = last.items()
         raise WeightsError(
             f"the decoder of layer {layer} would end at layer {target}, and nothing says how many layers there are: "
             "ask for a second layer, or with the Hub's listing"

@@ -124,16 +124,17 @@ def plan(job: Job, source: Source) -> Plan:
     """Find out what a job reads. Raises LayerError, CurationError, WeightsError, or what the source raises."""
     origin = job.origin
     repo = origin.repo or CURATION_REPO
-    if origin.schema is not None and origin.schema not in formats.SCHEMAS:
-        raise CurationError(f"there is no schema {ascii(origin.schema)}; there are {', '.join(formats.SCHEMAS)}")
+    if origin.schema is not None and origin.schema not in formats.schemas():
+        raise CurationError(f"there is no schema {ascii(origin.schema)}; there are {', '.join(formats.schemas())}")
     are_files = {path.endswith(formats.SUFFIXES) for path in origin.path}
     if are_files == {True, False}:
         raise LayerError(f"--path {' --path '.join(origin.path)}: name weight files or a folder of them, not both")
     if True in are_files:
         return _of_paths(job, repo, source)
     # A folder's own config.yaml comes before the repo's.
-    for folder in [*origin.path, ""]:
-        config_file = HubFile(repo, origin.revision, posixpath.join(posixpath.normpath(folder), CONFIG_FILE) if folder else CONFIG_FILE)
+    folders = [curation.parse_uri(f"hf://{repo}/{path.rstrip('/').removeprefix('./')}").path for path in origin.path if path.strip("./")]
+    for folder in [*folders, ""]:
+        config_file = HubFile(repo, origin.revision, posixpath.join(folder, CONFIG_FILE))
         try:
             with source.open(config_file) as file:
                 text = file.open.reader.read(curation.SIZE_LIMIT + 1)

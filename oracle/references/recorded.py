@@ -88,8 +88,8 @@ class RecordedWeights:
     @classmethod
     def of(cls, reference: Reference, origin: Origin = Origin(), events: Events = Events()) -> RecordedWeights:
         """Where a reference's weights are: as it says itself, unless the origin names files. Raises DataError."""
-        if reference.schema not in formats.SCHEMAS:
-            raise DataError(f"the reference's schema is {reference.schema}; known are {', '.join(formats.SCHEMAS)}")
+        if reference.schema not in formats.schemas():
+            raise DataError(f"the reference's schema is {reference.schema}; known are {', '.join(formats.schemas())}")
         ignore = origin.names_files or not reference.layers
         if not origin.repo:
             curated = reference.curation_repo is not None

@@ -45,7 +45,7 @@ def test_a_repo_of_two_kinds(hub: Hub) -> None:
     check(parsed(generate(hub, {}, "--schema", "CltSplit")), clt, [0, 1, 2])
     check(parsed(generate(hub, {}, "--schema", "PltBundle")), worlds.make("PltBundle"), [0, 1, 2])
     # What the config.yaml calls it settles it too.
-    assert parsed(generate(hub, {"config.yaml": b"model_kind: cross_layer_transcoder\n"}))["schema"] == "CltSplit"
+    assert parsed(generate(hub, {"config.yaml": b"model_kind: cross_layer_transcoder\n"}))["schema"] == "CltSplitJumpReLU"
 
 
 def test_folders(hub: Hub) -> None:
@@ -78,7 +78,7 @@ def test_kinds_and_files_that_are_unknown(hub: Hub) -> None:
     said = error(generate(hub, {"model.safetensors": b"x", "README.md": b"x"}, repo="org/something-else"))
     assert "no config.yaml" in said and "layer_{layer}.safetensors or W_enc_{layer}.safetensors" in said and "it has README.md, model.safetensors" in said
     said = error(generate(hub, {}, "--schema", "Transcoder"))
-    assert "there is no schema 'Transcoder'; there are GemmaScopeNpz, PltBundle, CltSplit, GemmaScope2, Sae" in said
+    assert "there is no schema 'Transcoder'; there are GemmaScopeNpz, PltBundle, CltSplit, CltSplitJumpReLU, GemmaScope2, Sae" in said
     assert "layer 9" in error(generate(hub, {"config.yaml": b"model_kind: transcoder_set\n"}, "--layers", "0,9"), 2)
 
 
@@ -295,8 +295,8 @@ def test_saes_by_their_paths(hub: Hub) -> None:
     same = next(iter(world.files[REPO].values()))
     said = error(generate(hub, {"layer_0/other/params.npz": same}, "--path", paths[0], "--path", "layer_0/other/params.npz"), 2)
     assert "are both of layer 0" in said
-    said = error(generate(hub, {"sae.npz": same, "b.npz": same}, "--path", "sae.npz", "--path", "b.npz"), 2)
+    said = error(generate(hub, {"sae.npz": same, "b.npz": same}, "--schema", "Sae", "--path", "sae.npz", "--path", "b.npz"), 2)
     assert "does not say which layer it is of" in said
-    made = parsed(generate(hub, {}, "--path", "sae.npz", "--layers", "17"))
+    made = parsed(generate(hub, {}, "--schema", "Sae", "--path", "sae.npz", "--layers", "17"))
     assert {(case["layer"], case["seed"]) for case in made["test_cases"]} == {(17, 17), (17, 117), (17, 217)}
     assert "--layers says [3]" in error(generate(hub, {}, "--path", paths[0], "--layers", "3"), 2)

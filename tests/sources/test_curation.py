@@ -48,7 +48,7 @@ BAD = {
     "an escape for the terminal": (b'transcoders: ["hf://a/b/\\x9b31m.npz"]', "lead out"),
     "merges that multiply": (
         b"a0: &a0 {k: v}\n" + b"".join(b"a%d: &a%d {<<: [%s]}\n" % (n, n, b",".join([b"*a%d" % (n - 1)] * 10)) for n in range(1, 9)),
-        "neither a `transcoders`"),
+        "`a0` is a mapping"),
     "a key twice among many": (b"".join(b"k%d: v\n" % n for n in range(20_000)) + b"k1: v\n", "stands twice"),
     "text": (b"<!DOCTYPE html><p>", "not a mapping"),
     "nothing of use": (b"model_name: gemma", "neither a `transcoders`"),

@@ -88,8 +88,8 @@ def same_types(old: Any, new: Any, where: str = "$") -> None:
 
 
 def comparable(document: Document, *, sha256: bool = True, revisions: bool = True) -> Document:
-    """Without what may differ: the environment, and what the source could not tell."""
-    made: Document = json.loads(json.dumps({key: value for key, value in document.items() if key != "environment"}))
+    """Without what may differ: the environment, and what the source could not tell; without the digest, which is of that too."""
+    made: Document = json.loads(json.dumps({key: value for key, value in document.items() if key not in ("environment", "digest")}))
     if not sha256:
         for layer in made["layers"]:
             layer |= {key: None for key in ("sha256", "decoder_sha256") if key in layer}

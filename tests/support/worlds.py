@@ -92,10 +92,10 @@ def make(
     threshold: bool = True,
     skip: bool = False,
 ) -> World:
-    """A world of random weights. GemmaScopeNpz and GemmaScope2 always have a threshold, GemmaScopeNpz and Sae no W_skip."""
+    """A world of random weights. GemmaScopeNpz and GemmaScope2 always have a threshold, and PltBundle and GemmaScope2 alone a W_skip."""
     rng = np.random.default_rng(seed)
     threshold = threshold or schema in ("GemmaScopeNpz", "GemmaScope2")
-    skip = skip and schema not in ("GemmaScopeNpz", "Sae")
+    skip = skip and schema in ("PltBundle", "GemmaScope2")
     world = World(schema, OWN_REPO, ["--repo", OWN_REPO], n_layers)
 
     def normal(*shape: int, scale: float = 1.0) -> np.ndarray:
@@ -151,7 +151,6 @@ def _write(world: World, files: dict[str, bytes], layer: int, weights: Arrays, d
     elif world.schema == "CltSplit":
         arrays = {f"W_enc_{layer}": weights["w_enc"], **{f"{name}_{layer}": values for name, values in biases.items()}}
         arrays |= {f"threshold_{layer}": weights["threshold"]} if "threshold" in weights else {}
-        arrays |= {f"W_skip_{layer}": weights["w_skip"]} if "w_skip" in weights else {}
         files[f"W_enc_{layer}.safetensors"] = to_safetensors(arrays, dtype)
         files[f"W_dec_{layer}.safetensors"] = to_safetensors({f"W_dec_{layer}": weights["w_dec"]}, dtype)
     else:
