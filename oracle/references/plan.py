@@ -132,7 +132,8 @@ def plan(job: Job, source: Source) -> Plan:
     if True in are_files:
         return _of_paths(job, repo, source)
     # A folder's own config.yaml comes before the repo's.
-    folders = [curation.parse_uri(f"hf://{repo}/{path.rstrip('/').removeprefix('./')}").path for path in origin.path if path.strip("./")]
+    named = [posixpath.normpath(path) for path in origin.path]
+    folders = [curation.parse_uri(f"hf://{repo}/{folder}").path for folder in named if folder != "."]
     for folder in [*folders, ""]:
         config_file = HubFile(repo, origin.revision, posixpath.join(folder, CONFIG_FILE))
         try:
