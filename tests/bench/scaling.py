@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""What more work costs: more layers, more seeds, more processes, more machines. `python -m tests.bench --scaling` prints it.
+"""What more work costs: more layers, more seeds, more workers, more machines. `python -m tests.bench --scaling` prints it.
 
 The 26 layers are the bench's three weight files under 26 names, so that 906 MB do for 7.9 GB.
 """
@@ -67,7 +67,7 @@ def _medians(
 
 
 def measure_workers(environment: dict[str, str], counts: tuple[int, ...] = (1, 2, 4)) -> dict[int, tuple[float, float]]:
-    """Wall seconds, and the peak of the memory of all processes together in MiB, by the number of workers."""
+    """Wall seconds, and the peak of its memory in MiB, by the number of workers."""
     figures = {}
     with tempfile.TemporaryDirectory() as scratch:
         for count in counts:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""What more layers, seeds, processes and machines cost, at full shape, and a layer of 131,072 features. Slow."""
+"""What more layers, seeds, workers and machines cost, at full shape, and a layer of 131,072 features. Slow."""
 
 from __future__ import annotations
 

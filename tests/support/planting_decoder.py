@@ -144,7 +144,7 @@ class Decoders:
             for case, theirs, ours in zip(answers["test_cases"], other, self.reference.cases)
             for a in case["reconstructions"]
             for b in theirs["reconstructions"]
-            for right in ours.reconstructions
+            for right in ours.outputs
             if a["target_layer"] == b["target_layer"] == right.target_layer
         )
 
