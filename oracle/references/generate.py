@@ -248,10 +248,9 @@ def _blas_kernel() -> str | None:
         maps = Path("/proc/self/maps").read_text()
         for library in sorted(set(re.findall(r"/\S*openblas\S*", maps))):
             openblas = ctypes.CDLL(library)
-            for prefix in ("scipy_", ""):
-                for suffix in ("64_", ""):
-                    with contextlib.suppress(AttributeError):
-                        ask = getattr(openblas, f"{prefix}openblas_get_corename{suffix}")
-                        ask.restype = ctypes.c_char_p
-                        return str(ask().decode("ascii", "replace"))
+            for name in (f"{prefix}openblas_get_corename{suffix}" for prefix in ("scipy_", "") for suffix in ("64_", "")):
+                with contextlib.suppress(AttributeError):
+                    ask = getattr(openblas, name)
+                    ask.restype = ctypes.c_char_p
+                    return str(ask().decode("ascii", "replace"))
     return None

@@ -102,21 +102,12 @@ def _files(entries: object, config: str) -> dict[int, HubFile]:
         files = [parse_uri(entry) for entry in entries]
     except CurationError as error:
         raise CurationError(f"{config}: {error}") from error
-    seen: dict[HubFile, int] = {}
-    layers: dict[int, HubFile] = {}
     for place, file in enumerate(files):
-        if file in seen:
-            raise CurationError(f"{config} names {file.path} twice, for layers {seen[file]} and {place}")
-        seen[file] = place
-        layer = layer_in(file.path)
-        layer = place if layer is None else layer
-        if layer in layers:
-            raise CurationError(f"{config} names two files for layer {layer}: {layers[layer].path} and {file.path}")
-        layers[layer] = file
-    for place, (layer, file) in enumerate(layers.items()):
-        if layer != place:
+        if file in files[:place]:
+            raise CurationError(f"{config} names {file.path} twice, for layers {files.index(file)} and {place}")
+        if layer_in(file.path) not in (None, place):
             raise CurationError(f"{config}: entry {place} stands for layer {place}, but its path is {file.path}")
-    return layers
+    return dict(enumerate(files))
 
 
 def parse_uri(uri: object) -> HubFile:

@@ -12,15 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oracle.arithmetic import encoder
-from oracle.arithmetic.encoder import Encoding, LayerEncoding, Matrix
-from oracle.checking.compare import compare, compare_case
-from oracle.job import Job
-from oracle.references import document
-from oracle.references import generate as reference
+from oracle.arithmetic.encoder import LayerEncoding
+from oracle.arithmetic.products import Matrix
+from oracle.arithmetic.settling import Encoding
+from oracle.job import Job, Origin
+from oracle.library import compare
+from oracle.library import generate as generate_documents
+from tests.support.cases import TOLERANCE, a_case, compare_case
 from tests.support.planting import make_cache, make_weights
 from tests.support.small_scope import CURATION_REPO
 
-TOLERANCE = 1e-4
 SEED = st.integers(0, 2**32)
 D_MODEL, N_FEATURES, K = st.integers(1, 40), st.integers(1, 120), st.integers(1, 15)
 
@@ -40,8 +41,9 @@ def arrays(seed: int, d_model: int, n_features: int, n_seeds: int = 2) -> tuple[
 
 def encode(w_enc: np.ndarray, b_enc: np.ndarray, gate: np.ndarray, residuals: np.ndarray, k: int = 10) -> LayerEncoding:
     return encoder.encode(
-        Matrix(lambda: (w_enc[row : row + 7].copy() for row in range(0, len(w_enc), 7)), by_feature=False),
-        lambda: (b_enc, gate),
+        Matrix(lambda: (w_enc[row : row + 7].copy() for row in range(0, len(w_enc), 7)), features_first=False),
+        b_enc,
+        gate,
         residuals,
         k=k,
         tolerance=TOLERANCE,
@@ -109,9 +111,9 @@ def test_layers_and_seeds_are_independent() -> None:
     with tempfile.TemporaryDirectory() as folder:
         cache = make_cache(Path(folder), make_weights(3, 24, 96))
 
-        def generate(layers: tuple[int, ...], n_seeds: int = 2) -> dict[str, Any]:
-            job = Job(CURATION_REPO, layers=layers, n_seeds=n_seeds, cache_dir=cache, offline=True)
-            return document.plain(reference.generate(job))
+        def generate(layers: tuple[int, ...], seeds: int = 2) -> dict[str, Any]:
+            origin = Origin(CURATION_REPO, cache_dir=cache, offline=True)
+            return generate_documents([Job(origin, layers=layers, seeds=seeds)])[0]
 
         def known(document: dict[str, Any]) -> dict[tuple[int, int], dict[str, Any]]:
             return {(case["layer"], case["seed"]): case for case in document["test_cases"]}
@@ -135,25 +137,13 @@ def test_any_order_of_float32_sums_agrees_with_the_reference(seed: int, d_model:
     rng = np.random.default_rng(seed + 2)
     encodings = encode(w_enc, b_enc, gate, residuals).encodings
     for r, right in zip(residuals, encodings):
-        case = {
-            "layer": 0,
-            "seed": 0,
-            "n_active": right.n_active,
-            "n_active_bounds": list(right.n_active_bounds),
-            "gate_ties": right.gate_ties,
-            "flags": right.flags,
-            "top_10": [{"index": index, "activation": value} for index, value in right.top],
-        }
+        bounds = {"n_active_bounds": right.n_active_bounds, "gate_ties": tuple(right.gate_ties), "flags": tuple(right.flags)}
+        case = a_case(right.top, right.n_active, **bounds)
         for order in (np.arange(d_model), np.arange(d_model)[::-1], rng.permutation(d_model)):
             pre = np.zeros(n_features, np.float32)
             for row in order:
                 pre += r[row] * w_enc[row]
             pre += b_enc
             active = [int(j) for j in np.argsort(-pre, kind="stable") if pre[j] > gate[j]]
-            answer = {
-                "layer": 0,
-                "seed": 0,
-                "n_active": len(active),
-                "top_10": [{"index": j, "activation": float(pre[j])} for j in active[:10]],
-            }
-            assert compare_case(case, answer, "top_10", n_features, TOLERANCE).agrees
+            answer = a_case([(j, float(pre[j])) for j in active[:10]], len(active))
+            assert compare_case(case, answer, n_features, k=10).agrees

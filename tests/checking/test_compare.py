@@ -17,19 +17,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oracle.checking import lists
-from oracle.checking.verdict import DIFFERS, ROUNDING, SAME, CaseVerdict
-from oracle.references.document import Case, TopFeature, seed_case
-from oracle.references.reading import parse_reference
+from oracle.checking.verdict import DIFFERS, ROUNDING, SAME
+from oracle.references.document import Case
 from oracle.vectors import demo
 from oracle.weights.formats import FORMATS
 from tests.support import rust
+from tests.support.cases import a_case, compare_case
 from tests.support.encodings import stripped
 from tests.support.independent import exact_encode
 from tests.support.places import shared
 from tests.support.process import oracle, run
-
-TOLERANCE = 1e-4
 
 
 @pytest.fixture
@@ -45,23 +42,6 @@ def run_compare(demo_folder: Path, candidate: Any, *arguments: str) -> subproces
 
 
 # --- the rules ----------------------------------------------------------------------------------------------------
-
-
-REFERENCE = parse_reference(
-    {
-        "weights_repo": "org/weights", "d_model": 1, "n_features_per_layer": 100,
-        "test_cases": [{"layer": 0, "seed": 0, "n_active": 0, "top_10": [], "residual": [0.0]}],
-    }
-)  # fmt: skip
-
-
-def a_case(top: list[tuple[int, float]], n_active: int = 50, **more: Any) -> Case:
-    fields = {"n_active_bounds": (n_active, n_active), "gate_ties": (), "flags": (), **more}
-    return Case(id=seed_case(0, 0), n_active=n_active, top=tuple(TopFeature(*entry) for entry in top), **fields)
-
-
-def compare_case(case: Case, answer: Case, n_features: int = 100, k: int = 4, tolerance: float = TOLERANCE) -> CaseVerdict:
-    return lists.compare_case(replace(REFERENCE, n_features=n_features, top_k=k, tolerance=tolerance), case, answer)
 
 
 def status(case: Case, answer: Case) -> str:

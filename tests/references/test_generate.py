@@ -238,7 +238,7 @@ def old(served: Hub) -> Hub:
 @pytest.mark.parametrize(
     "text, word",
     [(b"[1]", "mapping"), (b"a: 1", "--ignore-key"), (b"model_name: x", "transcoders"), (b"transcoders: []", "0 entries"), (b"transcoders: [hf://a/b/../c]", ".."),
-     (b"transcoders: [ftp://a/b/c]", "ftp://"), (b"transcoders: [hf://a/b/layer_0/x.npz, hf://a/b/layer_0/y.npz]", "layer 0"),
+     (b"transcoders: [ftp://a/b/c]", "ftp://"), (b"transcoders: [hf://a/b/layer_0/x.npz, hf://a/b/layer_0/y.npz]", "layer_0/y.npz"),
      (b"transcoders: [hf://a/b/x.bin]", "x.bin: no schema")],
 )
 def test_a_bad_curation(old: Hub, text: bytes, word: str) -> None:

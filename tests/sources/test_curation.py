@@ -79,7 +79,7 @@ BAD = {
     "other query": (listing("hf://a/b/c?download=true"), "not revision="),
     "revision with dots": (listing("hf://a/b/c?revision=../x"), "not revision="),
     "empty revision": (listing("hf://a/b/c?revision="), "not revision="),
-    "a layer twice": (listing("hf://a/b/layer_0/x.npz", "hf://a/b/layer_0/y.npz"), "two files for layer 0"),
+    "a layer twice": (listing("hf://a/b/layer_0/x.npz", "hf://a/b/layer_0/y.npz"), "entry 1 stands for layer 1, but its path is layer_0/y.npz"),
     "a file twice": (listing("hf://a/b/x.npz", "hf://a/b/x.npz"), "twice"),
     "out of place": (listing("hf://a/b/layer_1/x.npz", "hf://a/b/layer_0/x.npz"), "entry 0 stands for layer 0"),
     "from layer 5 on": (listing("hf://a/b/layer_5/x.npz"), "entry 0 stands for layer 0"),
