@@ -520,7 +520,7 @@ def file_metadata(hub: Hub, endpoint: str, repo_id: str, filename: str, revision
         commit = commit or headers.get("X-Repo-Commit", "")
         etag = etag or _bare(headers.get("X-Linked-Etag") or headers.get("ETag"))
         size = headers.get("X-Linked-Size") or ("" if response.is_redirect else headers.get("Content-Length", ""))
-        if size.strip("0"):  # there are servers whose HEAD says 0
+        if re.fullmatch("0*[1-9][0-9]{0,11}", size):  # there are servers whose HEAD says 0
             break
     metadata = HfFileMetadata(
         commit if _COMMIT.fullmatch(commit) else None,
@@ -791,7 +791,7 @@ class _Pieces:
                         position = self._write(position, wanted)
                         if position == stop < end:
                             break
-                except requests.RequestException as error:
+                except (requests.RequestException, ValueError) as error:
                     broken = error
             if position >= stop:
                 if not self._size:
