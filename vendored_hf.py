@@ -200,28 +200,23 @@ def _lock(path: Path) -> Iterator[bool]:
     """An exclusive lock on `path`, the one that filelock, and so huggingface_hub, takes: flock, or on Windows the
     first byte. It goes with the process that holds it; the file stays, as theirs does. Yields whether it keeps others out."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    began, trusted = time.monotonic(), None
-    while trusted is None:
-        pair = [_open(path, os.O_RDWR | os.O_CREAT, 0o664) for _ in range(2)]
-        try:
-            if _locked(pair[0]) and os.fstat(pair[0]).st_nlink:  # not unlinked between open and lock
-                trusted = not _locked(pair[1])
-        except OSError:
-            trusted = False
-        if trusted is None:
-            for descriptor in pair:
-                os.close(descriptor)
-            if time.monotonic() - began > 10:
-                began = time.monotonic()
-                logger.warning("waiting for another process that holds %s", path)
-            time.sleep(0.05)
-    if not trusted:
-        logger.warning("no lock keeps others from %s here: what several processes want is fetched by each", path)
-    try:
-        yield trusted
-    finally:
-        for descriptor in pair:
-            os.close(descriptor)
+    began = time.monotonic()
+    while True:
+        with open(_open(path, os.O_RDWR | os.O_CREAT, 0o664), "rb") as first, open(_open(path, os.O_RDWR | os.O_CREAT, 0o664), "rb") as second:
+            try:
+                held = _locked(first.fileno()) and os.fstat(first.fileno()).st_nlink > 0  # not unlinked between open and lock
+                trusted = held and not _locked(second.fileno())
+            except OSError:
+                held, trusted = True, False
+            if held and not trusted:
+                logger.warning("no lock keeps others from %s here: what several processes want is fetched by each", path)
+            if held:
+                yield trusted
+                return
+        if time.monotonic() - began > 10:
+            began = time.monotonic()
+            logger.warning("waiting for another process that holds %s", path)
+        time.sleep(0.05)
 
 
 def _locked(descriptor: int) -> bool:
@@ -231,11 +226,11 @@ def _locked(descriptor: int) -> bool:
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
         else:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
     except OSError as error:
-        if error.errno != (errno.EACCES if os.name == "nt" else errno.EWOULDBLOCK):
-            raise
-        return False
+        if error.errno == (errno.EACCES if os.name == "nt" else errno.EWOULDBLOCK):
+            return False
+        raise
+    return True
 
 
 @contextlib.contextmanager
@@ -307,10 +302,8 @@ class Hub:
     def request(
         self, method: str, url: str, *, timeout: float, attempts: int = ATTEMPTS, byte_range: str | None = None
     ) -> requests.Response:
-        """The answer, its body unread, after redirects and retries.
-
-        Raises HfHubHTTPError, HubConnectionError, or OfflineModeIsEnabled. What is raised shows no secret, nor do its causes.
-        """
+        """The answer, its body unread, after redirects and retries. Raises HfHubHTTPError, HubConnectionError, or
+        OfflineModeIsEnabled; neither they nor their causes show a secret."""
         import requests
         if is_offline_mode():
             raise OfflineModeIsEnabled(f"{shown(url)} is not asked: HF_HUB_OFFLINE is set")
@@ -346,7 +339,6 @@ class Hub:
         headers say on the way stands on the answer of a GET.
         """
         import requests
-
         if not hasattr(self._local, "session"):
             self._local.session = requests.Session()
         headers = {"Accept-Encoding": "identity", "User-Agent": "vendored_hf", **({"Range": byte_range} if byte_range else {})}
@@ -371,15 +363,16 @@ class Hub:
         or else the login in its address or in netrc. (requests would ask netrc by itself if this were not here.)"""
         from requests.auth import HTTPBasicAuth
         from requests.utils import get_auth_from_url, get_netrc_auth
-        if _origin(request.url or "") != self._origin:
-            return request
-        if self._token:
+        ours, address = _origin(request.url or "") == self._origin, request.url or ""
+        if ours and self._token:
             request.headers["Authorization"] = f"Bearer {self._token}"
-            return request
-        login = get_auth_from_url(request.url or "")
-        if not any(login) and self._implicit:
-            login = get_netrc_auth(request.url or "") or login
-        return HTTPBasicAuth(*login)(request) if any(login) else request
+        elif ours:
+            login = get_auth_from_url(address)
+            if not any(login) and self._implicit:
+                login = get_netrc_auth(address) or login
+            if any(login):
+                HTTPBasicAuth(*login)(request)
+        return request
 
 
 def _prepared(address: str, base: str = "") -> str:
@@ -441,8 +434,7 @@ def _explained(error: BaseException) -> tuple[str, ConnectionError]:
         names.append(type(inner).__name__)
         known = re.search(r"Tunnel connection failed: [^')]*|Missing dependencies for SOCKS|timed out", str(inner))
         reason = (inner.strerror if isinstance(inner, OSError) else "") or (known[0] if known else reason)
-        hidden = [arg for arg in (*inner.args, getattr(inner, "reason", None)) if isinstance(arg, BaseException)]
-        inner = inner.__cause__ or inner.__context__ or (hidden[0] if hidden else None)
+        inner = inner.__cause__ or inner.__context__
     reason = said(reason) or ("not a valid address" if isinstance(error, ValueError) else type(error).__name__)
     return reason + (": pip install PySocks" if "SOCKS" in reason else ""), ConnectionError(" < ".join(names))
 
@@ -753,15 +745,14 @@ class _Pieces:
 
     def _missing(self, connections: int) -> list[tuple[int, int]]:
         """[start, stop) of what is to be fetched, in about as many spans as there are connections, each of whole pieces."""
-        runs: list[list[int]] = []
-        for piece in (number for number, done in enumerate(self.done) if not done):
-            if runs and runs[-1][1] == piece:
-                runs[-1][1] += 1
+        missing = [piece for piece, done in enumerate(self.done) if not done]
+        longest, spans = -(-len(missing) // connections), list[list[int]]()
+        for piece in missing:
+            if spans and spans[-1][1] == piece < spans[-1][0] + longest:
+                spans[-1][1] += 1
             else:
-                runs.append([piece, piece + 1])
-        longest = max(-(-sum(stop - start for start, stop in runs) // connections), 1)
-        cut = [(at, min(at + longest, stop)) for start, stop in runs for at in range(start, stop, longest)]
-        return [(start * PIECE, min(stop * PIECE, self._size)) for start, stop in cut]
+                spans.append([piece, piece + 1])
+        return [(start * PIECE, min(stop * PIECE, self._size)) for start, stop in spans]
 
     def _work(self, source: Source, todo: Iterator[tuple[int, int, requests.Response | None]]) -> None:
         """Fetch span after span. Runs on a thread of its own."""
