@@ -161,7 +161,6 @@ def repo_folder_name(repo_id: str) -> str:
     """The folder of a model repo in the cache."""
     return f"models--{repo_id.replace('/', '--')}"
 
-
 def try_to_load_from_cache(repo_id: str, filename: str, cache_dir: Any = None, revision: str | None = None) -> str | None:
     """The path of a cached file, or None. No request is made."""
     _check_names(repo_id, filename, revision or "main")
@@ -174,13 +173,11 @@ def try_to_load_from_cache(repo_id: str, filename: str, cache_dir: Any = None, r
     path = folder / "snapshots" / commit / filename
     return str(path) if path.is_file() else None
 
-
 def _cached(folder: Path, path: str, filename: str) -> LocalFile:
     """What the cache tells of a file: its snapshot is named by the commit, a large file's blob by its sha256."""
     snapshot, blob = path[len(str(folder / "snapshots")) + 1 : -len(filename) - 1], Path(os.path.realpath(path))
     by_hash = blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name)
     return LocalFile(path, snapshot if _COMMIT.fullmatch(snapshot) else None, blob.name if by_hash else None)
-
 
 def _check_names(repo_id: str, filename: str, revision: str) -> None:
     if not _REPO_ID.fullmatch(repo_id) or ".." in repo_id or "--" in repo_id:
@@ -188,7 +185,6 @@ def _check_names(repo_id: str, filename: str, revision: str) -> None:
     for kind, value in (("path", filename), ("revision", revision)):
         if any(part in ("", ".", "..") for part in value.split("/")) or "\\" in value or not value.isprintable():
             raise HFValidationError(f"{ascii(value)} is no {kind} inside a repo")
-
 
 def _open(path: Path, flags: int, mode: int = 0o666) -> int:
     """os.open, which follows no link that somebody has put at `path`."""
@@ -218,7 +214,6 @@ def _lock(path: Path) -> Iterator[bool]:
             logger.warning("waiting for another process that holds %s", path)
         time.sleep(0.05)
 
-
 def _locked(descriptor: int) -> bool:
     """Lock an open file. False where another holds it. Raises OSError where there are no locks."""
     try:
@@ -247,25 +242,16 @@ def replacing(target: str | Path) -> Iterator[BinaryIO]:
             temporary.unlink()
         raise
 
-
 def _beside(path: Path) -> Path:
     """A name next to `path` that no other process or thread uses; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return path.with_name(f"{path.name}.{os.urandom(8).hex()}.tmp")
-
 
 def _write_text(path: Path, text: str) -> None:
     """Write a small file, unless it says so already."""
     if not path.is_file() or path.read_bytes() != text.encode():
         with replacing(path) as file:
             file.write(text.encode())
-
-
-def _write_ref(folder: Path, revision: str, commit: str | None) -> None:
-    """Remember what a branch or tag resolved to."""
-    if commit and revision != commit:
-        _write_text(folder / "refs" / revision, commit)
-
 
 def _link(blob: Path, pointer: Path) -> None:
     """snapshots/<commit>/<path> -> ../../blobs/<etag>; the file itself where links cannot be made."""
@@ -313,10 +299,10 @@ class Hub:
             try:
                 response = self._follow(method, url, timeout, byte_range)
             except (requests.RequestException, ValueError) as error:
-                failure: HfHubHTTPError | HubConnectionError = _unreachable(url, error)
+                failure: HfHubHTTPError | HubConnectionError = _unreachable(f"cannot reach {shown(url)}", url, error)
                 lasting = isinstance(error, (requests.exceptions.SSLError, ValueError))
             else:
-                if response.status_code in (200, 206) or response.is_redirect:
+                if response.status_code in (200, 206) or response.is_redirect or (method == "HEAD" and response.status_code in (405, 501)):
                     return response
                 response.close()
                 failure, lasting = _http_error(response, url), response.status_code not in _RETRIED_STATUS
@@ -341,6 +327,7 @@ class Hub:
         import requests
         if not hasattr(self._local, "session"):
             self._local.session = requests.Session()
+            self._local.session.get_redirect_target = lambda _: None  # requests would read a redirect's body, and prepare its request
         headers = {"Accept-Encoding": "identity", "User-Agent": "vendored_hf", **({"Range": byte_range} if byte_range else {})}
         address, of_hub = _prepared(url), dict[str, str]()
         for _ in range(MAX_REDIRECTS):
@@ -389,11 +376,9 @@ def _prepared(address: str, base: str = "") -> str:
             return prepared
     raise HubConnectionError(f"cannot reach {f'{shown(base)}: it redirects to ' if base else ''}{shown(address)}: {problem}")
 
-
 def _origin(prepared: str) -> tuple[str, str | None, int | None]:
     parts = urlsplit(prepared)
     return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
-
 
 def shown(address: str) -> str:
     """An address as a message may show it: without user, password, query and control characters. Where a password may hold
@@ -401,11 +386,9 @@ def shown(address: str) -> str:
     scheme, host, path, query = re.findall(r"^([A-Za-z][A-Za-z0-9+.-]*://)?([^/\\?#]*)([^?#]*)(.*)", address, re.DOTALL)[0]
     return "".join(filter(str.isprintable, scheme + ("..." if "@" in path + query else host.rpartition("@")[2] + path)))[:500]
 
-
 def said(text: str) -> str:
     """Words of a server or a library as a message may show them: addresses in them as above, no control characters."""
     return "".join(filter(str.isprintable, re.sub(r"\S*(?:://|@|\?\S)\S*", lambda word: shown(word[0]), text[:500])))[:200]
-
 
 def _by_way(url: str) -> str:
     """Names the proxy that requests takes to `url`, if it takes one."""
@@ -415,19 +398,9 @@ def _by_way(url: str) -> str:
             return f" by way of the proxy {shown(proxy)}, which {urlsplit(url).scheme.upper()}_PROXY names"
     return ""
 
-
-def _unreachable(url: str, error: BaseException) -> HubConnectionError:
-    """What is raised for an error of requests, and not in its `except`, where that would hang on it as its context."""
-    sent = getattr(getattr(error, "request", None), "url", None) or url
-    reason, cause = _explained(error)
-    failure = HubConnectionError(f"cannot reach {shown(url)}{_by_way(sent)}: {reason}")
-    failure.__cause__ = cause
-    return failure
-
-
-def _explained(error: BaseException) -> tuple[str, ConnectionError]:
-    """The innermost reason that says something, and an exception to raise from: the texts of requests and urllib3 hold whole
-    addresses, passwords and words of servers."""
+def _unreachable(what: str, url: str, error: BaseException) -> HubConnectionError:
+    """What is raised for an error of requests: the innermost reason that says something, and the names of all, since the texts of
+    requests and urllib3 hold whole addresses, passwords and words of servers. Not to be raised in `except`: its context would be that."""
     reason, names = "", list[str]()
     inner: BaseException | None = error
     while inner is not None and len(names) < 20:
@@ -435,14 +408,15 @@ def _explained(error: BaseException) -> tuple[str, ConnectionError]:
         known = re.search(r"Tunnel connection failed: [^')]*|Missing dependencies for SOCKS|timed out", str(inner))
         reason = (inner.strerror if isinstance(inner, OSError) else "") or (known[0] if known else reason)
         inner = inner.__cause__ or inner.__context__
-    reason = said(reason) or ("not a valid address" if isinstance(error, ValueError) else type(error).__name__)
-    return reason + (": pip install PySocks" if "SOCKS" in reason else ""), ConnectionError(" < ".join(names))
-
+    reason = said(reason) or ("not a valid address" if isinstance(error, ValueError) and names[0] != "InvalidHeader" else names[-1])
+    by_way = _by_way(getattr(getattr(error, "request", None), "url", None) or url)
+    failure = HubConnectionError(f"{what}{by_way}: {reason}{': pip install PySocks' if 'SOCKS' in reason else ''}")
+    failure.__cause__ = ConnectionError(" < ".join(names))
+    return failure
 
 def _backoff(attempt: int) -> float:
     """0.3, 0.6, 1.2 s and so on, up to a fifth more, so that many clients do not return at once."""
     return float(FIRST_WAIT * 2 ** (attempt - 1) * (1 + 0.2 * random.random()))
-
 
 def _asked_wait(response: requests.Response) -> float | None:
     """Seconds that the server asks to wait, which it gives as a number, as a date, or as the Hub does."""
@@ -452,10 +426,8 @@ def _asked_wait(response: requests.Response) -> float | None:
         return float(limit[1]) + 1
     with contextlib.suppress(ValueError, TypeError, OverflowError, IndexError):
         from email.utils import parsedate_to_datetime  # 40 ms that few runs need
-
         return float(value) if value.isdigit() else max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
     return None
-
 
 def _http_error(response: requests.Response, url: str) -> HfHubHTTPError:
     """The exception for an error status, by the Hub's X-Error-Code where it sends one."""
@@ -501,14 +473,9 @@ def file_metadata(hub: Hub, endpoint: str, repo_id: str, filename: str, revision
     url = hf_hub_url(repo_id, filename, revision=revision, endpoint=endpoint)
     commit = etag = size = ""
     for method in ("HEAD", "GET"):
-        try:
-            response = hub.request(method, url, timeout=_seconds("HF_HUB_ETAG_TIMEOUT"), attempts=attempts)
-        except HfHubHTTPError as error:
-            if method == "GET" or error.status_code not in (405, 501):
-                raise
-            continue
+        response = hub.request(method, url, timeout=_seconds("HF_HUB_ETAG_TIMEOUT"), attempts=attempts)
         response.close()
-        headers = response.headers
+        headers = response.headers if response.status_code < 400 else {}  # a server without HEAD
         commit = commit or headers.get("X-Repo-Commit", "")
         etag = etag or _bare(headers.get("X-Linked-Etag") or headers.get("ETag"))
         size = headers.get("X-Linked-Size") or ("" if response.is_redirect else headers.get("Content-Length", ""))
@@ -526,7 +493,6 @@ def file_metadata(hub: Hub, endpoint: str, repo_id: str, filename: str, revision
         raise FileMetadataError(f"{shown(url)}: the answer is a web page, a login perhaps, and not the file")
     # Without a commit an etag is a server's own affair: it names nothing unless it is a sha256.
     return replace(metadata, etag=metadata.sha256)
-
 
 def _bare(etag: str | None) -> str:
     return (etag or "").removeprefix("W/").strip('"')  # a weak one may name the same bytes
@@ -583,10 +549,11 @@ def hf_hub_file(
         return _cached(folder, cached, filename)
 
     pointer = folder / "snapshots" / (metadata.commit_hash or revision) / filename
+    if metadata.commit_hash and metadata.commit_hash != revision:
+        with contextlib.suppress(OSError):  # the cache may be read-only, and is none the worse for it
+            _write_text(folder / "refs" / revision, metadata.commit_hash)
     # Without a commit the same path and size may be another mirror's file: only what a hash names is not fetched again.
     if metadata.commit_hash and pointer.is_file() and metadata.size in (None, pointer.stat().st_size):
-        with contextlib.suppress(OSError):  # the cache may be read-only, and is none the worse for it
-            _write_ref(folder, revision, metadata.commit_hash)
         return _cached(folder, str(pointer), filename)
     # A file that nobody names is kept under its own sha256, and goes by its address until that is known.
     name = metadata.etag or "from-" + hashlib.sha256(metadata.location.encode()).hexdigest()[:40]
@@ -594,7 +561,6 @@ def hf_hub_file(
     blob.parent.mkdir(parents=True, exist_ok=True)
     if not (cache / "CACHEDIR.TAG").exists():  # by which backup programs know a cache: bford.info/cachedir
         _write_text(cache / "CACHEDIR.TAG", CACHE_TAG)
-    _write_ref(folder, revision, metadata.commit_hash)
     with _lock(cache / ".locks" / folder.name / f"{name}.lock") as alone:
         if not metadata.etag or not blob.is_file() or blob.stat().st_size != (metadata.size or blob.stat().st_size):
             blob = download(hub, metadata, blob, connections=connections, on_progress=on_progress, alone=alone)
@@ -683,8 +649,8 @@ class Source:
     def broken(self, failures: int, position: int, error: Exception) -> None:
         """Wait before the next connection, or give up."""
         if failures >= ATTEMPTS:
-            reason, cause = _explained(error)
-            raise HubConnectionError(f"{self.shown}: the connection broke {failures} times, last at byte {position}: {reason}") from cause
+            what = f"{self.shown}: the connection broke {failures} times, last at byte {position}"
+            raise _unreachable(what, self._url, error)
         time.sleep(_backoff(failures))
 
 
@@ -774,13 +740,13 @@ class _Pieces:
             begun, at, end = position, *((position, stop) if response.status_code == 206 else (0, self._size))
             with response:
                 try:
-                    for chunk in response.iter_content(CHUNK):
+                    for chunk in (chunks := response.iter_content(CHUNK)):
                         wanted = chunk[max(position - at, 0) :][: stop - position]
                         at += len(chunk)
-                        if at > end:
+                        if at > end or (at == end and next(chunks, b"")):
                             raise ConsistencyError(f"{source.shown}: more came than was asked for")
                         position = self._write(position, wanted)
-                        if position == stop < end:
+                        if position == stop:
                             break
                 except (requests.RequestException, ValueError) as error:
                     broken = error

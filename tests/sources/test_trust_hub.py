@@ -12,6 +12,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -264,6 +265,8 @@ def test_18_a_200_that_holds_the_part_alone(connections: int, several: None) -> 
 
 @pytest.mark.parametrize("body, outcome", [
     (b"%x\r\n%b\r\n0\r\n\r\n" % (len(CONTENT) + 1, CONTENT + b"x"), "more came"),
+    (b"%x\r\n%b\r\n1\r\nx\r\n0\r\n\r\n" % (len(CONTENT), CONTENT), "more came"),
+    (b"%x\r\n%b\r\n" % (len(CONTENT), CONTENT), "the connection broke"),  # it may have had more to say
     (b"%x\r\n%b\r\n0\r\n\r\n" % (len(CONTENT) - 1, CONTENT[:-1]), "the connection broke"),
     (b"-5\r\nabcde\r\n0\r\n\r\n", "the connection broke"),
     (b"zz\r\nabcde\r\n0\r\n\r\n", "the connection broke"),
@@ -344,6 +347,13 @@ def test_19_each_redirect_is_followed_by_us_alone(filled: Hub, status: int) -> N
         assert fetch(filled.url, "config.yaml", token=TOKEN) == b"a: 1\n"
         assert [(s.method, s.headers.get("Authorization")) for s in other.seen] == [("GET", None)]
     assert [s.headers.get("Authorization") for s in filled.seen] == [f"Bearer {TOKEN}"] * 2
+
+
+def test_19_a_redirect_s_body_is_nobody_s_business(filled: Hub) -> None:
+    """requests would read it whole, however long it is, to prepare the next request by its own parser."""
+    filled.inject(Fault(host="hub", status=302, headers={"Location": f"/{REPO}/resolve/main/config.yaml"}, body=b"x" * 100, stall=4))
+    began = time.monotonic()
+    assert fetch(filled.url, "config.yaml") == b"a: 1\n" and time.monotonic() - began < 3
 
 
 @pytest.mark.parametrize("host, warned", [("127.evil.example", True), ("127.0.0.1.example", True), ("127.0.0.1", False), ("127.9.9.9", False)])
@@ -530,7 +540,7 @@ def test_22_no_secret_of_a_proxy(proxy: str, scheme: str, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("how", ["local_files_only", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
 def test_offline_sends_nothing(filled: Hub, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = {"local_files_only": True} if how.islower() else {}
+    options: dict[str, Any] = {"local_files_only": True} if how.islower() else {}
     path = hf.hf_hub_download(REPO, PATH, endpoint=filled.url)
     hub = hf.Hub(filled.url)
     filled.seen.clear()
@@ -549,10 +559,10 @@ def test_offline_sends_nothing(filled: Hub, how: str, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("revision", ["..", "../..", "a/../..", "/", "/a", "a/", "a//b", ".", "a\\b", "a\nb", "a/./b"])
 @pytest.mark.parametrize("what", ["revision", "path"])
 def test_a_name_that_leads_elsewhere(filled: Hub, revision: str, what: str) -> None:
-    names = {"filename": revision} if what == "path" else {"filename": PATH, "revision": revision}
+    names: dict[str, Any] = {"filename": revision} if what == "path" else {"filename": PATH, "revision": revision}
     for call in (hf.try_to_load_from_cache, hf.hf_hub_file, hf.hf_hub_url):
         with pytest.raises(hf.HFValidationError, match=f"no {what}"):
-            call(REPO, **names)  # type: ignore[operator]
+            call(REPO, **names)
     assert not filled.seen
 
 

@@ -123,7 +123,7 @@ def test_2_a_redirect_away_that_tells_nothing() -> None:
 
 @pytest.mark.parametrize("without", [("X-Linked-Size",), ("X-Linked-Size", "X-Linked-Etag", "ETag")])
 def test_2_a_redirect_without_the_size(filled: Hub, without: tuple[str, ...]) -> None:
-    filled.alter = lambda headers: [headers.pop(name, None) for name in without] and None
+    filled.alter = lambda headers: [headers.pop(name, None) for name in without].clear()
     file = hf.hf_hub_file(REPO, PATH, endpoint=filled.url)
     assert Path(file.path).read_bytes() == CONTENT and (file.commit_hash, file.sha256) == (filled.repos[REPO].refs["main"], SHA256)
 
