@@ -338,6 +338,26 @@ def test_6_a_proxy_that_is_not_there_is_named(scheme: str, monkeypatch: pytest.M
         fetch(f"{scheme}://hub.example")
 
 
+@pytest.mark.parametrize("status, headers, text", [
+    (401, {}, "no such repo, or a private one: check its name, and HF_TOKEN"),
+    (401, {"X-Error-Message": "Invalid credentials in Authorization header"}, "the token is not valid: check HF_TOKEN"),
+    (401, {"X-Error-Code": "Odd", "X-Error-Message": "no\x07"}, "the server refuses (no): check HF_TOKEN"),
+    (403, {}, "the server refuses (Forbidden): check HF_TOKEN"), (404, {}, "Not Found"),
+])
+def test_6_a_server_that_refuses(filled: Hub, status: int, headers: dict[str, str], text: str) -> None:
+    filled.inject(Fault(host="hub", method="HEAD", status=status, headers=headers))
+    with pytest.raises(hf.HfHubHTTPError) as raised:
+        fetch(filled.url)
+    assert str(raised.value) == f"HTTP {status} for {filled.url}/{REPO}/resolve/main/{PATH}: {text}" and raised.value.status_code == status
+
+
+def test_6_a_proxy_or_a_server_that_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    with scripted(lambda request: head("403 No", Content_Length=0)) as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        with pytest.raises(hf.HfHubHTTPError, match=r"names: it or the server refuses \(No\): check HF_TOKEN$"):
+            fetch("http://hub.example")
+
+
 def test_6_socks_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "socks", None)
     for name in [name for name in sys.modules if name.startswith("urllib3.contrib.socks")]:
