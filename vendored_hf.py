@@ -38,16 +38,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("vendored_hf")
 
+HUGGING_FACE = "https://huggingface.co"
 ATTEMPTS, MAX_REDIRECTS = 4, 10
-FIRST_WAIT, LONGEST_WAIT = 0.3, 60.0  # seconds; a Retry-After that asks for more is not waited for
-CHUNK = 1 << 16
-PIECE = 1 << 18  # what a kill costs each connection at most
-CONNECTIONS = 4
-SEVERAL_FROM = 64 << 20  # bytes from which a file comes over several connections
+FIRST_WAIT = 0.3  # seconds
+PATIENCE = 120.0  # seconds that one request may take with all its waits, those that the server asks for among them
+CHUNK, PIECE = 1 << 16, 1 << 18  # bytes: what is read at once, and what a kill costs each connection at most
+CONNECTIONS, SEVERAL_FROM = 4, 64 << 20  # for a file of so many bytes or more
 CACHE_TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# A cache of files from the Hugging Face Hub.\n"
-_RETRIED_STATUS = (429, 500, 502, 503, 504)
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+_RETRIED_STATUS = (408, 429, 500, 502, 503, 504, 520, 522, 524)
+_OF_HUB = ("X-Repo-Commit", "X-Linked-Etag", "X-Linked-Size")
+_COMMIT, _SHA256 = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
 _ETAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _REPO_ID = re.compile(r"[A-Za-z0-9_](?:[\w.-]*\w)?(?:/[A-Za-z0-9_](?:[\w.-]*\w)?)?", re.ASCII)
 
@@ -99,36 +99,48 @@ class HFValidationError(ValueError):
 
 # --- the environment, read at each call ---------------------------------------------------------------------------
 
-def _flag(name: str) -> bool:
-    return os.environ.get(name, "").strip().upper() in ("1", "ON", "YES", "TRUE")
+def _setting(*names: str) -> str:
+    """The first of these variables that is not blank."""
+    return next(filter(None, (os.environ.get(name, "").strip() for name in names)), "")
+
+def _flag(*names: str) -> bool:
+    return _setting(*names).upper() in ("1", "ON", "YES", "TRUE")
 
 def _seconds(name: str) -> float:
-    value = os.environ.get(name, "")
+    value = _setting(name)
     return min(float(value), 3600.0) or 10.0 if re.fullmatch(r"[0-9]{1,30}(\.[0-9]{0,9})?", value) else 10.0
 
-def _hf_home() -> Path:
-    home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
-    return Path(os.path.expandvars(os.path.expanduser(home)))
+def _expanded(path: str) -> Path:
+    path = os.path.expandvars(os.path.expanduser(path))
+    if path.startswith("~"):
+        raise OSError(f"{said(path)}: there is no home folder: set HF_HUB_CACHE, or name the cache's folder")
+    return Path(path)
 
-def hf_hub_cache() -> Path:
-    """The cache folder: HF_HUB_CACHE, or `hub` in HF_HOME."""
-    cache = os.environ.get("HF_HUB_CACHE")
-    return Path(os.path.expandvars(os.path.expanduser(cache))) if cache else _hf_home() / "hub"
+def _hf_home() -> Path:
+    return _expanded(_setting("HF_HOME") or os.path.join(_setting("XDG_CACHE_HOME") or "~/.cache", "huggingface"))
+
+def hf_hub_cache(cache_dir: Any = None) -> Path:
+    """The cache folder: `cache_dir`, or HF_HUB_CACHE, or `hub` in HF_HOME. Raises OSError where that needs a home and there is none."""
+    if cache_dir:
+        return Path(os.path.expanduser(cache_dir))
+    cache = _setting("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")
+    return _expanded(cache) if cache else _hf_home() / "hub"
 
 def is_offline_mode() -> bool:
     """Whether HF_HUB_OFFLINE forbids requests."""
-    return _flag("HF_HUB_OFFLINE") or _flag("TRANSFORMERS_OFFLINE")
+    return _flag("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 def hf_endpoint() -> str:
     """HF_ENDPOINT, or huggingface.co."""
-    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+    return (_setting("HF_ENDPOINT") or HUGGING_FACE).rstrip("/")
 
 def get_token() -> str | None:
-    """HF_TOKEN, or what `hf auth login` saved in HF_HOME, or None."""
-    token = os.environ.get("HF_TOKEN", "")
-    if not token and not _flag("HF_HUB_DISABLE_IMPLICIT_TOKEN"):
+    """HF_TOKEN, or what `hf auth login` saved in HF_HOME, or None. No Hub asks for it where HF_HUB_DISABLE_IMPLICIT_TOKEN is set."""
+    token = _setting("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+    if not token:
         with contextlib.suppress(OSError, UnicodeDecodeError):
-            token = Path(os.environ.get("HF_TOKEN_PATH") or _hf_home() / "token").read_text(encoding="utf-8")
+            path = _setting("HF_TOKEN_PATH")
+            token = (_expanded(path) if path else _hf_home() / "token").read_text(encoding="utf-8")
     return token.strip() or None
 
 
@@ -147,27 +159,23 @@ def repo_folder_name(repo_id: str) -> str:
     """The folder of a model repo in the cache."""
     return f"models--{repo_id.replace('/', '--')}"
 
-
 def try_to_load_from_cache(repo_id: str, filename: str, cache_dir: Any = None, revision: str | None = None) -> str | None:
     """The path of a cached file, or None. No request is made."""
     _check_names(repo_id, filename, revision or "main")
-    folder = Path(cache_dir or hf_hub_cache()) / repo_folder_name(repo_id)
+    folder = hf_hub_cache(cache_dir) / repo_folder_name(repo_id)
     commit = revision or "main"
     with contextlib.suppress(OSError, UnicodeDecodeError):
         commit = (folder / "refs" / commit).read_text(encoding="utf-8").strip()
+        if not _COMMIT.fullmatch(commit):
+            return None
     path = folder / "snapshots" / commit / filename
-    return str(path) if (commit == revision or "/" not in commit) and path.is_file() else None
+    return str(path) if path.is_file() else None
 
-
-def _cached(path: str, filename: str) -> LocalFile:
+def _cached(folder: Path, path: str, filename: str) -> LocalFile:
     """What the cache tells of a file: its snapshot is named by the commit, a large file's blob by its sha256."""
-    snapshot, blob = path[: -len(filename) - 1].rpartition("snapshots" + os.sep)[2], Path(os.path.realpath(path))
-    return LocalFile(
-        path,
-        snapshot if _COMMIT.fullmatch(snapshot) else None,
-        blob.name if blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name) else None,
-    )
-
+    snapshot, blob = path[len(str(folder / "snapshots")) + 1 : -len(filename) - 1], Path(os.path.realpath(path))
+    by_hash = blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name)
+    return LocalFile(path, snapshot if _COMMIT.fullmatch(snapshot) else None, blob.name if by_hash else None)
 
 def _check_names(repo_id: str, filename: str, revision: str) -> None:
     if not _REPO_ID.fullmatch(repo_id) or ".." in repo_id or "--" in repo_id:
@@ -176,31 +184,46 @@ def _check_names(repo_id: str, filename: str, revision: str) -> None:
         if any(part in ("", ".", "..") for part in value.split("/")) or "\\" in value or not value.isprintable():
             raise HFValidationError(f"{ascii(value)} is no {kind} inside a repo")
 
+def _open(path: Path, flags: int, mode: int = 0o666) -> int:
+    """os.open, which follows no link that somebody has put at `path`."""
+    return os.open(path, flags | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0), mode)
+
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[bool]:
     """An exclusive lock on `path`, the one that filelock, and so huggingface_hub, takes: flock, or on Windows the
-    first byte. It goes with the process that holds it; the file stays, as theirs does."""
+    first byte. It goes with the process that holds it; the file stays, as theirs does. Yields whether it keeps others out."""
     path.parent.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o664)
-        with contextlib.suppress(BlockingIOError, PermissionError):
-            if os.name == "nt":
-                msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-            else:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(descriptor).st_nlink:  # not unlinked between open and lock
-                break
-        os.close(descriptor)
+        with open(_open(path, os.O_RDWR | os.O_CREAT, 0o664), "rb") as first, open(_open(path, os.O_RDWR | os.O_CREAT, 0o664), "rb") as second:
+            try:
+                held = _locked(first.fileno()) and os.fstat(first.fileno()).st_nlink > 0  # not unlinked between open and lock
+                trusted = held and not _locked(second.fileno())
+            except OSError:
+                held, trusted = True, False
+            if held and not trusted:
+                logger.warning("no lock keeps others from %s here: what several processes want is fetched by each", path)
+            if held:
+                yield trusted
+                return
         if time.monotonic() - began > 10:
             began = time.monotonic()
             logger.warning("waiting for another process that holds %s", path)
         time.sleep(0.05)
+
+def _locked(descriptor: int) -> bool:
+    """Lock an open file. False where another holds it. Raises OSError where there are no locks."""
     try:
-        yield
-    finally:
-        os.close(descriptor)
+        if os.name == "nt":
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+        else:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno == (errno.EACCES if os.name == "nt" else errno.EWOULDBLOCK):
+            return False
+        raise
+    return True
 
 
 @contextlib.contextmanager
@@ -208,9 +231,8 @@ def replacing(target: str | Path) -> Iterator[BinaryIO]:
     """A new file beside `target`, whose folder is made, and which takes its name when it is whole: a reader sees the old
     one or the new one. Where writing fails the old one stays. No other process or thread has the new one's name."""
     temporary = _beside(Path(target))
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
     try:
-        with open(os.open(temporary, flags, 0o666), "wb") as file:
+        with open(_open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
             yield file
         os.replace(temporary, target)
     except BaseException:
@@ -218,25 +240,16 @@ def replacing(target: str | Path) -> Iterator[BinaryIO]:
             temporary.unlink()
         raise
 
-
 def _beside(path: Path) -> Path:
     """A name next to `path` that no other process or thread uses; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return path.with_name(f"{path.name}.{os.urandom(8).hex()}.tmp")
-
 
 def _write_text(path: Path, text: str) -> None:
     """Write a small file, unless it says so already."""
     if not path.is_file() or path.read_bytes() != text.encode():
         with replacing(path) as file:
             file.write(text.encode())
-
-
-def _write_ref(folder: Path, revision: str, commit: str | None) -> None:
-    """Remember what a branch or tag resolved to."""
-    if commit and revision != commit:
-        _write_text(folder / "refs" / revision, commit)
-
 
 def _link(blob: Path, pointer: Path) -> None:
     """snapshots/<commit>/<path> -> ../../blobs/<etag>; the file itself where links cannot be made."""
@@ -258,133 +271,180 @@ def hf_hub_url(repo_id: str, filename: str, *, revision: str | None = None, endp
 
 
 class Hub:
-    """One server: HTTP sessions, one a thread, and the token that it alone gets."""
+    """One server: HTTP sessions, one a thread, and the token that it alone gets. A request takes `patience` seconds at most.
+    `offline` forbids it; None is HF_HUB_OFFLINE."""
 
-    def __init__(self, endpoint: str, token: str | None = None):
-        try:
-            parts, self._origin = urlsplit(endpoint), _origin(endpoint)
-            if parts.scheme not in ("http", "https") or not parts.hostname:
-                raise ValueError("it is not of the form http(s)://host")
-        except ValueError as error:
-            raise HubConnectionError(f"cannot reach {ascii(endpoint.rpartition('@')[2])}: {error}") from error
-        self._token = token or get_token()
+    def __init__(self, endpoint: str, token: str | None = None, patience: float = PATIENCE, offline: bool | None = None):
+        self._offline = is_offline_mode() if offline is None else offline
+        self._origin = _origin(_prepared(endpoint))
+        self._implicit, self._patience = not _flag("HF_HUB_DISABLE_IMPLICIT_TOKEN"), patience
+        self._token = token or (get_token() if self._implicit else None)
         if not re.fullmatch("[!-~]*", self._token or ""):
             raise HFValidationError("the token has characters that no token has: check HF_TOKEN")
         self._local = threading.local()
-        if self._token and parts.scheme == "http" and not re.fullmatch(r"localhost|127\..*|::1", parts.hostname):
-            logger.warning("the token goes to %s in the clear: use https", _shown(endpoint))
+        if self._token and self._origin[0] == "http" and not re.fullmatch(r"localhost|127(\.\d+){3}|::1", self._origin[1] or ""):
+            logger.warning("the token goes to %s in the clear: use https", shown(endpoint))
 
     def request(
         self, method: str, url: str, *, timeout: float, attempts: int = ATTEMPTS, byte_range: str | None = None
     ) -> requests.Response:
-        """The answer, its body unread, after redirects and retries. Raises HfHubHTTPError or HubConnectionError."""
+        """The answer, its body unread, after redirects and retries. Raises HfHubHTTPError, HubConnectionError, or
+        OfflineModeIsEnabled; neither they nor their causes show a secret."""
         import requests
-        attempt = 1
+        if self._offline:
+            raise OfflineModeIsEnabled(f"{shown(url)} is not asked: HF_HUB_OFFLINE is set")
+        attempt, deadline = 1, time.monotonic() + self._patience
         while True:
-            wait = _backoff(attempt)
+            asked = None
             try:
                 response = self._follow(method, url, timeout, byte_range)
             except (requests.RequestException, ValueError) as error:
-                if attempt >= attempts or isinstance(error, (requests.exceptions.SSLError, ValueError)):
-                    raise HubConnectionError(f"cannot reach {_shown(url)}: {_reason(error)}") from error
+                failure: HfHubHTTPError | HubConnectionError = _unreachable(f"cannot reach {shown(url)}", url, error)
+                lasting = isinstance(error, (requests.exceptions.SSLError, ValueError))
             else:
-                if response.status_code in (200, 206) or response.is_redirect:
+                if response.status_code in (200, 206) or response.is_redirect or (method == "HEAD" and response.status_code in (405, 501)):
                     return response
-                failure, wait = _http_error(response, url), _retry_after(response, wait)
                 response.close()
-                if failure.status_code not in _RETRIED_STATUS or attempt >= attempts or wait > LONGEST_WAIT:
-                    raise failure
+                failure, lasting = _http_error(response, url), response.status_code not in _RETRIED_STATUS
+                asked = _asked_wait(response)
+            wait = _backoff(attempt) if asked is None else asked
+            if asked and not lasting:
+                until = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time.time() + min(asked, 1e9)))
+                failure.args = (f"{failure}; the server asks to wait until {until}",)
+            if lasting or attempt >= attempts or time.monotonic() + wait > deadline:
+                raise failure
+            if asked:
+                logger.warning("%s", failure)
             time.sleep(wait)
             attempt += 1
 
     def _follow(self, method: str, url: str, timeout: float, byte_range: str | None) -> requests.Response:
         """Send, and follow redirects by hand: requests would hand netrc's password to the next host.
 
-        HEAD stops before it leaves the server: the headers that matter stand on the redirect itself.
+        HEAD stops before it leaves the server: the headers that matter stand on the redirect itself. What the Hub's own
+        headers say on the way stands on the answer of a GET.
         """
         import requests
-
         if not hasattr(self._local, "session"):
             self._local.session = requests.Session()
+            self._local.session.get_redirect_target = lambda _: None  # requests would read a redirect's body, and prepare its request
         headers = {"Accept-Encoding": "identity", "User-Agent": "vendored_hf", **({"Range": byte_range} if byte_range else {})}
+        address, of_hub = _prepared(url), dict[str, str]()
         for _ in range(MAX_REDIRECTS):
             response: requests.Response = self._local.session.request(
-                method, url, headers=headers, auth=self._authorization(url), timeout=timeout, allow_redirects=False, stream=True
+                method, address, headers=headers, auth=self._authorize, timeout=timeout, allow_redirects=False, stream=True
             )
+            of_hub = {**{name: response.headers[name] for name in _OF_HUB if name in response.headers}, **of_hub}
+            response.headers.update(of_hub)
             location = response.headers.get("Location")
             if response.status_code not in (301, 302, 303, 307, 308) or not location:
                 return response
-            target = urljoin(url, location)
-            if method == "HEAD" and _origin(target) != self._origin:
-                return response
             response.close()
-            url = target
-        raise HubConnectionError(f"{_shown(url)} redirects more than {MAX_REDIRECTS} times")
+            address = _prepared(location, response.url)
+            if method == "HEAD" and _origin(address) != self._origin:
+                return response
+        raise HubConnectionError(f"{shown(url)} redirects more than {MAX_REDIRECTS} times")
 
-    def _authorization(self, url: str) -> Callable[[requests.PreparedRequest], requests.PreparedRequest] | None:
-        """Sets the token for our server and nothing for others. None lets requests ask netrc, for our server alone."""
-        if _origin(url) != self._origin:
-            return lambda request: request
-
-        def bear(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    def _authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        """Called by requests with what it is about to send, whose address alone says to whom: only our server gets the token,
+        or else the login in its address or in netrc. (requests would ask netrc by itself if this were not here.)"""
+        from requests.auth import HTTPBasicAuth
+        from requests.utils import get_auth_from_url, get_netrc_auth
+        ours, address = _origin(request.url or "") == self._origin, request.url or ""
+        if ours and self._token:
             request.headers["Authorization"] = f"Bearer {self._token}"
-            return request
+        elif ours:
+            login = get_auth_from_url(address)
+            if not any(login) and self._implicit:
+                login = get_netrc_auth(address) or login
+            if any(login):
+                HTTPBasicAuth(*login)(request)
+        return request
 
-        return bear if self._token else None
 
+def _prepared(address: str, base: str = "") -> str:
+    """An address, or the one to which `base` redirects, in the form in which requests sends it. Raises HubConnectionError."""
+    import requests
+    problem = "it is not of the form http(s)://host"
+    with contextlib.suppress(ValueError):
+        prepared = requests.Request("GET", urljoin(base, address)).prepare().url or ""
+        if "\\" in address or not address.isprintable() or (base and "@" in urlsplit(address).netloc):
+            problem = "one reader of it may take another host than the next"
+        elif base.startswith("https:") and prepared.startswith("http:"):
+            problem = "it leaves https"
+        elif prepared.startswith(("http://", "https://")):
+            return prepared
+    raise HubConnectionError(f"cannot reach {f'{shown(base)}: it redirects to ' if base else ''}{shown(address)}: {problem}")
 
-def _origin(url: str) -> tuple[str, str | None, int | None]:
-    parts = urlsplit(url)
+def _origin(prepared: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(prepared)
     return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
 
+def shown(address: str) -> str:
+    """An address as a message may show it: without user, password, query and control characters. Where a password may hold
+    a `/`, `?` or `#`, so that nobody knows where it ends, nothing of it is shown."""
+    scheme, host, path, query = re.findall(r"^([A-Za-z][A-Za-z0-9+.-]*://)?([^/\\?#]*)([^?#]*)(.*)", address, re.DOTALL)[0]
+    return "".join(filter(str.isprintable, scheme + ("..." if "@" in path + query else host.rpartition("@")[2] + path)))[:500]
 
-def _shown(url: str) -> str:
-    """A URL as a message may show it: without user, password and query, which hold secrets."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+def said(text: str) -> str:
+    """Words of a server or a library as a message may show them: addresses in them as above, no control characters."""
+    return "".join(filter(str.isprintable, re.sub(r"\S*(?:://|@|\?\S)\S*", lambda word: shown(word[0]), text[:500])))[:200]
 
+def _by_way(url: str) -> str:
+    """Names the proxy that requests takes to `url`, if it takes one."""
+    from requests.utils import get_environ_proxies, select_proxy
+    with contextlib.suppress(ValueError):
+        if proxy := select_proxy(url, get_environ_proxies(url)):
+            return f" by way of the proxy {shown(proxy)}, which {urlsplit(url).scheme.upper()}_PROXY names"
+    return ""
 
-def _reason(error: BaseException) -> str:
-    """The innermost reason that says something, without addresses (requests' own texts hold whole URLs)."""
-    reason, inner, seen = "", error, []
-    while isinstance(inner, BaseException) and inner not in seen:
-        seen.append(inner)
-        timed_out = "timed out" if "timed out" in str(inner).lower() else ""
-        reason = (inner.strerror if isinstance(inner, OSError) else "") or reason or timed_out
-        hidden = [arg for arg in (*inner.args, getattr(inner, "reason", None)) if isinstance(arg, BaseException)]
-        inner = inner.__cause__ or inner.__context__ or (hidden[0] if hidden else None)  # type: ignore[assignment]
-    return reason or ("not a valid address" if isinstance(error, ValueError) else type(error).__name__)
-
+def _unreachable(what: str, url: str, error: BaseException) -> HubConnectionError:
+    """What is raised for an error of requests: the innermost reason that says something, and the names of all, since the texts of
+    requests and urllib3 hold whole addresses, passwords and words of servers. Not to be raised in `except`: its context would be that."""
+    reason, names = "", list[str]()
+    inner: BaseException | None = error
+    while inner is not None and len(names) < 20:
+        names.append(type(inner).__name__)
+        known = re.search(r"Tunnel connection failed: [^')]*|Missing dependencies for SOCKS|timed out", str(inner))
+        reason = (inner.strerror if isinstance(inner, OSError) else "") or (known[0] if known else reason)
+        inner = inner.__cause__ or inner.__context__
+    reason = said(reason) or ("not a valid address" if isinstance(error, ValueError) and names[0] != "InvalidHeader" else names[-1])
+    by_way = _by_way(getattr(getattr(error, "request", None), "url", None) or url)
+    failure = HubConnectionError(f"{what}{by_way}: {reason}{': pip install PySocks' if 'SOCKS' in reason else ''}")
+    failure.__cause__ = ConnectionError(" < ".join(names))
+    return failure
 
 def _backoff(attempt: int) -> float:
     """0.3, 0.6, 1.2 s and so on, up to a fifth more, so that many clients do not return at once."""
     return float(FIRST_WAIT * 2 ** (attempt - 1) * (1 + 0.2 * random.random()))
 
-
-def _retry_after(response: requests.Response, otherwise: float) -> float:
-    """Seconds that the server asks to wait, which it gives as a number or as a date."""
+def _asked_wait(response: requests.Response) -> float | None:
+    """Seconds that the server asks to wait, which it gives as a number, as a date, or as the Hub does."""
     value = response.headers.get("Retry-After", "").strip()
-    with contextlib.suppress(ValueError, TypeError):
+    limit = re.search(r"\br\s*=\s*0\s*;\s*t\s*=\s*(\d{1,9})", response.headers.get("RateLimit", "")[:500])
+    if limit and response.status_code == 429:
+        return float(limit[1]) + 1
+    with contextlib.suppress(ValueError, TypeError, OverflowError, IndexError):
         from email.utils import parsedate_to_datetime  # 40 ms that few runs need
-
         return float(value) if value.isdigit() else max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    return otherwise
-
+    return None
 
 def _http_error(response: requests.Response, url: str) -> HfHubHTTPError:
     """The exception for an error status, by the Hub's X-Error-Code where it sends one."""
     code, status = response.headers.get("X-Error-Code"), response.status_code
-    said = "".join(filter(str.isprintable, response.headers.get("X-Error-Message", "")))[:200]
-    bad_token = status == 401 and said.startswith("Invalid credentials")
+    message = said(response.headers.get("X-Error-Message", "") or response.reason or "")
+    bad_token = status == 401 and message.startswith("Invalid credentials")
     kind, text = {
         "GatedRepo": (GatedRepoError, "the repo is gated: accept its terms on its page, then set HF_TOKEN"),
         "RevisionNotFound": (RevisionNotFoundError, "the repo has no such revision"),
         "EntryNotFound": (RemoteEntryNotFoundError, "the repo has no such file at this revision"),
         "RepoNotFound": (RepositoryNotFoundError, "no such repo, or a private one: check its name, and HF_TOKEN"),
-    }.get("RepoNotFound" if not code and status == 401 and not bad_token else code or "", (HfHubHTTPError, said or response.reason))
+    }.get("RepoNotFound" if not code and status == 401 and not bad_token else code or "", (HfHubHTTPError, message))
+    by_way = _by_way(url) if status in (403, 407) else ""  # it may be the proxy that refuses
     if kind is HfHubHTTPError and status in (401, 403):
-        text = "the token is not valid: check HF_TOKEN" if bad_token else f"the server refuses ({text}): check HF_TOKEN"
-    return kind(f"HTTP {status} for {_shown(url)}: {text}", status, response.headers)
+        refused = f"{'it or ' if by_way else ''}the server refuses ({text}): check HF_TOKEN"
+        text = "the token is not valid: check HF_TOKEN" if bad_token else refused
+    return kind(f"HTTP {status} for {shown(url)}{by_way}: {text}", status, response.headers)
 
 
 # --- metadata ---------------------------------------------------------------------------------------
@@ -400,7 +460,7 @@ class HfFileMetadata:
 
     def __post_init__(self) -> None:
         if not _COMMIT.fullmatch(self.commit_hash or "0" * 40) or not _ETAG.fullmatch(self.etag or "0") or (self.size or 0) < 0:
-            raise FileMetadataError(f"{_shown(self.location)}: a commit, an etag or a size that no file has")
+            raise FileMetadataError(f"{shown(self.location)}: a commit, an etag or a size that no file has")
 
     @property
     def sha256(self) -> str | None:
@@ -409,26 +469,33 @@ class HfFileMetadata:
 
 
 def file_metadata(hub: Hub, endpoint: str, repo_id: str, filename: str, revision: str, attempts: int) -> HfFileMetadata:
-    """What one HEAD request tells."""
+    """What one HEAD request tells, and the start of a GET where HEAD is refused or does not tell the length."""
     url = hf_hub_url(repo_id, filename, revision=revision, endpoint=endpoint)
-    response = hub.request("HEAD", url, timeout=_seconds("HF_HUB_ETAG_TIMEOUT"), attempts=attempts)
-    response.close()
-    headers = response.headers
-    etag = (headers.get("X-Linked-Etag") or headers.get("ETag") or "").removeprefix("W/").strip('"')
-    size = headers.get("X-Linked-Size") or (None if response.is_redirect else headers.get("Content-Length"))
-    commit = headers.get("X-Repo-Commit", "")
-    found = HfFileMetadata(
+    commit = etag = size = ""
+    for method in ("HEAD", "GET"):
+        response = hub.request(method, url, timeout=_seconds("HF_HUB_ETAG_TIMEOUT"), attempts=attempts)
+        response.close()
+        headers = response.headers if response.status_code < 400 else {}  # a server without HEAD
+        commit = commit or headers.get("X-Repo-Commit", "")
+        etag = etag or _bare(headers.get("X-Linked-Etag") or headers.get("ETag"))
+        size = headers.get("X-Linked-Size") or ("" if response.is_redirect else headers.get("Content-Length", ""))
+        if re.fullmatch("0*[1-9][0-9]{0,11}", size):  # there are servers whose HEAD says 0
+            break
+    metadata = HfFileMetadata(
         commit if _COMMIT.fullmatch(commit) else None,
         etag if _ETAG.fullmatch(etag) else None,
-        int(size) if size and re.fullmatch("[0-9]{1,12}", size) else None,
+        int(size) if re.fullmatch("[0-9]{1,12}", size) else None,
         url if not _COMMIT.fullmatch(commit) else hf_hub_url(repo_id, filename, revision=commit, endpoint=endpoint),
     )
-    if found.commit_hash:
-        return found
+    if metadata.commit_hash:
+        return metadata
     if headers.get("Content-Type", "").startswith("text/html") and not filename.endswith((".html", ".htm")):
-        raise FileMetadataError(f"{_shown(url)}: the answer is a web page, a login perhaps, and not the file")
+        raise FileMetadataError(f"{shown(url)}: the answer is a web page, a login perhaps, and not the file")
     # Without a commit an etag is a server's own affair: it names nothing unless it is a sha256.
-    return replace(found, etag=found.sha256)
+    return replace(metadata, etag=metadata.sha256)
+
+def _bare(etag: str | None) -> str:
+    return (etag or "").removeprefix("W/").strip('"')  # a weak one may name the same bytes
 
 
 # --- downloading --------------------------------------------------------------------------------------------------
@@ -446,29 +513,31 @@ def hf_hub_file(
     cache_dir: str | Path | None = None,
     endpoint: str | None = None,
     token: str | None = None,
-    local_files_only: bool = False,
+    local_files_only: bool | None = None,
     connections: int = CONNECTIONS,
     known: HfFileMetadata | None = None,
     on_progress: Progress | None = None,
+    patience: float = PATIENCE,
 ) -> LocalFile:
     """A file of a model repo, fetched into the shared cache unless it is there.
 
     A file that is cached at a commit hash costs no request. Where the server cannot be reached, a file cached for
-    the revision is used, with a warning. `token` defaults to get_token(), `endpoint` to HF_ENDPOINT. `known` stands
-    for what HEAD would tell. `on_progress(bytes so far, bytes in all)` is called meanwhile. Raises any exception of
-    this module; LocalEntryNotFoundError where the file is not cached and the server is out of reach or forbidden.
+    the revision is used, with a warning. `token` defaults to get_token(), `endpoint` to HF_ENDPOINT, `local_files_only` to
+    HF_HUB_OFFLINE. `known` stands for what HEAD would tell. `on_progress(bytes so far, bytes in all)` is called meanwhile. No request takes longer
+    than `patience` seconds, the waits that a server asks for included. Raises any exception of this module;
+    LocalEntryNotFoundError where the file is not cached and the server is out of reach or forbidden.
     """
     revision, endpoint = revision or "main", (endpoint or hf_endpoint()).rstrip("/")
-    cache = Path(cache_dir or hf_hub_cache())
-    offline = local_files_only or is_offline_mode()
+    cache = hf_hub_cache(cache_dir)
+    folder = cache / repo_folder_name(repo_id)
+    offline = is_offline_mode() if local_files_only is None else local_files_only
     cached = try_to_load_from_cache(repo_id, filename, cache, revision)
     if cached and (_COMMIT.fullmatch(revision) or offline):
-        return _cached(cached, filename)
+        return _cached(folder, cached, filename)
     if offline:
         raise LocalEntryNotFoundError(f"{filename} of {repo_id} at {revision} is not in {cache}, and requests are switched off")
 
-    folder = cache / repo_folder_name(repo_id)
-    hub = Hub(endpoint, token)
+    hub = Hub(endpoint, token, patience, offline=False)
     try:
         metadata = known or file_metadata(hub, endpoint, repo_id, filename, revision, 1 if cached else ATTEMPTS)
     except (HubConnectionError, HfHubHTTPError) as error:
@@ -477,87 +546,101 @@ def hf_hub_file(
         if not cached:
             raise LocalEntryNotFoundError(f"{error}; and {filename} of {repo_id} is not in {cache}") from error
         logger.warning("%s; using the cached %s", error, cached)
-        return _cached(cached, filename)
+        return _cached(folder, cached, filename)
 
     pointer = folder / "snapshots" / (metadata.commit_hash or revision) / filename
+    if metadata.commit_hash and metadata.commit_hash != revision:
+        with contextlib.suppress(OSError):  # the cache may be read-only, and is none the worse for it
+            _write_text(folder / "refs" / revision, metadata.commit_hash)
     # Without a commit the same path and size may be another mirror's file: only what a hash names is not fetched again.
     if metadata.commit_hash and pointer.is_file() and metadata.size in (None, pointer.stat().st_size):
-        with contextlib.suppress(OSError):  # the cache may be read-only, and is none the worse for it
-            _write_ref(folder, revision, metadata.commit_hash)
-        return _cached(str(pointer), filename)
+        return _cached(folder, str(pointer), filename)
     # A file that nobody names is kept under its own sha256, and goes by its address until that is known.
     name = metadata.etag or "from-" + hashlib.sha256(metadata.location.encode()).hexdigest()[:40]
     blob = folder / "blobs" / name
     blob.parent.mkdir(parents=True, exist_ok=True)
     if not (cache / "CACHEDIR.TAG").exists():  # by which backup programs know a cache: bford.info/cachedir
         _write_text(cache / "CACHEDIR.TAG", CACHE_TAG)
-    _write_ref(folder, revision, metadata.commit_hash)
-    with locked(cache / ".locks" / folder.name / f"{name}.lock"):
+    with locked(cache / ".locks" / folder.name / f"{name}.lock") as alone:
         if not metadata.etag or not blob.is_file() or blob.stat().st_size != (metadata.size or blob.stat().st_size):
-            digest = download(hub, metadata, blob, connections=connections, on_progress=on_progress)
-            if not metadata.etag:
-                blob = blob.with_name(digest)
-                os.replace(blob.with_name(name), blob)
+            blob = download(hub, metadata, blob, connections=connections, on_progress=on_progress, alone=alone)
         if not metadata.commit_hash or not pointer.is_file() or not os.path.samefile(pointer, blob):
             _link(blob, pointer)
-    return _cached(str(pointer), filename)
+    return _cached(folder, str(pointer), filename)
 
 
 def download(
-    hub: Hub, metadata: HfFileMetadata, target: Path, *, connections: int = CONNECTIONS, on_progress: Progress | None = None
-) -> str:
-    """Fetch a file to `target`, by way of a partial file beside it that the next call resumes. Returns its sha256."""
-    partial = target.with_name(target.name + ".parts.incomplete")
+    hub: Hub, metadata: HfFileMetadata, target: Path, *,
+    connections: int = CONNECTIONS, on_progress: Progress | None = None, alone: bool = True,
+) -> Path:
+    """Fetch a file by way of a partial file beside `target` that the next call resumes, or that is this call's own where it
+    is not `alone`. Returns `target`, or, where the metadata names no content, the place beside it that is named by the sha256."""
+    partial = target.with_name(f"{target.name}.{'parts' if alone else os.urandom(8).hex()}.incomplete")
     source = Source(hub, metadata)
-    of_git = metadata.commit_hash and _COMMIT.fullmatch(metadata.etag or "")  # the Hub's name of a small file
-    told = metadata.etag if metadata.sha256 or of_git else None
     if metadata.size is None:
         raise FileMetadataError(f"{source.shown}: the server does not say how long it is")
+    of_git = bool(metadata.commit_hash and _COMMIT.fullmatch(metadata.etag or ""))  # the Hub's name of a small file, or another's sha1
+    fresh = not metadata.etag
     try:
-        for fresh in (not metadata.etag, True):  # once more from the start if what was resumed was something else
+        while True:
             with contextlib.closing(_Pieces(partial, metadata.size, fresh)) as pieces:
                 resumed = any(pieces.done)
-                digest, git_hash = pieces.fill(source, connections if metadata.size >= SEVERAL_FROM else 1, on_progress)
-                if told in (None, digest, git_hash):
-                    if not told:
+                hashes = pieces.fill(source, connections if metadata.size >= SEVERAL_FROM else 1, on_progress, of_git)
+                told = metadata.etag if metadata.sha256 or of_git else source.sha256
+                unnamed = not told or (of_git and not resumed and metadata.location.startswith("https:"))  # TLS vouches for it
+                if told in hashes or unnamed:
+                    if told not in hashes:
                         logger.warning("could not verify %s: the server sends no hash of it", source.shown)
-                    pieces.finish(target)
-                    return digest
+                    return pieces.finish(target if metadata.etag else target.with_name(hashes[0]))
             partial.unlink()
             if not resumed:
-                break
+                raise ConsistencyError(f"{source.shown}: sha256 or git's sha1 or sha1 {' or '.join(hashes)}; the server had said {told}")
+            fresh = True  # once more from the start: what was resumed was something else
     except OSError as error:
         if error.errno and not error.filename:  # a full disk says so without saying where
             error.filename = str(partial)
         raise
-    raise ConsistencyError(f"{source.shown}: sha256 {digest}, git's sha1 {git_hash}; the server had said {told}")
+    finally:
+        if not alone:
+            partial.unlink(missing_ok=True)
 
 
 class Source:
-    """One file behind one address. Every answer is checked against the Range that was asked for, and the first ETag."""
+    """One file behind one address. Every answer is checked against the Range that was asked for, and against those before it.
+
+    `sha256` is what an answer told, `watched` whether there is a hash, an ETag or a date by which a change would be seen.
+    """
 
     def __init__(self, hub: Hub, metadata: HfFileMetadata):
-        self._hub, self._url, self.size, self.shown = hub, metadata.location, metadata.size, _shown(metadata.location)
-        self._etag: str | None = None
-        self._by_hash = metadata.sha256 is not None
+        self._hub, self._url, self.size, self.shown = hub, metadata.location, metadata.size, shown(metadata.location)
+        self._seen: dict[str, str] = {}
+        self.sha256 = metadata.sha256
+        self._by_hash = self.watched = metadata.sha256 is not None
 
     def open(self, start: int, stop: int) -> requests.Response:
         """An answer with bytes `start` to `stop`, or, where its status is not 206, with the whole file."""
         byte_range = None if (start, stop) == (0, self.size) else f"bytes={start}-{stop - 1}"
         response = self._hub.request("GET", self._url, timeout=_seconds("HF_HUB_DOWNLOAD_TIMEOUT"), byte_range=byte_range)
-        problem = None
-        if response.headers.get("Content-Encoding", "identity") != "identity":
+        headers, problem = response.headers, None
+        length = headers.get("Content-Length")
+        if byte_range and response.status_code != 206 and length != str(self.size):  # it may be the whole, a part, or a page
+            response.close()
+            return self.open(0, self.size or 0)
+        if headers.get("Content-Encoding", "identity") != "identity":
             problem = "sent in an encoding that was not asked for"
         elif response.status_code == 206:
-            told = response.headers.get("Content-Range", "")
-            if told != f"bytes {start}-{stop - 1}/{self.size}":
+            told = headers.get("Content-Range", "")
+            if told not in (f"bytes {start}-{stop - 1}/{self.size}", f"bytes {start}-{stop - 1}/*"):
                 problem = f"asked for bytes {start} to {stop}, the server sent {ascii(told[:80])}"
-        elif response.headers.get("Content-Length", str(self.size)) != str(self.size):
-            problem = f"the server sends {ascii(response.headers['Content-Length'])} bytes, after it had said {self.size}"
-        etag = response.headers.get("ETag")
-        if etag != (self._etag or etag) and not self._by_hash:
+        elif length not in (None, str(self.size)):
+            problem = f"the server sends {ascii(length[:80])} bytes, after it had said {self.size}"
+        seen = {name: _bare(headers[name]) for name in ("ETag", "Last-Modified") if name in headers}
+        both = [name for name in seen if name in self._seen][:1]  # dates count where an ETag is missing
+        if any(seen[name] != self._seen[name] for name in both) and not self._by_hash:
             problem = "it changed while it was read"
-        self._etag = etag
+        self._seen = {**seen, **self._seen}
+        self.watched = self._by_hash or bool(self._seen)
+        self.sha256 = self.sha256 or (seen["ETag"] if _SHA256.fullmatch(seen.get("ETag", "")) else None)
         if problem:
             response.close()
             raise ConsistencyError(f"{self.shown}: {problem}")
@@ -566,9 +649,8 @@ class Source:
     def broken(self, failures: int, position: int, error: Exception) -> None:
         """Wait before the next connection, or give up."""
         if failures >= ATTEMPTS:
-            raise HubConnectionError(
-                f"{self.shown}: the connection broke {failures} times, last at byte {position}: {_reason(error)}"
-            ) from error
+            what = f"{self.shown}: the connection broke {failures} times, last at byte {position}"
+            raise _unreachable(what, self._url, error)
         time.sleep(_backoff(failures))
 
 
@@ -580,14 +662,13 @@ class _Pieces:
 
     def __init__(self, path: Path, size: int, fresh: bool):
         self._path, self._size = path, size
-        path.touch()
-        self._file = open(path, "r+b", buffering=0)  # noqa: SIM115
+        self._file = open(_open(path, os.O_RDWR | os.O_CREAT), "r+b", buffering=0)  # noqa: SIM115
         length = self._file.seek(0, 2)
-        self.done = bytearray(-(-size // PIECE))
+        self.done = bytearray(-(-size // PIECE) or 1)  # the one piece of an empty file is its answer
         if length == size + len(self.done) and not fresh:
             self._file.seek(size)
             self._file.readinto(self.done)
-        elif length == size and not fresh:  # killed between the map's end and the rename
+        elif 0 < length == size and not fresh:  # killed between the map's end and the rename
             self.done[:] = b"\1" * len(self.done)
         else:
             self._file.truncate(0)
@@ -600,8 +681,8 @@ class _Pieces:
             self._error = self._error or ConnectionError("given up")
             self._file.close()
 
-    def fill(self, source: Source, connections: int, on_progress: Progress | None) -> tuple[str, str]:
-        """Fetch what is missing. Returns the sha256 of the whole, and the hash by which git, and the Hub, names it."""
+    def fill(self, source: Source, connections: int, on_progress: Progress | None, of_git: bool) -> list[str]:
+        """Fetch what is missing. Returns the sha256 of the whole, and, if `of_git`, the hash by which git names it, and the sha1."""
         spans = self._missing(connections)
         if spans:
             answer = source.open(*spans[0])  # shows whether the server knows Ranges at all, and has that many bytes
@@ -610,8 +691,10 @@ class _Pieces:
                 spans, self.done[:], self._arrived = [(0, self._size)], bytes(len(self.done)), 0
             todo = iter([(*span, answer if span == spans[0] else None) for span in spans])  # the threads share it
             for _ in range(min(connections, len(spans))):
-                threading.Thread(target=self._work, args=(source, todo, len(spans) == 1), daemon=True).start()
-        digest, git_digest = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % self._size, usedforsecurity=False)
+                threading.Thread(target=self._work, args=(source, todo), daemon=True).start()
+        digests = [hashlib.sha256()]
+        if of_git:
+            digests += [hashlib.sha1(start, usedforsecurity=False) for start in (b"blob %d\0" % self._size, b"")]
         for piece in range(len(self.done)):
             with self._changed:
                 while not self.done[piece] and not self._error:
@@ -620,58 +703,59 @@ class _Pieces:
                     raise self._error
                 self._file.seek(piece * PIECE)
                 content = self._file.read(min(PIECE, self._size - piece * PIECE))
-            digest.update(content)
-            git_digest.update(content)
+            for digest in digests:
+                digest.update(content)
             if on_progress and spans:
                 on_progress(self._arrived, self._size)
-        return digest.hexdigest(), git_digest.hexdigest()
+        return [digest.hexdigest() for digest in digests]
 
     def _missing(self, connections: int) -> list[tuple[int, int]]:
         """[start, stop) of what is to be fetched, in about as many spans as there are connections, each of whole pieces."""
-        runs: list[list[int]] = []
-        for piece in (number for number, done in enumerate(self.done) if not done):
-            if runs and runs[-1][1] == piece:
-                runs[-1][1] += 1
+        missing = [piece for piece, done in enumerate(self.done) if not done]
+        longest, spans = -(-len(missing) // connections), list[list[int]]()
+        for piece in missing:
+            if spans and spans[-1][1] == piece < spans[-1][0] + longest:
+                spans[-1][1] += 1
             else:
-                runs.append([piece, piece + 1])
-        longest = max(-(-sum(stop - start for start, stop in runs) // connections), 1)
-        cut = [(at, min(at + longest, stop)) for start, stop in runs for at in range(start, stop, longest)]
-        return [(start * PIECE, min(stop * PIECE, self._size)) for start, stop in cut]
+                spans.append([piece, piece + 1])
+        return [(start * PIECE, min(stop * PIECE, self._size)) for start, stop in spans]
 
-    def _work(self, source: Source, todo: Iterator[tuple[int, int, requests.Response | None]], alone: bool) -> None:
+    def _work(self, source: Source, todo: Iterator[tuple[int, int, requests.Response | None]]) -> None:
         """Fetch span after span. Runs on a thread of its own."""
         try:
             for start, stop, answer in todo:
-                self._fetch(source, start, stop, answer, alone)
+                self._fetch(source, start, stop, answer)
         except BaseException as error:
             with self._changed:
                 self._error = self._error or error
                 self._changed.notify_all()
 
-    def _fetch(self, source: Source, start: int, stop: int, answer: requests.Response | None, alone: bool) -> None:
-        """One connection after the other, until the span is there."""
+    def _fetch(self, source: Source, start: int, stop: int, answer: requests.Response | None) -> None:
+        """One connection after the other, until the span is there. Of an answer with the whole file the span alone is taken."""
         import requests
-        position, furthest, failures = start, start, 0
-        while position < stop:
+        position, failures = start, 0
+        while True:
             broken: Exception = EOFError("the answer ended early")
             response, answer = answer or source.open(position, stop), None
+            begun, at, end = position, *((position, stop) if response.status_code == 206 else (0, self._size))
             with response:
-                if response.status_code != 206 and (position, stop) != (0, self._size):
-                    if not alone:
-                        raise ConsistencyError(f"{source.shown}: the server answers some Ranges, and some not")
-                    position, stop = 0, self._size
                 try:
-                    for chunk in response.iter_content(CHUNK):
-                        if position + len(chunk) > stop:
+                    for chunk in (chunks := response.iter_content(CHUNK)):
+                        wanted = chunk[max(position - at, 0) :][: stop - position]
+                        at += len(chunk)
+                        if at > end or (at == end and next(chunks, b"")):
                             raise ConsistencyError(f"{source.shown}: more came than was asked for")
-                        had = min(max(furthest - position, 0), len(chunk))  # hashed already: what starts over is not written again
-                        position = self._write(position + had, chunk[had:])
-                except requests.RequestException as error:
+                        position = self._write(position, wanted)
+                        if position == stop:
+                            break
+                except (requests.RequestException, ValueError) as error:
                     broken = error
-            if position < stop:
-                failures = 1 if position >= furthest + PIECE else failures + 1
-                furthest = max(furthest, position)
-                source.broken(failures, position, broken)
+            if position >= stop:
+                if not self._size:
+                    self._write(0, b"")  # the empty piece is there now
+                return
+            failures = 1 if position >= begun + PIECE else failures + 1
+            source.broken(failures, position, broken)
 
     def _write(self, position: int, chunk: bytes) -> int:
         with self._changed:
@@ -691,12 +775,13 @@ class _Pieces:
         if self._file.write(content) != len(content):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def finish(self, target: Path) -> None:
+    def finish(self, target: Path) -> Path:
         """The whole is there and verified: give it its name."""
         self._file.truncate(self._size)
         os.fsync(self._file.fileno())
         self._file.close()
         os.replace(self._path, target)
+        return target
 
 
 def _main() -> None:

@@ -39,7 +39,7 @@ class Listing:
     complete: bool = True
 
 
-def fetch(endpoint: str, url: str, content_type: str = "") -> bytes | None:
+def fetch(hub: vendored_hf.Hub, url: str, content_type: str = "") -> bytes | None:
     """What a server answers, at most LIMIT bytes; None where it is not of that type, a web page perhaps.
 
     Raises UnreadableError, or an exception of vendored_hf.
@@ -47,31 +47,26 @@ def fetch(endpoint: str, url: str, content_type: str = "") -> bytes | None:
     import requests
 
     text = b""
-    with vendored_hf.Hub(endpoint).request("GET", url, timeout=10.0) as answer:
+    with hub.request("GET", url, timeout=10.0) as answer:
         if content_type not in answer.headers.get("Content-Type", ""):
             return None
         try:
             for chunk in answer.iter_content(1 << 16):
                 text += chunk
                 if len(text) > LIMIT:
-                    raise UnreadableError(f"{shown(url)} has more than {LIMIT} bytes")
+                    raise UnreadableError(f"{vendored_hf.shown(url)} has more than {LIMIT} bytes")
         except requests.RequestException as error:
-            raise UnreadableError(f"{shown(url)} cannot be read: {type(error).__name__}") from error
+            raise UnreadableError(f"{vendored_hf.shown(url)} cannot be read: {type(error).__name__}") from error
     return text
 
 
-def shown(url: str) -> str:
-    """An address as messages have it: without a password."""
-    return url.rpartition("@")[2]
-
-
-def from_hub(endpoint: str, repo: str, revision: str | None) -> Listing:
+def from_hub(hub: vendored_hf.Hub, endpoint: str, repo: str, revision: str | None) -> Listing:
     """The Hub's listing of a repo. Raises ListingError where the server has none, or an exception of vendored_hf."""
     vendored_hf.hf_hub_url(repo, "config.yaml", revision=revision, endpoint=endpoint)  # refuses names that are none
     url = f"{endpoint.rstrip('/')}/api/models/{repo}/revision/{quote(revision or 'main', safe='')}"
-    refusal = f"{shown(url)} does not list the repo's files"
+    refusal = f"{vendored_hf.shown(url)} does not list the repo's files"
     try:
-        text = fetch(endpoint, url)
+        text = fetch(hub, url)
     except (vendored_hf.RepositoryNotFoundError, vendored_hf.RevisionNotFoundError):
         raise
     except vendored_hf.HfHubHTTPError as error:

@@ -120,7 +120,7 @@ class Mirror:
         """
         folder = self.folder or Path()
         if not folder.is_dir():
-            shown = re.sub("^.*:.*@", "", str(folder))  # user:password@host: somebody left the http:// out
+            shown = str(folder).rpartition("@")[2]  # user:password@host: somebody left the http:// out
             raise vendored_hf.LocalEntryNotFoundError(f"{shown}: there is no such folder, nor is it an http:// address")
         entry = self._find(file)
         revision = file.revision or "main"
@@ -166,7 +166,7 @@ class Mirror:
             return Manifest([], [])
         url, text = f"{self.endpoint}/{MANIFEST}", None
         try:
-            text = listings.fetch(self.endpoint, url, "json")
+            text = listings.fetch(vendored_hf.Hub(self.endpoint, offline=False), url, "json")
         except vendored_hf.HfHubHTTPError as error:
             if error.status_code in listings.BUSY:
                 raise  # there may be one, and without it nothing would be verified
@@ -174,7 +174,7 @@ class Mirror:
             raise MirrorError(str(error)) from error
         except vendored_hf.HubConnectionError:
             pass  # out of reach: the request that needs the server reports it
-        return Manifest([], []) if text is None else parse_manifest(text, listings.shown(url))  # most servers have none
+        return Manifest([], []) if text is None else parse_manifest(text, vendored_hf.shown(url))  # most servers have none
 
 
 def commits_of(destination: Path) -> Commits:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -74,21 +75,23 @@ class Source:
         self._origin, self._events = origin, events
         self._commits = dict(commits or {})
         self._offline = vendored_hf.is_offline_mode() if origin.offline is None else origin.offline
-        named = origin.mirror or os.environ.get("HF_ENDPOINT") or None
-        # A folder needs no network; a server does not count where requests are switched off.
-        self._mirror = mirror.Mirror(None if self._offline and mirror.folder_of(named) is None else named)
+        self._endpoint = (origin.mirror or vendored_hf.hf_endpoint()).rstrip("/")
+        # A folder needs no network; a server does not count where requests are switched off, and huggingface.co has no manifest.
+        no_server = self._offline or self._endpoint == vendored_hf.HUGGING_FACE
+        self._mirror = mirror.Mirror(None if no_server and mirror.folder_of(self._endpoint) is None else self._endpoint)
         if origin.stream and origin.offline and not self.is_folder:
             raise BadUse("--stream needs a server or a mirror, and --offline forbids servers: leave one out")
 
     @property
     def settled_origin(self) -> Origin:
         """The origin with nothing left to the environment or the folder of whoever reads it, but for the token."""
-        mirror_of = self._origin.mirror or vendored_hf.hf_endpoint()
-        folder = mirror.folder_of(mirror_of)
-        cache = self._origin.cache_dir or vendored_hf.hf_hub_cache()
-        return replace(
-            self._origin, mirror=os.path.abspath(folder) if folder else mirror_of, cache_dir=os.path.abspath(cache), offline=self._offline
-        )
+        endpoint = os.path.abspath(self._mirror.folder) if self._mirror.folder else self._endpoint
+        cache = os.path.abspath(vendored_hf.hf_hub_cache(self._origin.cache_dir))
+        return replace(self._origin, mirror=endpoint, cache_dir=cache, offline=self._offline)
+
+    @functools.cached_property
+    def _hub(self) -> vendored_hf.Hub:
+        return vendored_hf.Hub(self._endpoint, offline=self._offline)
 
     @property
     def is_local(self) -> bool:
@@ -101,12 +104,11 @@ class Source:
         return self._mirror.folder is not None
 
     def open(self, file: HubFile) -> SourceFile:
-        """Open a file, once it is there. Raises MirrorError, NoRangeError, or an exception of vendored_hf."""
+        """Open a file, once it is there. Raises MirrorError, NotStreamableError, or an exception of vendored_hf."""
         if self._origin.stream and not self.is_folder:
             pinned = self._pinned(file)
-            remote = stream.open_remote(
-                file.repo, file.path, revision=pinned.revision, endpoint=self._origin.mirror, known=self._mirror.known(pinned)
-            )
+            known = self._mirror.known(pinned)
+            remote = stream.open_remote(self._hub, self._endpoint, file.repo, file.path, revision=pinned.revision, known=known)
             self._events.streaming(file.path, lambda: remote.received)
             commit = remote.metadata.commit_hash
             self._pin(file, commit)
@@ -163,10 +165,9 @@ class Source:
         known = self._mirror.known(file)
         if known or self.is_local:
             return known.commit_hash if known else self.fetch(file).commit_hash
-        endpoint = self._origin.mirror or vendored_hf.hf_endpoint()
         with contextlib.suppress(vendored_hf.HubConnectionError):  # whoever fetches it may find it in the cache
-            hub = vendored_hf.Hub(endpoint)
-            return vendored_hf.file_metadata(hub, endpoint, file.repo, file.path, file.revision or "main", 1).commit_hash
+            metadata = vendored_hf.file_metadata(self._hub, self._endpoint, file.repo, file.path, file.revision or "main", 1)
+            return metadata.commit_hash
         return None
 
     def _pinned(self, file: HubFile) -> HubFile:
@@ -194,7 +195,7 @@ class Source:
                 file.path,
                 revision=file.revision,
                 cache_dir=self._origin.cache_dir,
-                endpoint=self._origin.mirror,
+                endpoint=self._endpoint,
                 local_files_only=self._offline,
                 connections=self._origin.connections,
                 known=self._mirror.known(file),
@@ -218,14 +219,14 @@ class Source:
 
     def _cache_of(self, repo: str) -> Path:
         """A repo's part of the cache."""
-        return Path(self._origin.cache_dir or vendored_hf.hf_hub_cache()) / vendored_hf.repo_folder_name(repo)
+        return vendored_hf.hf_hub_cache(self._origin.cache_dir) / vendored_hf.repo_folder_name(repo)
 
     def _listing(self, repo: str, revision: str | None) -> Listing:
         cached = self._cache_of(repo)
         if self.is_local:
             return listings.from_cache(cached, repo, revision)
         try:
-            listing = listings.from_hub(self._origin.mirror or vendored_hf.hf_endpoint(), repo, revision)
+            listing = listings.from_hub(self._hub, self._endpoint, repo, revision)
         except vendored_hf.HubConnectionError as error:
             try:
                 return listings.from_cache(cached, repo, revision)  # as a fetch does: the cache goes on without the Hub

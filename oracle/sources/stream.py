@@ -17,19 +17,20 @@ TAIL = 1 << 18  # bytes at the end, fetched first: a zip keeps its directory the
 READ_AHEAD = 1 << 14
 
 
-class NoRangeError(OSError):
-    """The server sends whole files alone."""
+class NotStreamableError(OSError):
+    """The server sends whole files alone, or would not show that a file without checksums is replaced meanwhile."""
 
 
 class RemoteFile(io.RawIOBase):
     """A seekable reader. `metadata` is what HEAD told; `received` counts the bytes that crossed the wire.
 
     Reads inside a stretch that advise() announced stream over one connection, which is taken up again where it
-    breaks; others read a little ahead. Every answer is checked: its Range, its ETag against the first. Raises NoRangeError
+    breaks; others read a little ahead. Every answer is held against the first: its Range, its ETag or date. `checked` is
+    whether the file has checksums of its own, so that a mix of two would show. Raises NotStreamableError
     where the server knows no Range, HubConnectionError, HfHubHTTPError, ConsistencyError.
     """
 
-    def __init__(self, hub: vendored_hf.Hub, metadata: vendored_hf.HfFileMetadata):
+    def __init__(self, hub: vendored_hf.Hub, metadata: vendored_hf.HfFileMetadata, *, checked: bool = False):
         super().__init__()
         # Without the sha256, which nobody computes of a part, the source watches the ETag.
         self._source = vendored_hf.Source(hub, replace(metadata, etag=None))
@@ -47,6 +48,11 @@ class RemoteFile(io.RawIOBase):
         tail_at = max(0, self._size - TAIL)
         self._tail = self._fetch(tail_at, self._size)  # shows whether the server knows Ranges
         self._tail_at = tail_at
+        if not self._source.watched and not checked:
+            raise NotStreamableError(
+                f"{self._source.shown}: the server sends neither an ETag nor a date, so that nothing would show if the file is "
+                "replaced while it is streamed: leave --stream out"
+            )
 
     def readable(self) -> bool:
         return True
@@ -97,12 +103,15 @@ class RemoteFile(io.RawIOBase):
         parts, position, failures = [], start, 0
         while position < stop:
             try:
+                broken: Exception | None = None
                 self._go_to(position, stop)
                 chunk = self._next_chunk()
-            except (requests.RequestException, EOFError) as error:
+            except (requests.RequestException, ValueError, EOFError) as error:
+                broken = error
+            if broken:  # out of the handler: what requests says of it may hold secrets
                 self._hang_up()
                 failures += 1
-                self._source.broken(failures, position, error)
+                self._source.broken(failures, position, broken)
                 continue
             take = chunk[: stop - position]
             self._unread = chunk[len(take) :]
@@ -122,7 +131,7 @@ class RemoteFile(io.RawIOBase):
         self._response = self._source.open(position, until)
         if self._response.status_code != 206 and (position, until) != (0, self._size):
             self._hang_up()
-            raise NoRangeError(f"{self._source.shown}: the server knows no Range, which --stream needs: leave --stream out")
+            raise NotStreamableError(f"{self._source.shown}: the server knows no Range, which --stream needs: leave --stream out")
         self._at, self._until = position, until
         self._chunks = self._response.iter_content(vendored_hf.CHUNK)
 
@@ -141,19 +150,15 @@ class RemoteFile(io.RawIOBase):
 
 
 def open_remote(
+    hub: vendored_hf.Hub,
+    endpoint: str,
     repo_id: str,
     filename: str,
     *,
     revision: str | None = None,
-    endpoint: str | None = None,
     known: vendored_hf.HfFileMetadata | None = None,
 ) -> RemoteFile:
-    """Open a file of a model repo. `known` stands for what HEAD would tell. Errors are vendored_hf's."""
-    endpoint = (endpoint or vendored_hf.hf_endpoint()).rstrip("/")
-    if vendored_hf.is_offline_mode():
-        raise vendored_hf.OfflineModeIsEnabled(f"{filename} of {repo_id} cannot be streamed: HF_HUB_OFFLINE is set")
-    hub = vendored_hf.Hub(endpoint)
-    metadata = known or vendored_hf.file_metadata(
-        hub, endpoint, repo_id, filename, revision or "main", vendored_hf.ATTEMPTS
-    )
-    return RemoteFile(hub, metadata)
+    """Open a file of a model repo. `known` stands for what HEAD would tell. Errors are those of RemoteFile."""
+    attempts = vendored_hf.ATTEMPTS
+    metadata = known or vendored_hf.file_metadata(hub, endpoint, repo_id, filename, revision or "main", attempts)
+    return RemoteFile(hub, metadata, checked=filename.endswith(".npz"))

@@ -385,5 +385,6 @@ def test_a_terminal_is_not_written_to_by_servers(old: Hub) -> None:
 
 def test_sizes_that_no_file_has(old: Hub) -> None:
     for size in ("10000000000000000000", "9" * 5000, "-5", "\xb2"):
-        old.inject(Fault(host="hub", method="HEAD", alter=lambda headers, size=size: headers.update({"Content-Length": size})))
+        told = {"Content-Length": size, "Connection": "close"}
+        old.inject(*(Fault(host="hub", method=method, alter=lambda headers, told=told: headers.update(told)) for method in ("HEAD", "GET", "GET")))
         fails(generate(old), 3)

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 import vendored_hf as hf
-from oracle.sources.stream import NoRangeError, RemoteFile, open_remote
+from oracle.sources.stream import NotStreamableError, RemoteFile, open_remote
 from tests.support import real_client
 from tests.support.hub import Fault, Hub
 from tests.support.process import python, variables
@@ -275,7 +275,7 @@ def test_the_real_client_and_ours_respect_each_other_s_lock(filled: Hub) -> None
         time.sleep(1.2)
         assert process.poll() is None and not filled.requests("cdn")
     assert process.communicate(timeout=30)[0]
-    with hf._lock(place), pytest.raises(filelock.Timeout):
+    with hf.locked(place), pytest.raises(filelock.Timeout):
         filelock.FileLock(place, timeout=0.3).acquire()
     filelock.FileLock(place, timeout=0.3).acquire()
 
@@ -352,7 +352,7 @@ def test_a_torn_file_in_a_snapshot_is_mended(filled: Hub) -> None:
 
 
 def stream(hub: Hub) -> RemoteFile:
-    return open_remote(REPO, PATH, endpoint=hub.url)
+    return open_remote(hf.Hub(hub.url), hub.url, REPO, PATH)
 
 
 def read_through(file: RemoteFile, start: int, stop: int) -> bytes:
@@ -408,13 +408,13 @@ def test_a_stream_whose_answers_are_wrong(filled: Hub, fault: Fault, message: st
 
 def test_a_stream_from_a_server_without_range(filled: Hub) -> None:
     filled.inject(*(Fault(ignore_range=True) for _ in range(9)))
-    with pytest.raises(NoRangeError, match="the server knows no Range, which --stream needs: leave --stream out"):
+    with pytest.raises(NotStreamableError, match="the server knows no Range, which --stream needs: leave --stream out"):
         stream(filled)
     assert len(filled.requests("cdn")) == 1
     filled.faults.clear()
     with stream(filled) as file:  # and one that forgets it on the way
         filled.inject(Fault(ignore_range=True))
-        with pytest.raises(NoRangeError):
+        with pytest.raises(NotStreamableError):
             read_through(file, 500_000, 2_000_000)
     filled.add(REPO, PATH, CONTENT[:200_000])  # a whole file needs none
     filled.inject(Fault(ignore_range=True))

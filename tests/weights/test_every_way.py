@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+import vendored_hf
 from oracle.job import Origin
 from oracle.sources.curation import HubFile
 from oracle.sources.source import FileEvents, Source
@@ -40,7 +41,7 @@ def ways(hub: Hub, folder: Path, path: str, content: bytes) -> Iterator[tuple[st
     with place.open("rb", buffering=0) as file:
         yield "disk", OpenFile(cast(BinaryIO, file), path, path)
     hub.add(REPO, path, content)
-    with open_remote(REPO, path, endpoint=hub.url) as remote:
+    with open_remote(vendored_hf.Hub(hub.url), hub.url, REPO, path) as remote:
         yield "Range", OpenFile(cast(BinaryIO, remote), path, path)
     tree = folder / "mirror" / REPO / "resolve/main" / path
     tree.parent.mkdir(parents=True)
