@@ -275,7 +275,7 @@ class Hub:
     `offline` forbids it; None is HF_HUB_OFFLINE."""
 
     def __init__(self, endpoint: str, token: str | None = None, patience: float = PATIENCE, offline: bool | None = None):
-        self._offline = is_offline_mode() if offline is None else offline
+        self._offline = offline
         self._origin = _origin(_prepared(endpoint))
         self._implicit, self._patience = not _flag("HF_HUB_DISABLE_IMPLICIT_TOKEN"), patience
         self._token = token or (get_token() if self._implicit else None)
@@ -291,7 +291,7 @@ class Hub:
         """The answer, its body unread, after redirects and retries. Raises HfHubHTTPError, HubConnectionError, or
         OfflineModeIsEnabled; neither they nor their causes show a secret."""
         import requests
-        if self._offline:
+        if is_offline_mode() if self._offline is None else self._offline:
             raise OfflineModeIsEnabled(f"{shown(url)} is not asked: HF_HUB_OFFLINE is set")
         attempt, deadline = 1, time.monotonic() + self._patience
         while True:

@@ -596,6 +596,29 @@ def test_24_links_planted_in_a_mirror_are_not_written_through(hub: Hub, tmp_path
     assert ran.returncode == (4 if link == "folder" else 0), ran.stderr
 
 
+# --- 23: what others wrote is no command ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["table", "json", "junit", "page", "error", "debug"])
+def test_23_a_github_runner_reads_no_command(small: tuple[dict[str, Any], Origin], tmp_path: Path, form: str) -> None:
+    reference = copy.deepcopy(small[0])
+    reference["schema"] = reference["methodology"] = "##[error]taken in \x1b[31m"
+    (tmp_path / "r.json").write_text(json.dumps(reference))
+    candidate = {"test_cases": [{**case, "n_active": 10**6} for case in reference["test_cases"]]}
+    (tmp_path / "c.json").write_text(json.dumps(candidate))
+    files = [str(tmp_path / "r.json"), str(tmp_path / "c.json")]
+    arguments = {
+        "table": ["compare", *files], "json": ["compare", *files, "--format", "json"], "junit": ["compare", *files, "--format", "junit"],
+        "page": ["report", *files, "-o", "-"], "error": ["verify", files[0]], "debug": ["verify", files[0], "--debug"],
+    }[form]  # fmt: skip
+    ran = run(*arguments, environment={"GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md")})
+    assert ran.returncode in (0, 1, 4) and "##[" not in ran.stdout + ran.stderr and "\x1b" not in ran.stdout + ran.stderr
+    if form == "error":
+        assert "taken in" in ran.stderr  # it is shown, and no command
+    if form == "json":
+        json.loads(ran.stdout)
+
+
 # --- 17b: one place says where a reference's weights are --------------------------------------------------------------
 
 

@@ -36,7 +36,7 @@ def escape(value: Any) -> str:
     text = value if isinstance(value, str) else str(value)
     if not text.isprintable():
         text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-    return html.escape(text, quote=True)
+    return html.escape(text, quote=True).replace("##[", "##&#91;")  # which a GitHub runner would take for a command
 
 
 def code(value: Any) -> str:

@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         code = errors.exit_code(error)
         if options.debug:
-            traceback.print_exc()
+            say("".join(traceback.format_exception(error)).rstrip())
         line = errors.one_line(error)
         say(f"error: {line}")
         github.annotate("oracle", line)

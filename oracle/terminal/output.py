@@ -31,12 +31,17 @@ def dump(document: Document) -> Iterator[str]:
     yield "\n"
 
 
+def json_text(value: Any, indent: int | None = None) -> str:
+    """A value as JSON, in which nothing reads as a command of a GitHub runner: it looks for ##[ on standard output too."""
+    return json.dumps(value, indent=indent, allow_nan=False).replace("##[", "##\\u005b")
+
+
 def _dump(value: Any, newline: str) -> Iterator[str]:
     if hasattr(value, "tolist"):
         value = value.tolist()  # one at a time: as lists, residuals take eight times their memory
     nested = isinstance(value, (dict, list)) and len(value) > 0
     if not nested or (isinstance(value, list) and not isinstance(value[0], (dict, list, str))):
-        yield json.dumps(value, allow_nan=False)
+        yield json_text(value)
         return
     inner = newline + "  "
     opening, closing = "{}" if isinstance(value, dict) else "[]"
@@ -46,7 +51,7 @@ def _dump(value: Any, newline: str) -> Iterator[str]:
         between = "," + inner
         if isinstance(value, dict):
             key, item = item
-            yield f"{json.dumps(key)}: "
+            yield f"{json_text(key)}: "
         yield from _dump(item, inner)
     yield newline + closing
 

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import quoteattr
+
+from oracle.terminal.output import json_text
 
 if TYPE_CHECKING:
     from oracle.checking.verdict import CaseVerdict, Comparison, Verification
@@ -83,7 +84,7 @@ def comparison_json(comparison: Comparison, explanation: Explanation | None = No
             "known": explanation.known,
             "not_tried": explanation.not_tried,
         }
-    return json.dumps(document, indent=2) + "\n"
+    return json_text(document, 2) + "\n"
 
 
 def comparison_junit(comparison: Comparison, explanation: Explanation | None = None) -> str:
@@ -104,7 +105,8 @@ def comparison_junit(comparison: Comparison, explanation: Explanation | None = N
     if comparison.not_compared:
         name = quoteattr(comparison.not_compared)
         lines.append(f'  <testcase classname="oracle" name={name}>\n    <skipped message="not in the candidate"/>\n  </testcase>')
-    return "\n".join([*lines, "</testsuite>"]) + "\n"
+    # A GitHub runner would take ##[ for a command.
+    return ("\n".join([*lines, "</testsuite>"]) + "\n").replace("##[", "##&#91;")
 
 
 def _id_json(case_id: CaseId) -> dict[str, Any]:

@@ -54,8 +54,11 @@ def encoding() -> str:
 
 
 def printable(text: str) -> str:
-    """What a server or a file named, on one line, without what would reach the terminal as a control character."""
-    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    """What a server or a file named, on one line, without what would reach the terminal as a control character.
+
+    A GitHub runner reads ##[ as the beginning of a command wherever it stands.
+    """
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text).replace("##[", "# #[")
     return text.encode(encoding(), "backslashreplace").decode(encoding())
 
 
