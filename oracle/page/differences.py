@@ -50,10 +50,8 @@ def _cause(explanation: Explanation | None) -> str:
 
 
 def _chart(comparison: Comparison) -> str:
-    rows = charts.layer_rows(
-        (case.id, case.max_difference, rough(case.max_difference), not case.agrees) for case in comparison.cases
-    )
-    values = charts.values_of(rows)
+    marks = ((case.id, case.max_difference, rough(case.max_difference), not case.agrees) for case in comparison.cases)
+    rows, values = charts.layer_rows(marks)
     without = len(comparison.cases) - len(values)
     none = f" Not drawn: {count(without, 'case')} missing, or with no feature on both lists." if without else ""
     most = f" The largest is {rough(max(values))}." if values else ""

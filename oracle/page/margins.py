@@ -37,8 +37,7 @@ def section(reference: Reference) -> str:
 
 def _chart(title: str, what: str, limit: Limit, margins: list[tuple[Case, float | None]], tie: str) -> str:
     """The margins of all cases; `tie` is the flag of those at or below the limit."""
-    rows = charts.layer_rows((case.id, value, margin(value), tie in (case.flags or ())) for case, value in margins)
-    values = charts.values_of(rows)
+    rows, values = charts.layer_rows((case.id, value, margin(value), tie in (case.flags or ())) for case, value in margins)
     without = len(margins) - len(values)
     n_fragile = sum(mark.stands_out for row in rows for mark in row.marks)
     lowest = f" The smallest is {margin(min(values))}." if values else ""
@@ -74,12 +73,10 @@ def _unrecorded(reference: Reference) -> str:
         for place, gap in enumerate(gaps_of(case))
         if gap <= 2 * reference.tolerance
     ]
-    ties = (
-        "<p>On its lists these neighbours stand at most 2 \u00d7 tolerance apart, and a correct port may swap them:</p>"
-        + markup.bullets(close)
-        if close
-        else "<p>No two neighbours on its lists stand within 2 \u00d7 tolerance of each other.</p>"
-    )
+    ties = "<p>No two neighbours on its lists stand within 2 \u00d7 tolerance of each other.</p>"
+    if close:
+        what = "<p>On its lists these neighbours stand at most 2 \u00d7 tolerance apart, and a correct port may swap them:</p>"
+        ties = what + markup.bullets(close)
     return (
         "<p>This reference records no margins; one that <code>python -m oracle generate</code> writes does. "
         f"How near the other features are, and how near their gates, cannot be told from it.</p>{ties}"

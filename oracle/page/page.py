@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from oracle.checking.verdict import Comparison
@@ -54,9 +53,6 @@ def page(
     return markup.document(f"{kind}: {repo}", "\n".join(body))
 
 
-# --- at a glance ----------------------------------------------------------------------------------------------------
-
-
 def _figures(reference: Reference) -> str:
     cases, n_features, tolerance = reference.cases, reference.n_features, reference.tolerance
     layers, firing = reference.by_layer, [case.n_active for case in cases]
@@ -90,9 +86,6 @@ def _numbers(values: Iterable[int]) -> str:
 def _span(cases: Iterable[Case]) -> str:
     firing = sorted(case.n_active for case in cases)
     return f"{firing[0]:,}" if firing[0] == firing[-1] else f"{firing[0]:,}\u2013{firing[-1]:,}"
-
-
-# --- what was encoded -----------------------------------------------------------------------------------------------
 
 
 def _encoded(reference: Reference) -> str:
@@ -162,15 +155,12 @@ def _file(path: str, sha256: str | None) -> str:
     return f"{code(path)}<small>{digest}</small>"
 
 
-# --- charts over all layers -----------------------------------------------------------------------------------------
-
-
 def _firing(reference: Reference) -> str:
     n_features = reference.n_features
-    rows = charts.layer_rows(
-        (case.id, 100 * case.n_active / n_features, f"{case.n_active} features", False) for case in reference.cases
-    )
-    rows = [replace(row, note=_span(cases)) for row, cases in zip(rows, reference.by_layer.values())]
+    rows = [
+        Row(str(layer), [Mark(100 * case.n_active / n_features, f"{case.id}: {case.n_active} features") for case in cases], _span(cases))
+        for layer, cases in reference.by_layer.items()
+    ]
     return charts.strip(
         "chart-firing",
         f"Share of {n_features:,} features that fire, by layer",
@@ -179,9 +169,6 @@ def _firing(reference: Reference) -> str:
         caption=f"<figcaption>A dot is a case: the share of the layer's {n_features:,} features that fire for its residual. "
         "On the right, the fewest and the most of a layer.</figcaption>",
     )
-
-
-# --- float32 --------------------------------------------------------------------------------------------------------
 
 
 def _float32_error(reference: Reference) -> float | None:
@@ -208,9 +195,6 @@ def _float32(reference: Reference) -> str:
         f"<p>Where this reference was made, a float32 pre-activation was off from the float64 one by at most "
         f"{rough(error)}: {left} the tolerance goes to rounding alone, and the rest is a port's.{exactly}</p>\n{chart}"
     )
-
-
-# --- case by case ---------------------------------------------------------------------------------------------------
 
 
 def _cases(reference: Reference) -> str:
@@ -274,9 +258,6 @@ def _last_gap(case: Case, gaps: list[float]) -> str:
     if gaps and min(gaps) <= rank + 2e-6:  # the margin is rounded to 6 decimals, and is one of those above
         return f'<td class="m">\u2265 {rough(rank)}</td>'
     return _gap(rank, RANK_TIE in (case.flags or ()))
-
-
-# --- what the decoder makes of each case ----------------------------------------------------------------------------
 
 
 def _outputs(reference: Reference) -> str:

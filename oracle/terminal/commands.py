@@ -20,7 +20,7 @@ from oracle.errors import BadUse
 from oracle.references.document import Candidate, Reference, to_json
 from oracle.references.reading import read_candidate, read_reference
 from oracle.terminal import github, tables
-from oracle.terminal.options import job_of, origin_of, parsers
+from oracle.terminal.options import job_of, origin_of, parser
 from oracle.terminal.output import check_output, dump, write_text
 from oracle.terminal.text import fits, say
 
@@ -40,43 +40,37 @@ def main(argv: list[str] | None = None) -> int:
     # which spin while they wait, make a job slower. OPENBLAS_NUM_THREADS overrides; the bytes are the same.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     arguments = sys.argv[1:] if argv is None else argv
-    parser, names = parsers()
-    if not arguments or (arguments[0] not in names and arguments[0] not in ("-h", "--help", "--version")):
+    if not arguments or arguments[0] not in (*COMMANDS, "-h", "--help", "--version"):
         arguments = ["generate", *arguments]
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
         return COMMANDS[options.command](options) or errors.DONE
     except KeyboardInterrupt:
         say("interrupted")
         return errors.INTERRUPTED
     except Exception as error:
-        code = errors.exit_code(error)
         if options.debug:
             traceback.print_exc()
         line = errors.one_line(error)
         say(f"error: {line}")
         github.annotate("oracle", line)
-        return code
+        return errors.exit_code(error)
 
 
-def _generate(options: argparse.Namespace) -> None:
+def _generate(options: argparse.Namespace, job: Job | None = None) -> None:
+    """Run a job, by default the one that the options ask for, and write its reference, by default where the plan has it."""
     from oracle.references import workers
+    from oracle.references.generate import generate
+    from oracle.terminal.progress import ProgressReporter
 
+    job = job or job_of(options)
+    if options.output != "-":
+        check_output(ANY_OUTPUT if options.output is None else options.output)
     executor: AbstractContextManager[Executor | None] = contextlib.nullcontext()
     if options.dask:
         executor = workers.dask(options.dask)
     elif options.workers > 1:
         executor = workers.threads(options.workers)
-    _write_reference(job_of(options), options, executor)
-
-
-def _write_reference(job: Job, options: argparse.Namespace, executor: AbstractContextManager[Executor | None]) -> None:
-    """Run a job and write its reference, by default where the plan has it; `executor` encodes the layers."""
-    from oracle.references.generate import generate
-    from oracle.terminal.progress import ProgressReporter
-
-    if options.output != "-":
-        check_output(ANY_OUTPUT if options.output is None else options.output)
     with ProgressReporter(quiet=options.quiet, output=options.output) as reporter, executor as pool:
         reference = generate(job, reporter, pool)
     path = reporter.output or ANY_OUTPUT
@@ -126,9 +120,7 @@ def _compared(options: argparse.Namespace) -> tuple[Reference, Candidate, Compar
         return reference, candidate, comparison, explain(reference, candidate, comparison, weights)
 
 
-def _conclude(
-    outcome: Comparison | Verification, options: argparse.Namespace, explanation: Explanation | None = None
-) -> int:
+def _conclude(outcome: Comparison | Verification, options: argparse.Namespace, explanation: Explanation | None = None) -> int:
     """Tell GitHub of an outcome, and return its exit code."""
     title, closing = f"oracle {options.command}", tables.closing(outcome, explanation)
     github.summarize_verdicts(title, outcome.cases, closing)
@@ -198,7 +190,7 @@ def _demo(options: argparse.Namespace) -> None:
     weights, quiet = demo.make(options.folder, options.schema, decode=options.decode), options.quiet
     options.output = weights.output
     say(f"synthetic weights: {weights.n_layers} layers of [{weights.d_model}, {weights.n_features}] in {weights.folder}", quiet=quiet)
-    _write_reference(weights.job, options, contextlib.nullcontext())
+    _generate(options, weights.job)
     origin = weights.job.origin
     command = ["python", "-m", "oracle", "--offline", "--cache-dir", str(origin.cache_dir), "--repo", str(origin.repo)]
     command += [word for path in origin.path for word in ("--path", path)] + ["--decode"] * options.decode

@@ -90,12 +90,12 @@ class _Parser(argparse.ArgumentParser):
         self.add_argument(name, action="store_true", help=help)
 
 
-def parsers() -> tuple[argparse.ArgumentParser, list[str]]:
-    """The command line's parser, and the names of its commands."""
+def parser() -> argparse.ArgumentParser:
+    """The command line's parser."""
     usage = "python -m oracle [COMMAND] [OPTIONS]"
-    parser = _Parser(prog="python -m oracle", usage=usage, description=DESCRIPTION, epilog=EXIT_CODES)
-    parser.add_argument("--version", action="version", version=f"oracle {VERSION}")
-    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", prog="python -m oracle")
+    whole = _Parser(prog="python -m oracle", usage=usage, description=DESCRIPTION, epilog=EXIT_CODES)
+    whole.add_argument("--version", action="version", version=f"oracle {VERSION}")
+    subparsers = whole.add_subparsers(title="commands", metavar="COMMAND", prog="python -m oracle")
 
     def command(name: str, description: str, more: str = "", *, reference: bool = False) -> _Parser:
         subparser = subparsers.add_parser(name, help=description, description=f"{description} {more}", epilog=EXIT_CODES)
@@ -128,8 +128,7 @@ def parsers() -> tuple[argparse.ArgumentParser, list[str]]:
     compare = command("compare", described, "Weights are needed for --explain alone.", reference=True)
     compare.add_argument("candidate", metavar="CANDIDATE", help="the port's JSON; `-` is standard input")
     compare.add_flag("--explain", "where they disagree, look for the mistake that gives these numbers")
-    forms = ("table", "json", "junit")
-    compare.add_argument("--format", choices=forms, default="table", help="json and junit go to standard output (table)")
+    compare.add_argument("--format", choices=("table", "json", "junit"), default="table", help="json and junit go to standard output (table)")
 
     described = "One HTML page with the pictures: a reference, and what a candidate makes of it."
     more = (
@@ -148,7 +147,7 @@ def parsers() -> tuple[argparse.ArgumentParser, list[str]]:
     mirror.add_flag("--check", "hash every file again, and compare with the manifest")
 
     demo = command("demo", "The whole way on small synthetic weights that it makes: no network needed.")
-    demo.set_defaults(omit_residuals=False)
+    demo.set_defaults(omit_residuals=False, workers=1, dask=None)  # else it is generate, on a job of its own
     demo.add_argument("--folder", metavar="DIR", help="where to make it (default: a new temporary folder)")
     names = [format.name for format in FORMATS]
     demo.add_argument("--schema", choices=names, default=names[0], help=f"of which kind ({names[0]})")
@@ -164,7 +163,7 @@ def parsers() -> tuple[argparse.ArgumentParser, list[str]]:
 
     for name in ("generate", "verify", "compare", "report", "mirror"):
         _add_origin(subparsers.choices[name])
-    return parser, list(subparsers.choices)
+    return whole
 
 
 def _add_origin(parser: argparse.ArgumentParser) -> None:
