@@ -22,6 +22,8 @@ DECADES_BELOW = 3  # of the limit, that an axis shows: what is smaller stands at
 MOST_DECADES, MOST_POWER = 12, 308  # binary64 ends at 1.8e308
 BAR_UNITS = 1000  # of the width of a bar's place
 
+Scale = tuple[Callable[[float], float], list[tuple[float, str]]]  # where a value stands, from 0 to 1; the values that are named
+
 
 @dataclass(frozen=True)
 class Mark:
@@ -43,14 +45,6 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Scale:
-    """An axis: where a value stands, from 0 to 1, and the values that are named on it."""
-
-    place: Callable[[float], float]
-    ticks: tuple[tuple[float, str], ...]
-
-
-@dataclass(frozen=True)
 class Limit:
     """A line across an axis. What lies on the side that matters, `below` or above, is shaded."""
 
@@ -59,18 +53,16 @@ class Limit:
     below: bool
 
 
-def layer_rows(values: Iterable[tuple[CaseId, float | None, str, bool]]) -> list[Row]:
-    """A row for each layer. A case gives its value, as text too, and whether it stands out; without a value it has no mark."""
+def layer_rows(cases: Iterable[tuple[CaseId, float | None, str, bool]]) -> tuple[list[Row], list[float]]:
+    """A row for each layer, and the values. A case has a value, its text, and whether it stands out; without a value no mark."""
     rows: dict[int, list[Mark]] = {}
-    for case_id, value, text, stands_out in values:
+    values = []
+    for case_id, value, text, stands_out in cases:
         marks = rows.setdefault(case_id.layer, [])
         if value is not None:
             marks.append(Mark(value, f"{case_id}: {text}", case_id.number, stands_out))
-    return [Row(str(layer), marks) for layer, marks in sorted(rows.items())]
-
-
-def values_of(rows: Iterable[Row]) -> list[float]:
-    return [mark.value for row in rows for mark in row.marks]
+            values.append(value)
+    return [Row(str(layer), marks) for layer, marks in sorted(rows.items())], values
 
 
 def logarithmic(values: Iterable[float], limit: float) -> Scale:
@@ -95,7 +87,7 @@ def logarithmic(values: Iterable[float], limit: float) -> Scale:
             return 0.0
         return min(max((math.log10(value) - low) / (high - low), 0.0), 1.0)
 
-    return Scale(place, tuple(ticks))
+    return place, ticks
 
 
 def percentages(most: float) -> Scale:
@@ -103,8 +95,8 @@ def percentages(most: float) -> Scale:
     unit = 10.0 ** math.floor(math.log10(most)) if most > 0 else 1.0
     step = next(unit * factor for factor in (0.2, 0.5, 1.0, 2.0) if most <= 5 * unit * factor)
     end = step * max(math.ceil(most / step), 1)
-    ticks = tuple((step * n, f"{step * n:.4g} %") for n in range(round(end / step) + 1))
-    return Scale(lambda value: min(max(value / end, 0.0), 1.0), ticks)
+    ticks = [(step * n, f"{step * n:.4g} %") for n in range(round(end / step) + 1)]
+    return lambda value: min(max(value / end, 0.0), 1.0), ticks
 
 
 def strip(
@@ -114,8 +106,8 @@ def strip(
 
     With a limit the axis is logarithmic, without one it has per cent. `caption` is markup.
     """
-    values = values_of(rows)
-    scale = logarithmic(values, limit.value) if limit else percentages(max(values))
+    values = [mark.value for row in rows for mark in row.marks]
+    share, ticks = logarithmic(values, limit.value) if limit else percentages(max(values))
     pitch = 24 if len(rows) <= 6 else 17
     bottom = HEAD + pitch * len(rows)
     longest = max(len(text) for text in (of_rows, *(row.name for row in rows)))
@@ -123,18 +115,18 @@ def strip(
     left, right = CHARACTER * longest + 3, 100 - (CHARACTER * noted + 3)
 
     def place(value: float) -> float:
-        return left + (right - left) * scale.place(value)
+        return left + (right - left) * share(value)
 
     drawn = []
     if limit:
         start, end = (left, place(limit.value)) if limit.below else (place(limit.value), right)
         drawn.append(f'<rect class="zone" x="{_number(start)}%" y="{HEAD}" width="{_number(end - start)}%" height="{bottom - HEAD}"/>')
-    for value, name in scale.ticks:
+    for value, name in ticks:
         x = f"{_number(place(value))}%"
         drawn.append(f'<line x1="{x}" y1="{HEAD}" x2="{x}" y2="{bottom + 4}"/><text class="t" x="{x}" y="{bottom + 18}">{escape(name)}</text>')
     drawn.append(f'<text y="{HEAD - 8}">{escape(of_rows)}</text>')
     if limit:
-        x, side = f"{_number(place(limit.value))}%", "" if scale.place(limit.value) < 0.5 else ' class="e"'
+        x, side = f"{_number(place(limit.value))}%", "" if share(limit.value) < 0.5 else ' class="e"'
         drawn.append(f'<line class="limit" x1="{x}" y1="{HEAD - 14}" x2="{x}" y2="{bottom}"/>')
         drawn.append(f'<text{side} x="{x}" dx="{-6 if side else 6}" y="{HEAD - 8}">{escape(limit.name)}</text>')
     for number, row in enumerate(rows):
@@ -210,9 +202,7 @@ def _picture(key: str, title: str, description: str, shape: str, drawn: str) -> 
 
 
 def _raised(power: int) -> str:
-    return str(power).translate(
-        str.maketrans("-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079")
-    )
+    return str(power).translate(str.maketrans("-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079"))
 
 
 def _number(value: float) -> str:

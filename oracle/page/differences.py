@@ -6,16 +6,15 @@ from __future__ import annotations
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from oracle.checking.verdict import DIFFERS, MISSING, MOST_PROBLEMS, ROUNDING, SAME, CaseVerdict, Comparison, stored
+from oracle.checking.verdict import DIFFERS, MISSING, MOST_PROBLEMS, ROUNDING, SAME, Comparison, stored
 from oracle.page import charts, markup
 from oracle.page.charts import Limit
-from oracle.page.markup import anchor, count, escape, exact, flag, rough, sentence
+from oracle.page.markup import OPEN_AT_MOST, anchor, count, escape, exact, flag, rough, sentence
 from oracle.references.document import Candidate, Case, Reference
 
 if TYPE_CHECKING:
     from oracle.diagnosis.explanation import Explanation
 
-OPEN_AT_MOST = 12  # cases that differ whose values stand open when the page is; of more, the first alone
 SIGNS = {SAME: "\u2713 same", ROUNDING: "\u2248 rounding", DIFFERS: "\u2717 differs", MISSING: "\u2013 missing"}
 
 
@@ -51,10 +50,8 @@ def _cause(explanation: Explanation | None) -> str:
 
 
 def _chart(comparison: Comparison) -> str:
-    rows = charts.layer_rows(
-        (case.id, case.max_difference, rough(case.max_difference), not case.agrees) for case in comparison.cases
-    )
-    values = charts.values_of(rows)
+    marks = ((case.id, case.max_difference, rough(case.max_difference), not case.agrees) for case in comparison.cases)
+    rows, values = charts.layer_rows(marks)
     without = len(comparison.cases) - len(values)
     none = f" Not drawn: {count(without, 'case')} missing, or with no feature on both lists." if without else ""
     most = f" The largest is {rough(max(values))}." if values else ""
@@ -75,7 +72,7 @@ def _cases(comparison: Comparison) -> str:
     for case in comparison.cases:
         sign = f"<span>{SIGNS[case.status]}</span>" if case.agrees else flag(SIGNS[case.status])
         summary = f"<small>{escape(case.summary)}</small>" if case.summary else ""
-        rows.append(markup.row(f'<a href="#{_anchor(case)}">{case.id}</a>', rough(case.max_difference), sign + summary))
+        rows.append(markup.row(f'<a href="#values-{anchor(case.id)}">{case.id}</a>', rough(case.max_difference), sign + summary))
     head = ("case", "largest difference", "verdict")
     return markup.table("With what rounding cannot explain, or what it can", head, rows, style="num verdicts")
 
@@ -94,12 +91,13 @@ def _features(reference: Reference, candidate: Candidate, comparison: Comparison
         if len(verdict.problems) > MOST_PROBLEMS:
             heading = f"All {len(verdict.problems)} things that rounding cannot explain"
             content += markup.details(heading, markup.bullets(map(escape, verdict.problems)))
+        # Of more cases that differ than stand open, the first alone does.
         is_open = not verdict.agrees and (n_differ <= OPEN_AT_MOST or not shown[False])
-        shown[verdict.agrees].append(f'<div id="{_anchor(verdict)}">{markup.details(summary, content, is_open=is_open)}</div>')
-    differing, agreeing = ('<div class="cards lists">\n' + "\n".join(shown[agrees]) + "\n</div>" for agrees in (False, True))
-    if shown[True] and shown[False]:
-        agreeing = markup.details(f"The values of {count(len(shown[True]), 'case')} that agree", agreeing)
-    return "\n".join([differing] * bool(shown[False]) + [agreeing] * bool(shown[True]))
+        shown[verdict.agrees].append(f'<div id="values-{anchor(verdict.id)}">{markup.details(summary, content, is_open=is_open)}</div>')
+    lists = {agrees: '<div class="cards lists">\n' + "\n".join(values) + "\n</div>" for agrees, values in shown.items() if values}
+    if len(lists) == 2:
+        lists[True] = markup.details(f"The values of {count(len(shown[True]), 'case')} that agree", lists[True])
+    return "\n".join(lists.values())
 
 
 def _values(case: Case, answer: Case, n_features: int, tolerance: float) -> str:
@@ -126,7 +124,3 @@ def _values(case: Case, answer: Case, n_features: int, tolerance: float) -> str:
     if not rows:
         return f"<p>{active}. Neither lists a feature.</p>"
     return markup.table(active, ("feature", "place", "reference", "candidate", "difference"), rows, style="num values")
-
-
-def _anchor(case: CaseVerdict) -> str:
-    return f"values-{anchor(case.id)}"

@@ -5,15 +5,8 @@ from __future__ import annotations
 
 from oracle.page import charts, markup
 from oracle.page.charts import Limit
-from oracle.page.markup import anchor, count, flag, margin, rough
+from oracle.page.markup import OPEN_AT_MOST, anchor, count, flag, margin, rough
 from oracle.references.document import GATE_TIE, NO_ACTIVE_FEATURES, RANK_TIE, Case, Reference
-
-OPEN_AT_MOST = 12  # rows of the table of all margins that stand open when the page is
-
-
-def has_margins(reference: Reference) -> bool:
-    """Whether a reference records how far its answers are from flipping."""
-    return any(case.gate_margin is not None for case in reference.cases)
 
 
 def gaps_of(case: Case) -> list[float]:
@@ -28,40 +21,29 @@ def section(reference: Reference) -> str:
         f"<p>A port whose numbers are off by no more than the tolerance, {tolerance:g}, may still give another order, "
         "or another count, where two features stand close to each other or one stands close to its gate.</p>"
     )
-    if not has_margins(reference):
+    if not reference.is_ours:
         return intro + _unrecorded(reference)
-    drawn = _margin_chart(
-        "rank_margin",
-        "Rank margin",
-        "The smallest gap between neighbours on the list, and from its last to the next feature.",
-        Limit(2 * tolerance, f"2 \u00d7 tolerance = {2 * tolerance:g}", below=True),
-        [(case, case.rank_margin) for case in reference.cases],
-        RANK_TIE,
-    ) + _margin_chart(
-        "gate_margin",
-        "Gate margin",
-        "The smallest distance of any feature of the layer from its gate.",
-        Limit(tolerance, f"tolerance = {tolerance:g}", below=True),
-        [(case, case.gate_margin) for case in reference.cases],
-        GATE_TIE,
-    )
+    limit = Limit(2 * tolerance, f"2 \u00d7 tolerance = {2 * tolerance:g}", below=True)
+    what = "The smallest gap between neighbours on the list, and from its last to the next feature."
+    drawn = _chart("Rank margin", what, limit, [(case, case.rank_margin) for case in reference.cases], RANK_TIE)
+    limit = Limit(tolerance, f"tolerance = {tolerance:g}", below=True)
+    what = "The smallest distance of any feature of the layer from its gate."
+    drawn += _chart("Gate margin", what, limit, [(case, case.gate_margin) for case in reference.cases], GATE_TIE)
     return (
         f'{intro}\n<div class="two">{drawn}</div>\n<h3>The fragile cases</h3>\n{_fragile(reference)}\n{_skipped(reference)}'
         f"<h3>All margins</h3>\n{_margin_table(reference)}"
     )
 
 
-def _margin_chart(
-    key: str, title: str, what: str, limit: Limit, margins: list[tuple[Case, float | None]], tie: str
-) -> str:
-    rows = charts.layer_rows((case.id, value, margin(value), tie in (case.flags or ())) for case, value in margins)
-    values = charts.values_of(rows)
+def _chart(title: str, what: str, limit: Limit, margins: list[tuple[Case, float | None]], tie: str) -> str:
+    """The margins of all cases; `tie` is the flag of those at or below the limit."""
+    rows, values = charts.layer_rows((case.id, value, margin(value), tie in (case.flags or ())) for case, value in margins)
     without = len(margins) - len(values)
     n_fragile = sum(mark.stands_out for row in rows for mark in row.marks)
     lowest = f" The smallest is {margin(min(values))}." if values else ""
     none = f" {count(without, 'case')} without one: fewer than two features fire." if without else ""
     return charts.strip(
-        f"chart-{key}",
+        f"chart-{title.lower().replace(' ', '_')}",
         f"{title} of every case against {limit.name}, on a logarithmic axis",
         f"{count(len(values), 'case')}, of which {n_fragile} at or below the line.{lowest}{none}",
         rows,
@@ -91,12 +73,10 @@ def _unrecorded(reference: Reference) -> str:
         for place, gap in enumerate(gaps_of(case))
         if gap <= 2 * reference.tolerance
     ]
-    ties = (
-        "<p>On its lists these neighbours stand at most 2 \u00d7 tolerance apart, and a correct port may swap them:</p>"
-        + markup.bullets(close)
-        if close
-        else "<p>No two neighbours on its lists stand within 2 \u00d7 tolerance of each other.</p>"
-    )
+    ties = "<p>No two neighbours on its lists stand within 2 \u00d7 tolerance of each other.</p>"
+    if close:
+        what = "<p>On its lists these neighbours stand at most 2 \u00d7 tolerance apart, and a correct port may swap them:</p>"
+        ties = what + markup.bullets(close)
     return (
         "<p>This reference records no margins; one that <code>python -m oracle generate</code> writes does. "
         f"How near the other features are, and how near their gates, cannot be told from it.</p>{ties}"

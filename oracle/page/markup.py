@@ -14,6 +14,7 @@ from typing import Any
 from oracle.references.document import CaseId
 
 NONE = '<span class="m">not recorded</span>'
+OPEN_AT_MOST = 12  # of the things of one kind that stand open when the page is
 
 
 def document(title: str, body: str) -> str:

@@ -5,20 +5,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from oracle.checking.verdict import Comparison
-from oracle.page import charts, differences, margins, markup, outputs
+from oracle.page import charts, differences, margins, markup
 from oracle.page.charts import Limit, Mark, Row
 from oracle.page.margins import gaps_of
-from oracle.page.markup import anchor, code, count, escape, flag, rough, share
+from oracle.page.markup import OPEN_AT_MOST, anchor, code, count, escape, exact, flag, rough, share
 from oracle.references.document import RANK_TIE, Candidate, Case, LayerRecord, Reference, generator_record
 
 if TYPE_CHECKING:
     from oracle.diagnosis.explanation import Explanation
-
-OPEN_AT_MOST = 12  # cases whose layers stand open when the page is; of more, those that need a look, if so few
 
 
 def page(
@@ -43,7 +40,7 @@ def page(
         kind = "A candidate against a reference"
         sections.insert(0, ("candidate", "The candidate", differences.section(reference, candidate, comparison, explanation)))
     if reference.decodes:
-        sections.append(("outputs", "What the decoder makes of them", outputs.section(reference)))
+        sections.append(("outputs", "What the decoder makes of them", _outputs(reference)))
     repo = reference.repo.name or "weights of no recorded repo"
     links = "".join(f'<li><a href="#{key}">{name}</a></li>' for key, name, _ in sections)
     body = [
@@ -56,22 +53,16 @@ def page(
     return markup.document(f"{kind}: {repo}", "\n".join(body))
 
 
-# --- at a glance ----------------------------------------------------------------------------------------------------
-
-
 def _figures(reference: Reference) -> str:
     cases, n_features, tolerance = reference.cases, reference.n_features, reference.tolerance
-    layers = reference.by_layer
-    fewest, most = min(case.n_active for case in cases), max(case.n_active for case in cases)
+    layers, firing = reference.by_layer, [case.n_active for case in cases]
     fragile = sum(bool(case.flags) for case in cases)
-    fragile_share = ("unknown", "this reference records no margins")
-    if margins.has_margins(reference):
-        fragile_share = (f"{fragile:,}", f"of {len(cases):,}, at a tolerance of {tolerance:g}")
+    known = (f"{fragile:,}", f"of {len(cases):,}, at a tolerance of {tolerance:g}")
     shown = [
         ("Cases", f"{len(cases):,}", f"{count(len(layers), 'layer')}: {_numbers(layers)}"),
         ("Features", f"{n_features:,}", f"in a layer; d_model is {reference.d_model:,}"),
-        ("Firing in a case", _span(cases), f"{share(fewest, n_features)} to {share(most, n_features)} of the features"),
-        ("Fragile cases", *fragile_share),
+        ("Firing in a case", _span(cases), f"{share(min(firing), n_features)} to {share(max(firing), n_features)} of the features"),
+        ("Fragile cases", *(known if reference.is_ours else ("unknown", "this reference records no margins"))),
     ]
     error = _float32_error(reference)
     if error is not None:
@@ -79,7 +70,7 @@ def _figures(reference: Reference) -> str:
         shown.append(("float32 is off by", rough(error), of_tolerance))
     items = []
     for name, value, note in shown:
-        style, sign = (' class="f"', "\u25c6 ") if name == "Fragile cases" and value.isdigit() and fragile else ("", "")
+        style, sign = (' class="f"', "\u25c6 ") if name == "Fragile cases" and fragile else ("", "")
         items.append(f"<div><dt>{name}</dt><dd{style}>{sign}{escape(value)}<small>{escape(note)}</small></dd></div>")
     return '<dl class="figures">\n' + "\n".join(items) + "\n</dl>"
 
@@ -95,9 +86,6 @@ def _numbers(values: Iterable[int]) -> str:
 def _span(cases: Iterable[Case]) -> str:
     firing = sorted(case.n_active for case in cases)
     return f"{firing[0]:,}" if firing[0] == firing[-1] else f"{firing[0]:,}\u2013{firing[-1]:,}"
-
-
-# --- what was encoded -----------------------------------------------------------------------------------------------
 
 
 def _encoded(reference: Reference) -> str:
@@ -167,15 +155,12 @@ def _file(path: str, sha256: str | None) -> str:
     return f"{code(path)}<small>{digest}</small>"
 
 
-# --- charts over all layers -----------------------------------------------------------------------------------------
-
-
 def _firing(reference: Reference) -> str:
     n_features = reference.n_features
-    rows = charts.layer_rows(
-        (case.id, 100 * case.n_active / n_features, f"{case.n_active} features", False) for case in reference.cases
-    )
-    rows = [replace(row, note=_span(cases)) for row, cases in zip(rows, reference.by_layer.values())]
+    rows = [
+        Row(str(layer), [Mark(100 * case.n_active / n_features, f"{case.id}: {case.n_active} features") for case in cases], _span(cases))
+        for layer, cases in reference.by_layer.items()
+    ]
     return charts.strip(
         "chart-firing",
         f"Share of {n_features:,} features that fire, by layer",
@@ -184,9 +169,6 @@ def _firing(reference: Reference) -> str:
         caption=f"<figcaption>A dot is a case: the share of the layer's {n_features:,} features that fire for its residual. "
         "On the right, the fewest and the most of a layer.</figcaption>",
     )
-
-
-# --- float32 --------------------------------------------------------------------------------------------------------
 
 
 def _float32_error(reference: Reference) -> float | None:
@@ -215,9 +197,6 @@ def _float32(reference: Reference) -> str:
     )
 
 
-# --- case by case ---------------------------------------------------------------------------------------------------
-
-
 def _cases(reference: Reference) -> str:
     n_fragile = sum(bool(case.flags) for case in reference.cases)
     parts = [
@@ -226,12 +205,16 @@ def _cases(reference: Reference) -> str:
     ]
     for layer, cases in reference.by_layer.items():
         flagged = sum(bool(case.flags) for case in cases)
+        # Of more cases than stand open, those layers do that need a look, if they are few.
         is_open = len(reference.cases) <= OPEN_AT_MOST or (flagged > 0 and n_fragile <= OPEN_AT_MOST)
         note = f", {flag(f'{flagged} fragile')}" if flagged else ""
-        summary = f'<h3>Layer {layer}</h3> <span class="m">{count(len(cases), "case")}{note}</span>'
         cards = "\n".join(_card(reference, case) for case in cases)
-        parts.append(markup.details(summary, f'<div class="cards">\n{cards}\n</div>', is_open=is_open, style="layer"))
+        parts.append(_layer(layer, f"{count(len(cases), 'case')}{note}", f'<div class="cards">\n{cards}\n</div>', is_open))
     return "\n".join(parts)
+
+
+def _layer(layer: int, note: str, content: str, is_open: bool) -> str:
+    return markup.details(f'<h3>Layer {layer}</h3> <span class="m">{note}</span>', content, is_open=is_open, style="layer")
 
 
 def _card(reference: Reference, case: Case) -> str:
@@ -256,7 +239,7 @@ def _top(case: Case, limit: float) -> str:
     picture = f'<td class="b" rowspan="{len(case.top)}">{bars}</td>'
     cells = [_gap(gap, gap <= limit) for gap in gaps] + [_last_gap(case, gaps)]
     rows = [
-        f'<tr><th scope="row">{top.feature}</th>{picture if place == 0 else ""}<td>{markup.exact(top.activation)}</td>{gap}</tr>'
+        f'<tr><th scope="row">{top.feature}</th>{picture if place == 0 else ""}<td>{exact(top.activation)}</td>{gap}</tr>'
         for place, (top, gap) in enumerate(zip(case.top, cells))
     ]
     head = '<th scope="col">feature</th><th scope="col" colspan="2">activation</th><th scope="col">to the next</th>'
@@ -275,3 +258,21 @@ def _last_gap(case: Case, gaps: list[float]) -> str:
     if gaps and min(gaps) <= rank + 2e-6:  # the margin is rounded to 6 decimals, and is one of those above
         return f'<td class="m">\u2265 {rough(rank)}</td>'
     return _gap(rank, RANK_TIE in (case.flags or ()))
+
+
+def _outputs(reference: Reference) -> str:
+    is_open = sum(len(case.outputs) for case in reference.cases) <= OPEN_AT_MOST
+    parts = [
+        "<p>The sum of what the features that fire write, with b_dec and the skip connection where the weights have them, in "
+        "float64. Of each output the reference also has the first ten values and the sum of squares. A port is held to "
+        "what its own rounding may move: the last column.</p>"
+    ]
+    for layer, cases in reference.by_layer.items():
+        rows = [
+            markup.row(case.id.number, output.target_layer, exact(output.norm), exact(output.sum), rough(output.tolerance))
+            for case in cases
+            for output in case.outputs
+        ]
+        table = markup.table(f"The outputs of layer {layer}", ("seed", "to layer", "norm", "sum", "each value within"), rows)
+        parts.append(_layer(layer, count(len(rows), "output"), table, is_open))
+    return "\n".join(parts)

@@ -9,24 +9,27 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from oracle import errors
+from oracle.checking.compare import compare
+from oracle.checking.verdict import Comparison, Verification
 from oracle.errors import BadUse
+from oracle.references.document import Candidate, Reference, to_json
+from oracle.references.reading import read_candidate, read_reference
 from oracle.terminal import github, tables
-from oracle.terminal.options import job_of, origin_of, parsers
+from oracle.terminal.options import job_of, origin_of, parser
+from oracle.terminal.output import check_output, dump, write_text
 from oracle.terminal.text import fits, say
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
     from contextlib import AbstractContextManager
-    from pathlib import Path
 
-    from oracle.checking.verdict import Comparison, Verification
     from oracle.diagnosis.explanation import Explanation
     from oracle.job import Job
-    from oracle.references.document import Candidate, Reference
 
 ANY_OUTPUT = "reference.json"  # until the plan says what it is called: the folder is looked at before any work
 
@@ -37,67 +40,50 @@ def main(argv: list[str] | None = None) -> int:
     # which spin while they wait, make a job slower. OPENBLAS_NUM_THREADS overrides; the bytes are the same.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     arguments = sys.argv[1:] if argv is None else argv
-    parser, names = parsers()
-    if not arguments or (arguments[0] not in names and arguments[0] not in ("-h", "--help", "--version")):
+    if not arguments or arguments[0] not in (*COMMANDS, "-h", "--help", "--version"):
         arguments = ["generate", *arguments]
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
-        return COMMANDS[options.command](options)
+        return COMMANDS[options.command](options) or errors.DONE
     except KeyboardInterrupt:
         say("interrupted")
         return errors.INTERRUPTED
     except Exception as error:
-        code = errors.exit_code(error)
         if options.debug:
             say("".join(traceback.format_exception(error)).rstrip())
         line = errors.one_line(error)
         say(f"error: {line}")
         github.annotate("oracle", line)
-        return code
+        return errors.exit_code(error)
 
 
-def _generate(options: argparse.Namespace) -> int:
+def _generate(options: argparse.Namespace, job: Job | None = None) -> None:
+    """Run a job, by default the one that the options ask for, and write its reference, by default where the plan has it."""
     from oracle.references import workers
+    from oracle.references.generate import generate
+    from oracle.terminal.progress import ProgressReporter
 
+    job = job or job_of(options)
+    if options.output != "-":
+        check_output(ANY_OUTPUT if options.output is None else options.output)
     executor: AbstractContextManager[Executor | None] = contextlib.nullcontext()
     if options.dask:
         executor = workers.dask(options.dask)
     elif options.workers > 1:
         executor = workers.threads(options.workers)
-    _write_reference(job_of(options), options.output, executor, omit_residuals=options.omit_residuals, quiet=options.quiet)
-    return errors.DONE
-
-
-def _write_reference(
-    job: Job,
-    output: str | None,
-    executor: AbstractContextManager[Executor | None] = contextlib.nullcontext(),
-    *,
-    quiet: bool,
-    omit_residuals: bool = False,
-) -> None:
-    """Run a job and write its reference, by default where the plan has it; `executor` encodes the layers."""
-    from oracle.references import document
-    from oracle.references.generate import generate
-    from oracle.terminal import output as files
-    from oracle.terminal.progress import ProgressReporter
-
-    if output != "-":
-        files.check_output(ANY_OUTPUT if output is None else output)
-    with ProgressReporter(quiet=quiet, output=output) as reporter, executor as pool:
+    with ProgressReporter(quiet=options.quiet, output=options.output) as reporter, executor as pool:
         reference = generate(job, reporter, pool)
     path = reporter.output or ANY_OUTPUT
-    files.write_text(files.dump(document.to_json(reference, with_residuals=not omit_residuals)), path)
+    write_text(dump(to_json(reference, with_residuals=not options.omit_residuals)), path)
     github.summarize_reference(reference, "standard output" if path == "-" else path)
     if path != "-":
         line = f"{len(reference.cases)} cases -> {path}"
         with_size = f"{line} ({os.path.getsize(path) / 1024:.1f} KiB)"
-        say(with_size if fits(with_size) else line, quiet=quiet)
+        say(with_size if fits(with_size) else line, quiet=options.quiet)
 
 
 def _verify(options: argparse.Namespace) -> int:
     from oracle.checking.verify import verify
-    from oracle.references.reading import read_reference
     from oracle.references.recorded import RecordedWeights
     from oracle.terminal.progress import ProgressReporter
 
@@ -113,8 +99,6 @@ def _compare(options: argparse.Namespace) -> int:
     if options.format == "table":
         say(tables.table(comparison, explanation), quiet=options.quiet)
     else:
-        from oracle.terminal.output import write_text
-
         text = tables.comparison_json if options.format == "json" else tables.comparison_junit
         write_text([text(comparison, explanation)], "-")
     return _conclude(comparison, options, explanation)
@@ -122,9 +106,6 @@ def _compare(options: argparse.Namespace) -> int:
 
 def _compared(options: argparse.Namespace) -> tuple[Reference, Candidate, Comparison, Explanation | None]:
     """The files that the options name, the comparison of them, and the cause where they disagree and --explain asks."""
-    from oracle.checking.compare import compare
-    from oracle.references.reading import read_candidate, read_reference
-
     reference = read_reference(options.reference)
     candidate = read_candidate(options.candidate, reference.top_k)
     comparison = compare(reference, candidate)
@@ -139,9 +120,7 @@ def _compared(options: argparse.Namespace) -> tuple[Reference, Candidate, Compar
         return reference, candidate, comparison, explain(reference, candidate, comparison, weights)
 
 
-def _conclude(
-    outcome: Comparison | Verification, options: argparse.Namespace, explanation: Explanation | None = None
-) -> int:
+def _conclude(outcome: Comparison | Verification, options: argparse.Namespace, explanation: Explanation | None = None) -> int:
     """Tell GitHub of an outcome, and return its exit code."""
     title, closing = f"oracle {options.command}", tables.closing(outcome, explanation)
     github.summarize_verdicts(title, outcome.cases, closing)
@@ -150,43 +129,34 @@ def _conclude(
     return errors.DONE if outcome.agrees else errors.DISAGREE
 
 
-def _report(options: argparse.Namespace) -> int:
+def _report(options: argparse.Namespace) -> None:
     from oracle.page.page import page
-    from oracle.references import reading
-    from oracle.terminal import output as files
 
     if options.explain and options.candidate is None:
         raise BadUse("--explain is about a candidate, and none is named: name one after the reference")
     if options.output != "-":
-        files.check_output(options.output)
+        check_output(options.output)
     if options.candidate is None:
-        reference, verdict = reading.read_reference(options.reference), ""
+        reference, verdict = read_reference(options.reference), ""
         text = page(reference)
     else:
         reference, candidate, comparison, explanation = _compared(options)
         text, verdict = page(reference, candidate, comparison, explanation), f"; {comparison.verdict}"
-    files.write_text([text], options.output)
+    write_text([text], options.output)
     say(f"{len(reference.cases)} cases -> {options.output} ({len(text) / 1024:.1f} KiB){verdict}", quiet=options.quiet)
-    return errors.DONE
 
 
-def _mirror(options: argparse.Namespace) -> int:
-    from pathlib import Path
-
+def _mirror(options: argparse.Namespace) -> None:
     from oracle.sources import mirror
-
-    destination = Path(options.destination)
-    if not options.check:
-        _build_mirror(destination, options)
-        return errors.DONE
 
     def checked(entry: mirror.Entry, problem: str | None) -> None:
         say(f"{entry.place} {problem or 'is right'}", quiet=options.quiet and problem is None)
 
-    n_bad = mirror.check(destination, checked)
-    if n_bad:
+    destination = Path(options.destination)
+    if not options.check:
+        _build_mirror(destination, options)
+    elif n_bad := mirror.check(destination, checked):
         raise mirror.MirrorError(f"{n_bad} files of {destination} are not what its manifest says: build it again")
-    return errors.DONE
 
 
 def _build_mirror(destination: Path, options: argparse.Namespace) -> None:
@@ -214,37 +184,36 @@ def _build_mirror(destination: Path, options: argparse.Namespace) -> None:
     say(f"{len(entries)} files -> {destination}; use it with --mirror {destination}, or serve it as it is", quiet=options.quiet)
 
 
-def _demo(options: argparse.Namespace) -> int:
+def _demo(options: argparse.Namespace) -> None:
     from oracle.vectors import demo
 
     weights, quiet = demo.make(options.folder, options.schema, decode=options.decode), options.quiet
+    options.output = weights.output
     say(f"synthetic weights: {weights.n_layers} layers of [{weights.d_model}, {weights.n_features}] in {weights.folder}", quiet=quiet)
-    _write_reference(weights.job, weights.output, quiet=quiet)
+    _generate(options, weights.job)
     origin = weights.job.origin
     command = ["python", "-m", "oracle", "--offline", "--cache-dir", str(origin.cache_dir), "--repo", str(origin.repo)]
     command += [word for path in origin.path for word in ("--path", path)] + ["--decode"] * options.decode
     say("These weights are synthetic: the numbers test a port's arithmetic, they say nothing about a real model.", quiet=quiet)
     say(f"Again, by hand: {shlex.join(command)}", quiet=quiet)
-    return errors.DONE
 
 
-def _residual(options: argparse.Namespace) -> int:
-    from oracle.terminal.output import write_text
-
+def _residual(options: argparse.Namespace) -> None:
+    lines: Iterable[str]
     if options.rust:
         from importlib.resources import files
 
-        write_text([files("oracle.arithmetic").joinpath("residual.rs").read_text(encoding="utf-8")], "-")
+        lines = [files("oracle.arithmetic").joinpath("residual.rs").read_text(encoding="utf-8")]
     else:
         from oracle.arithmetic.residual import residual
 
         values = residual(options.seed, options.stream, options.length)
-        lines = (f"{bits:08x}\n" for bits in values.astype("<f4").view("<u4").tolist()) if options.hex else (f"{v!r}\n" for v in values.tolist())
-        write_text(lines, "-")
-    return errors.DONE
+        lines = (f"{bits:08x}\n" for bits in values.view("u4").tolist()) if options.hex else (f"{v!r}\n" for v in values.tolist())
+    write_text(lines, "-")
 
 
-COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+# Without an exit code of its own a command is done.
+COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "generate": _generate,
     "verify": _verify,
     "compare": _compare,

@@ -16,22 +16,11 @@ from oracle.terminal import github
 from oracle.version import VERSION
 from oracle.weights.formats import FORMATS
 
-DEFAULT_REPORT = "report.html"
 MAX_LENGTH = 1 << 24
-
-DESCRIPTION = """\
-Reference encodings of transcoders for people who port them.
-
-  python -m oracle [generate]   write a reference: fetch the weights, encode, say how near each answer is to flipping
-  python -m oracle verify       recompute a reference from its weights
-  python -m oracle compare      check a port's answers against a reference; with --explain, name its mistake
-  python -m oracle report       one HTML page with the pictures: a reference, and what a candidate makes of it
-  python -m oracle mirror       build a mirror that any file server, or a folder, can serve behind an air gap
-  python -m oracle residual     print one residual, or the Rust port of the generator
-  python -m oracle demo         the whole way on small synthetic weights that it makes: no network needed
-
-`python -m oracle COMMAND --help` lists a command's options; without a command it is `generate`."""
-
+DESCRIPTION = (
+    "Reference encodings of transcoders for people who port them. `python -m oracle COMMAND --help` lists a command's "
+    "options; without a command it is `generate`."
+)
 EXIT_CODES = (
     "exit codes: 0 done, and verify or compare agree; 1 they disagree; 2 wrong usage; "
     "3 the source cannot be reached or refuses; 4 the data is broken; 70 a mistake in oracle; 130 interrupted"
@@ -101,20 +90,15 @@ class _Parser(argparse.ArgumentParser):
         self.add_argument(name, action="store_true", help=help)
 
 
-def parsers() -> tuple[argparse.ArgumentParser, list[str]]:
-    """The command line's parser, and the names of its commands."""
-    parser = _Parser(
-        prog="python -m oracle",
-        usage="python -m oracle [COMMAND] [OPTIONS]",
-        description=DESCRIPTION,
-        epilog=EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"oracle {VERSION}")
-    subparsers = parser.add_subparsers(metavar="COMMAND", help=argparse.SUPPRESS, prog="python -m oracle")
+def parser() -> argparse.ArgumentParser:
+    """The command line's parser."""
+    usage = "python -m oracle [COMMAND] [OPTIONS]"
+    whole = _Parser(prog="python -m oracle", usage=usage, description=DESCRIPTION, epilog=EXIT_CODES)
+    whole.add_argument("--version", action="version", version=f"oracle {VERSION}")
+    subparsers = whole.add_subparsers(title="commands", metavar="COMMAND", prog="python -m oracle")
 
-    def command(name: str, description: str, *, reference: bool = False) -> _Parser:
-        subparser = subparsers.add_parser(name, description=description, epilog=EXIT_CODES)
+    def command(name: str, description: str, more: str = "", *, reference: bool = False) -> _Parser:
+        subparser = subparsers.add_parser(name, help=description, description=f"{description} {more}", epilog=EXIT_CODES)
         subparser.set_defaults(command=name)
         subparser.add_flag("--debug", "show the whole chain of an error")
         subparser.add_flag("--quiet", "print errors alone")
@@ -123,7 +107,7 @@ def parsers() -> tuple[argparse.ArgumentParser, list[str]]:
         return subparser
 
     layers_help = '"0,12,25", "0-25", "all", or "sample": the first, the middle one and the last (sample)'
-    generate = command("generate", "Write a reference: one JSON with residuals and their encodings.")
+    generate = command("generate", "Write a reference: fetch the weights, encode, say how near each answer is to flipping.")
     add = generate.add_argument
     add("--layers", type=layers, default=Job.layers, help=layers_help)
     add("--seeds", type=integer(1, MAX_SEEDS), default=Job.seeds, metavar="N", help="residuals per layer (3)")
@@ -140,30 +124,30 @@ def parsers() -> tuple[argparse.ArgumentParser, list[str]]:
 
     command("verify", "Recompute every case of a reference from its weights; torch's references too.", reference=True)
 
-    described = "A candidate's answers against a reference. Weights are needed for --explain alone."
-    compare = command("compare", described, reference=True)
+    described = "Check a port's answers against a reference; with --explain, name its mistake."
+    compare = command("compare", described, "Weights are needed for --explain alone.", reference=True)
     compare.add_argument("candidate", metavar="CANDIDATE", help="the port's JSON; `-` is standard input")
     compare.add_flag("--explain", "where they disagree, look for the mistake that gives these numbers")
-    forms = ("table", "json", "junit")
-    compare.add_argument("--format", choices=forms, default="table", help="json and junit go to standard output (table)")
+    compare.add_argument("--format", choices=("table", "json", "junit"), default="table", help="json and junit go to standard output (table)")
 
-    described = (
-        "A reference as one HTML page, and a candidate beside it: no script, nothing from outside. It needs no weights "
-        "but for --explain. Exit code 0 says that the page was written: whether the candidate agrees is said on standard "
-        "error and on the page, and is `compare`'s exit code."
+    described = "One HTML page with the pictures: a reference, and what a candidate makes of it."
+    more = (
+        "No script, nothing from outside. It needs no weights but for --explain. Exit code 0 says that the page was written: "
+        "whether the candidate agrees is said on standard error and on the page, and is `compare`'s exit code."
     )
-    report = command("report", described, reference=True)
+    report = command("report", described, more, reference=True)
     report.add_argument("candidate", metavar="CANDIDATE", nargs="?", help="a port's JSON; `-` is standard input")
-    report.add_argument("-o", "--output", default=DEFAULT_REPORT, metavar="FILE", help=f"`-` is standard output ({DEFAULT_REPORT})")
+    report.add_argument("-o", "--output", default="report.html", metavar="FILE", help="`-` is standard output (report.html)")
     report.add_flag("--explain", "as for compare: where they disagree, look for the mistake")
 
-    mirror = command("mirror", "Build a static mirror of the files that a job needs, or check one.")
+    mirror = command("mirror", "Build a mirror that any file server, or a folder, can serve behind an air gap; or check one.")
     mirror.add_argument("destination", metavar="DEST", help="the folder; `python -m oracle --mirror DEST` reads it")
     mirror.add_argument("--layers", type=layers, default=Job.layers, help=layers_help)
     mirror.add_flag("--decode", "what --decode reads too: cross-layer decoders have their own files")
     mirror.add_flag("--check", "hash every file again, and compare with the manifest")
 
-    demo = command("demo", "The whole job on small synthetic weights, made on the spot; needs no network.")
+    demo = command("demo", "The whole way on small synthetic weights that it makes: no network needed.")
+    demo.set_defaults(omit_residuals=False, workers=1, dask=None)  # else it is generate, on a job of its own
     demo.add_argument("--folder", metavar="DIR", help="where to make it (default: a new temporary folder)")
     names = [format.name for format in FORMATS]
     demo.add_argument("--schema", choices=names, default=names[0], help=f"of which kind ({names[0]})")
@@ -179,7 +163,7 @@ def parsers() -> tuple[argparse.ArgumentParser, list[str]]:
 
     for name in ("generate", "verify", "compare", "report", "mirror"):
         _add_origin(subparsers.choices[name])
-    return parser, list(subparsers.choices)
+    return whole
 
 
 def _add_origin(parser: argparse.ArgumentParser) -> None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
@@ -86,8 +85,12 @@ def write_text(parts: Iterable[str], path: str) -> None:
         if path == "-":
             if sys.stdout is None:
                 raise OSError(errno.EBADF, "standard output is closed")
-            with to_reader():
+            try:
                 sys.stdout.writelines(parts)
+                sys.stdout.flush()
+            except BrokenPipeError:  # whoever reads it has seen enough: the rest is dropped, and that is no error
+                # Python would flush into the closed pipe once more at its end.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         elif os.path.exists(target) and not stat.S_ISREG(os.stat(target).st_mode):
             with open(target, "w", encoding="utf-8") as device:  # a pipe or a device cannot be renamed over
                 device.writelines(parts)
@@ -97,14 +100,3 @@ def write_text(parts: Iterable[str], path: str) -> None:
                     file.write(part.encode())
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror}") from error
-
-
-@contextlib.contextmanager
-def to_reader() -> Iterator[None]:
-    """Write to standard output; where whoever reads it has seen enough, the rest is dropped, and that is no error."""
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Python would flush into the closed pipe once more at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

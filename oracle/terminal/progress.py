@@ -113,13 +113,9 @@ class ProgressReporter(Events):
         top = f", top {f'L{layer}:' if case.top else ''}{feature}"
         margins = f", rank margin {rank}, gate margin {gate}"
         marked = f"  [{flags}]" if flags else ""
+        rests = f" / {n_features} features{top}{margins}", f"{top}{margins}", top
         short = " ".join(name.split())
-        self.say(
-            f"{name} / {n_features} features{top}{margins}{marked}",
-            *(f"{name}{rest}{marked}" for rest in (top + margins, top)),
-            f"{short}{marked}",
-            short,
-        )
+        self.say(*(f"{name}{rest}{marked}" for rest in rests), f"{short}{marked}", short)
 
     def warned(self, warning: str) -> None:
         self._say(warning)

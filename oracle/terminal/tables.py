@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import quoteattr
 
+from oracle.checking.verdict import CaseVerdict, Comparison, Verification
+from oracle.references.document import Case, CaseId
 from oracle.terminal.output import json_text
 
 if TYPE_CHECKING:
-    from oracle.checking.verdict import CaseVerdict, Comparison, Verification
     from oracle.diagnosis.explanation import Explanation
-    from oracle.references.document import Case, CaseId
 
 MOST_ROWS = 40  # of a table for people; the other formats have them all
 
