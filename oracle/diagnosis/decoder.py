@@ -120,7 +120,7 @@ class DecoderTrial:
         for number, place, expected, answer in self._printed:
             if 0 <= place + port.target < n_targets:
                 output = by_target[number, place + port.target]
-                if place == 0 or port.skip.to_all:
+                if place == 0:
                     output = output + skip @ self._skip_outputs[number, :, :n]
                 yield number, expected, answer, output + port.b_dec[min(place, 1)] * self._b_dec[:n]
 

@@ -129,7 +129,6 @@ _NEGATIVE = "the gate is the threshold where that is negative too, as circuit-tr
 _SWAPPED = "buffer is read with its axes swapped: reshaped instead of transposed"
 _TF32 = "products are TF32: weights and residual"
 _MAGNITUDE = "the top k are chosen by absolute value"
-_TO_ALL = "is added to every target layer"
 
 MISTAKES: tuple[Mistake, ...] = (
     Mistake("relu", "gate", "plain ReLU instead of JumpReLU: the threshold is ignored", _gate(np.zeros_like), _JUMP),
@@ -176,11 +175,10 @@ MISTAKES: tuple[Mistake, ...] = (
     Mistake("b_dec left out", "b_dec", "b_dec is not added to the reconstruction", (0, 0)),
     Mistake("b_dec twice", "b_dec", "b_dec is added to the reconstruction twice", (2, 0)),
     Mistake("b_dec taken off", "b_dec", "b_dec is subtracted from the reconstruction", (-1, 0)),
-    Mistake("b_dec to every target", "b_dec", f"the source's b_dec {_TO_ALL}", (1, 1), _SEVERAL),
+    Mistake("b_dec to every target", "b_dec", "the source's b_dec is added to every target layer", (1, 1), _SEVERAL),
     Mistake("W_skip left out", "skip", "W_skip is not applied", Skip(w_skip=0), _SKIPS),
     Mistake("W_skip transposed", "skip", "W_skip is applied transposed", Skip(w_skip=0, transposed=1), _SKIPS),
     Mistake("W_skip twice", "skip", "what W_skip gives is added twice", Skip(w_skip=2), _SKIPS),
-    Mistake("W_skip to every target", "skip", f"what W_skip gives {_TO_ALL}", Skip(to_all=True), _SKIPS + _SEVERAL),
     Mistake("residual added", "skip", "the residual is added to the reconstruction", Skip(residual=1)),
     Mistake("residual for W_skip", "skip", "the residual is added as it is, without W_skip", Skip(w_skip=0, residual=1), _SKIPS),
     Mistake("target below", "target", "the decoder is that of the target layer below", -1, _SEVERAL),

@@ -75,15 +75,11 @@ class DecoderInput:
 
 @dataclass(frozen=True)
 class Skip:
-    """How many times the residual through W_skip, through its transpose and as it is are added where source is target.
-
-    `to_all` is whether they are added elsewhere too.
-    """
+    """How many times the residual through W_skip, through its transpose and as it is are added where source is target."""
 
     w_skip: int = 1
     transposed: int = 0
     residual: int = 0
-    to_all: bool = False
 
 
 def same(values: np.ndarray) -> np.ndarray:

@@ -97,6 +97,7 @@ def _encoded(reference: Reference) -> str:
         "methodology": reference.methodology,
         "schema": reference.schema,
         "encoder_formula": reference.encoder_formula,
+        "gate": ", ".join(f"{key} {value}" for key, value in (reference.gate or {}).items()) or None,
         "d_model": reference.d_model,
         "n_features_per_layer": reference.n_features,
         "top_k": reference.top_k,

@@ -208,7 +208,7 @@ def _residual(options: argparse.Namespace) -> None:
         from oracle.arithmetic.residual import residual
 
         values = residual(options.seed, options.stream, options.length)
-        lines = (f"{bits:08x}\n" for bits in values.view("u4").tolist()) if options.hex else (f"{v!r}\n" for v in values.tolist())
+        lines = (f"{bits:08x}\n" for bits in values.astype("<f4").view("<u4").tolist()) if options.hex else (f"{v!r}\n" for v in values.tolist())
     write_text(lines, "-")
 
 

@@ -31,7 +31,7 @@ def table_names() -> list[str]:
 
 
 def test_every_row_is_planted() -> None:
-    assert set(table_names()) == set(PLANTS)
+    assert set(table_names()) - {"negative let through"} == set(PLANTS)  # that one is planted in test_trust.py
     assert len(table_names()) == len(set(table_names()))
 
 

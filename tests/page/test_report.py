@@ -200,7 +200,7 @@ def test_whatever_a_reference_holds(
 
     made = {
         "format_version": 1, "weights_repo": name, "weights_revision": None, "curation_repo": name, "schema": name, "tolerance": tolerance,
-        "methodology": name,
+        "methodology": name, "gate": {"kind": name}, "digest": name,
         "encoder_formula": data.draw(st.text()), "d_model": 8, "n_features_per_layer": 512, "top_k": 10, "residual_generator": document.generator_record(),
         "layers": [{"layer": layer, "path": name, "sha256": None} for layer in sorted({layer for layer, _ in keys})],
         "test_cases": [a_case(layer, seed) for layer, seed in keys],
@@ -232,12 +232,10 @@ def test_no_value_becomes_markup(folder: Path, tmp_path: Path, text: str) -> Non
 
     def filled(value: Any, *, keep: bool = False) -> Any:
         nonlocal places
+        if keep:
+            return value
         if isinstance(value, dict):
-            return (
-                {key: filled(item, keep=key == "residual_generator") for key, item in value.items()}
-                if not keep
-                else value
-            )
+            return {key: filled(item, keep=key in ("residual_generator", "digest")) for key, item in value.items()}
         if isinstance(value, list):
             return [filled(item) for item in value]
         if isinstance(value, str):

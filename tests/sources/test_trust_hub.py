@@ -173,11 +173,11 @@ def test_18_a_head_without_the_length(told: dict[str, object]) -> None:
         assert fetch(server.url) == CONTENT
 
 
-def test_18_an_empty_file_is_empty_because_its_get_says_so(filled: Hub) -> None:
+def test_18_an_empty_file_is_empty_because_its_get_says_so(filled: Hub, tmp_path: Path) -> None:
     filled.add(REPO, "empty.yaml", b"")
     assert fetch(filled.url, "empty.yaml") == b""
     with scripted(lambda request: whole(b"", request)) as server:
-        assert fetch(server.url, "empty.npz", cache_dir="other") == b""
+        assert fetch(server.url, "empty.npz", cache_dir=tmp_path / "other") == b""
         assert [r.method for r in server.requests] == ["HEAD", "GET", "GET"]
 
 

@@ -42,7 +42,6 @@ PLANTS: dict[str, tuple[str, Any, str]] = {
     "W_skip left out": ("skip", lambda r, w, own: 0, "skip"),
     "W_skip transposed": ("skip", lambda r, w, own: own * (w @ r), "skip"),
     "W_skip twice": ("skip", lambda r, w, own: 2 * own * (r @ w), "skip"),
-    "W_skip to every target": ("skip", lambda r, w, own: r @ w, "skip targets"),
     "residual added": ("skip", lambda r, w, own: own * (r @ w + r), ""),
     "residual for W_skip": ("skip", lambda r, w, own: own * r, "skip"),
     "target below": ("target", -1, "targets"),
