@@ -52,11 +52,6 @@ def flag(text: str) -> str:
     return f'<span class="f">{escape(text)}</span>' if text else ""
 
 
-def name(case_id: CaseId) -> str:
-    """A case as a heading has it."""
-    return str(case_id).capitalize()
-
-
 def anchor(case_id: CaseId) -> str:
     """The id of a case on the page."""
     return str(case_id).replace(" ", "-")
