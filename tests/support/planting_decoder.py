@@ -77,7 +77,7 @@ class Decoders:
     def possible(self) -> list[str]:
         """The mistakes that change something here."""
         available = {"float32"} if self.kind.get("dtype", "float32") == "float32" else set()
-        available |= {"skip"} if self.kind.get("skip") else set()
+        available |= {"skip"} if "w_skip" in self.repo.weights[0] else set()
         available |= {"targets"} if self.repo.schema == "CltSplit" else {"one"}
         available |= {"threshold"} if self.kind.get("threshold", True) else set()
         return [name for name, (_, _, takes) in PLANTS.items() if set(takes.split()) <= available]
