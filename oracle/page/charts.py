@@ -22,7 +22,7 @@ DECADES_BELOW = 3  # of the limit, that an axis shows: what is smaller stands at
 MOST_DECADES, MOST_POWER = 12, 308  # binary64 ends at 1.8e308
 BAR_UNITS = 1000  # of the width of a bar's place
 
-Scale = tuple[Callable[[float], float], list[tuple[float, str]]]  # where a value stands, from 0 to 1; the values that are named
+Scale = tuple[Callable[[float], float], list[tuple[float, str]]]  # an axis: a value's place, from 0 to 1, and the ticks
 
 
 @dataclass(frozen=True)

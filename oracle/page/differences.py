@@ -82,7 +82,7 @@ def _features(reference: Reference, candidate: Candidate, comparison: Comparison
     shown: dict[bool, list[str]] = {False: [], True: []}
     for case, verdict in zip(reference.cases, comparison.cases):
         style = "m" if verdict.agrees else "f"
-        summary = f'<h4>{markup.name(case.id)}</h4> <span class="{style}">{SIGNS[verdict.status]}</span>'
+        summary = f'<h4>{str(case.id).capitalize()}</h4> <span class="{style}">{SIGNS[verdict.status]}</span>'
         answer = candidate.cases.get(case.id)
         if answer is None:
             content = "".join(f"<p>{sentence(problem)}</p>" for problem in verdict.problems)

@@ -68,7 +68,7 @@ def _skipped(reference: Reference) -> str:
 def _unrecorded(reference: Reference) -> str:
     """What can be said of a reference without margins: which neighbours on its lists stand close."""
     close = [
-        f"{markup.name(case.id)}: features {case.top[place].feature} and {case.top[place + 1].feature} stand {rough(gap)} apart"
+        f"{str(case.id).capitalize()}: features {case.top[place].feature} and {case.top[place + 1].feature} stand {rough(gap)} apart"
         for case in reference.cases
         for place, gap in enumerate(gaps_of(case))
         if gap <= 2 * reference.tolerance
@@ -85,7 +85,7 @@ def _unrecorded(reference: Reference) -> str:
 
 def _fragile(reference: Reference) -> str:
     items = [
-        f'<a href="#{anchor(case.id)}">{markup.name(case.id)}</a>: {flag(text)}{_why(case, text, reference.tolerance)}'
+        f'<a href="#{anchor(case.id)}">{str(case.id).capitalize()}</a>: {flag(text)}{_why(case, text, reference.tolerance)}'
         for case in reference.cases
         for text in case.flags or ()
     ]

@@ -34,10 +34,7 @@ def document(title: str, body: str) -> str:
 
 def escape(value: Any) -> str:
     """A value as text of the page or of an attribute. Control characters and lone surrogates show as escapes."""
-    text = value if isinstance(value, str) else str(value)
-    if not text.isprintable():
-        text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-    return html.escape(text, quote=True)
+    return html.escape("".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(value)))
 
 
 def code(value: Any) -> str:
@@ -53,11 +50,6 @@ def sentence(line: str) -> str:
 def flag(text: str) -> str:
     """What needs a look."""
     return f'<span class="f">{escape(text)}</span>' if text else ""
-
-
-def name(case_id: CaseId) -> str:
-    """A case as a heading has it."""
-    return str(case_id).capitalize()
 
 
 def anchor(case_id: CaseId) -> str:

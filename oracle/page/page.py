@@ -64,8 +64,7 @@ def _figures(reference: Reference) -> str:
         ("Firing in a case", _span(cases), f"{share(min(firing), n_features)} to {share(max(firing), n_features)} of the features"),
         ("Fragile cases", *(known if reference.is_ours else ("unknown", "this reference records no margins"))),
     ]
-    error = _float32_error(reference)
-    if error is not None:
+    if (error := _float32_error(reference)) is not None:
         of_tolerance = f"{share(error, tolerance)} of the tolerance" if tolerance > 0 else "and no tolerance"
         shown.append(("float32 is off by", rough(error), of_tolerance))
     items = []

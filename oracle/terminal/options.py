@@ -128,7 +128,8 @@ def parser() -> argparse.ArgumentParser:
     compare = command("compare", described, "Weights are needed for --explain alone.", reference=True)
     compare.add_argument("candidate", metavar="CANDIDATE", help="the port's JSON; `-` is standard input")
     compare.add_flag("--explain", "where they disagree, look for the mistake that gives these numbers")
-    compare.add_argument("--format", choices=("table", "json", "junit"), default="table", help="json and junit go to standard output (table)")
+    forms = ("table", "json", "junit")
+    compare.add_argument("--format", choices=forms, default="table", help="json and junit go to standard output (table)")
 
     described = "One HTML page with the pictures: a reference, and what a candidate makes of it."
     more = (

@@ -63,7 +63,7 @@ def columns_of(text: str) -> int:
     """Columns that a printable text takes, or fewer; colours take none."""
     for code in (GREEN, PLAIN):
         text = text.replace(code, "")
-    return sum(map(_columns, text))
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
 
 
 def shortened(text: str, width: int, *, pad: bool = False) -> str:
@@ -90,15 +90,11 @@ def in_bytes(count: float, whole: float | None = None) -> str:
     return f"{count / unit:.1f}{'' if whole is None else f'/{whole / unit:.1f}'} {name}"
 
 
-def _columns(character: str) -> int:
-    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
-
-
 def _head(text: str, width: int) -> str:
     """As much of a text's beginning as has room in `width` columns."""
     columns = 0
     for position, character in enumerate(text):
-        columns += _columns(character)
+        columns += columns_of(character)
         if columns > width:
             return text[:position]
     return text
