@@ -132,9 +132,58 @@ def test_13_a_tensor_that_no_peer_has_is_refused(tmp_path: Path) -> None:
     fails(run(*lay_out(tmp_path, files), "--layers", "0"), "W_skip_0")
 
 
-def test_14_embedding_saes_are_not_read_raw(tmp_path: Path) -> None:
+def test_14_embedding_saes_are_scaled_as_saelens_has_it(tmp_path: Path) -> None:
+    """W_enc divided, W_dec multiplied by the root of d_model: against plain float64."""
     path = "embedding/width_4k/average_l0_6/params.npz"
-    fails(run(*lay_out(tmp_path, {path: npz(layer_arrays(0))}), "--path", path), "embedding", "d_model")
+    arrays = layer_arrays(0, d_model=36)
+    arrays["W_enc"] *= 6
+    options = lay_out(tmp_path, {path: npz(arrays)})
+    reference = parsed(run(*options, "--path", path, "--decode"))
+    assert reference["schema"] == "EmbeddingSae" and reference["encoder_input"] == {"kind": "scaled", "factor": 1 / 6}
+    assert "residual / sqrt(d_model)" in reference["encoder_formula"]
+    wide = {name: values.astype(np.float64) for name, values in arrays.items()}
+    for case in reference["test_cases"]:
+        pre = (wide["W_enc"] / 6).T @ np.array(case["residual"]) + wide["b_enc"]
+        activations = np.where(pre > wide["threshold"], pre, 0)
+        order = sorted(np.flatnonzero(activations).tolist(), key=lambda j: (-pre[j], j))
+        assert case["n_active"] == len(order) > 0 and [top["index"] for top in case["top_10"]] == order[:10]
+        assert np.allclose([top["activation"] for top in case["top_10"]], pre[order[:10]], rtol=1e-5)
+        output = activations @ (wide["W_dec"] * 6) + wide["b_dec"]
+        [said] = case["reconstructions"]
+        assert np.allclose(said["first_10"], output[:10], rtol=1e-5) and np.isclose(said["norm"], np.linalg.norm(output), rtol=1e-6)
+        assert case["encoder_input_fingerprint"] != case["residual_fingerprint"]
+    (tmp_path / "r.json").write_text(json.dumps(reference))
+    assert run("verify", str(tmp_path / "r.json"), "--mirror", str(tmp_path)).returncode == 0
+    for key, value in (("encoder_input", {"kind": "identity"}), ("schema", "Sae")):
+        edited = {**reference, key: value}
+        edited["digest"] = digest(edited)
+        (tmp_path / "r.json").write_text(json.dumps(edited))
+        assert run("verify", str(tmp_path / "r.json"), "--mirror", str(tmp_path)).returncode == 1
+    fails(run(*options, "--path", path, "--schema", "Sae"), "EmbeddingSae", "leave --schema out")
+
+
+@pytest.mark.parametrize("decode", [[], ["--decode"]])
+def test_14_a_port_that_is_wrong_is_explained_for_scaled_inputs_too(tmp_path: Path, decode: list[str]) -> None:
+    path = "embedding/width_4k/average_l0_6/params.npz"
+    arrays = layer_arrays(0, d_model=36)
+    arrays["W_enc"] *= 6
+    reference = parsed(run(*lay_out(tmp_path, {path: npz(arrays)}), "--path", path, *decode))
+    answers = []
+    for case in reference["test_cases"]:
+        pre = (arrays["W_enc"] / 6).T @ np.array(case["residual"], np.float32)
+        pre = (pre if not decode else pre + arrays["b_enc"]).astype(np.float32)  # b_enc is left out, or b_dec
+        active = np.flatnonzero(pre > arrays["threshold"])
+        order = sorted(active.tolist(), key=lambda j: (-pre[j], j))
+        answer = {"layer": 0, "seed": case["seed"], "n_active": len(active), "top_10": [{"index": j, "activation": float(pre[j])} for j in order[:10]]}
+        if decode:
+            output = (pre[active] @ (arrays["W_dec"][active] * 6)).astype(np.float64)
+            sums = {"sum": output.sum(), "sum_of_squares": (output * output).sum(), "norm": np.linalg.norm(output)}
+            answer["reconstructions"] = [{"target_layer": 0, "first_10": output[:10].tolist(), **{k: float(v) for k, v in sums.items()}}]
+        answers.append(answer)
+    for name, document in (("r.json", reference), ("c.json", {"test_cases": answers})):
+        (tmp_path / name).write_text(json.dumps(document))
+    ran = run("compare", str(tmp_path / "r.json"), str(tmp_path / "c.json"), "--explain", "--mirror", str(tmp_path))
+    assert ran.returncode == 1 and ("b_dec left out" if decode else "b_enc left out") in ran.stderr, ran.stderr
 
 
 def test_15_clts_with_thresholds_have_the_name_that_candle_mi_asserts(tmp_path: Path) -> None:

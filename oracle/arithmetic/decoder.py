@@ -68,6 +68,11 @@ class Sums:
             self._waiting.append((np.zeros((lacking, *self.values.shape)), nothing, nothing, nothing))
             self._fold(GROUP)
 
+    def scale(self, factor: float) -> None:
+        """Multiply what was added up: as if every row had been."""
+        for total, power in ((self.values, 1), (self.squares, 2), (self.spread, 2), (self.flips, 1)):
+            total *= factor**power
+
     def _fold(self, n_rows: int) -> None:
         parts = [np.concatenate(part) for part in zip(*self._waiting)]
         self._waiting = [tuple(part[n_rows:] for part in parts)] if n_rows < len(parts[0]) else []

@@ -63,6 +63,8 @@ def _formula_problems(reference: Reference, weights: LayerWeights) -> list[str]:
     schema = weights.format.schema(weights.has_threshold)
     if reference.schema != schema:
         problems.append(f"wrong schema: {ascii(reference.schema)}, its weights are of {schema}")
+    if reference.encoder_input != weights.encoder_input.record:
+        problems.append(f"wrong encoder_input: its weights are encoded with {weights.encoder_input.record}")
     formula = weights.format.encoder_formula(weights.has_threshold, weights.n_negative_thresholds > 0)
     # Of several layers it is enough that one has a negative threshold.
     if reference.encoder_formula not in (formula, weights.format.encoder_formula(weights.has_threshold, True)):

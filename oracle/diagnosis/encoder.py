@@ -68,7 +68,7 @@ class EncoderTrial:
             if port.source != Source():
                 layer, _, seed = item.case.id
                 row = _generated(*port.source.of((seed - layer) // SEED_STRIDE, layer), len(row))
-            row = port.input(row, weights.b_dec)
+            row = weights.encoder_input.apply(port.input(row, weights.b_dec))
             for step in (port.norm, port.residual_rounding, port.product_rounding):
                 row = step(row)
             rows.append(row)

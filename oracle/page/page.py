@@ -91,12 +91,13 @@ def _encoded(reference: Reference) -> str:
     pairs = [("weights", _at(reference.repo.name, reference.weights_revision))]
     if reference.curation_repo is not None:
         pairs.append(("curation", _at(reference.curation_repo, reference.curation_revision)))
+    record_facts = {"gate": reference.gate, "encoder_input": reference.encoder_input}
     known = {
         "format_version": reference.format_version,
         "methodology": reference.methodology,
         "schema": reference.schema,
         "encoder_formula": reference.encoder_formula,
-        "gate": ", ".join(f"{key} {value}" for key, value in (reference.gate or {}).items()) or None,
+        **{key: value and ", ".join(map(str, value.values())) for key, value in record_facts.items()},
         "d_model": reference.d_model,
         "n_features_per_layer": reference.n_features,
         "top_k": reference.top_k,

@@ -133,6 +133,7 @@ class Case:
     id: CaseId = _id_row()
     stream: int | None = row(integer(), since=OURS)
     residual_fingerprint: str | None = row(text, since=OURS)
+    encoder_input_fingerprint: str | None = row(text, since=OURS, required=NOBODY)
     n_active: int = row(integer())
     n_active_bounds: tuple[int, int] | None = row(_bounds, since=OURS)
     rank_margin: float | None = row(or_none(number(0)), since=OURS)
@@ -245,6 +246,7 @@ class Reference:
     schema: str | None = row(text, since=REFERENCE, required=OURS)
     encoder_formula: str | None = row(text, since=REFERENCE, required=OURS)
     gate: Document | None = row(mapping, since=OURS)
+    encoder_input: Document | None = row(mapping, since=OURS)
     ignored_keys: tuple[str, ...] | None = row(texts, since=OURS, required=NOBODY)
     # Residuals are made, and lists held against these, before any weight file says how large it is.
     d_model: int = row(integer(1, EXTENT_LIMIT))

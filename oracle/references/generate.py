@@ -187,6 +187,7 @@ def _assemble(job: Job, job_plan: Plan, results: list[LayerResult]) -> Reference
         schema=job_plan.format.schema(first.has_threshold),
         encoder_formula=job_plan.format.encoder_formula(first.has_threshold, n_negative > 0),
         gate=_gate(first.has_threshold, n_negative),
+        encoder_input=first.encoder_input.record,
         ignored_keys=job_plan.side.ignored or None,
         d_model=first.d_model,
         n_features=first.n_features,

@@ -11,6 +11,7 @@ import numpy as np
 
 from oracle.arithmetic import decoder, encoder
 from oracle.arithmetic.generator import seeds
+from oracle.arithmetic.inputs import EncoderInput
 from oracle.arithmetic.products import NotFiniteError
 from oracle.arithmetic.residual import fingerprint, residual
 from oracle.arithmetic.settling import Encoding
@@ -56,6 +57,7 @@ class LayerResult:
     n_features: int
     has_threshold: bool
     n_negative_thresholds: int
+    encoder_input: EncoderInput
     float32_max_abs_error: float
     n_settled: int
 
@@ -68,6 +70,7 @@ class Encodings:
     reconstructions: list[tuple[Reconstruction, ...]] = field(default_factory=list)
     float32_max_abs_error: float = 0.0
     n_settled: int = 0
+    input_fingerprints: list[str] = field(default_factory=list)
 
     def count(self, error: float, n_settled: int) -> None:
         """Take more pre-activations into the two figures."""
@@ -87,6 +90,7 @@ class Encodings:
                 gate_margin=encoding.gate_margin,
                 gate_ties=tuple(encoding.gate_ties),
                 flags=tuple(encoding.flags),
+                encoder_input_fingerprint=self.input_fingerprints[number] if self.input_fingerprints else None,
             )
             for number, (case_id, encoding) in enumerate(zip(ids, self.encodings))
         ]
@@ -120,6 +124,7 @@ def encode_layer(task: LayerTask, files: Mapping[str, SourceFile]) -> LayerResul
         weights.n_features,
         weights.has_threshold,
         weights.n_negative_thresholds,
+        weights.encoder_input,
         encodings.float32_max_abs_error,
         encodings.n_settled,
     )
@@ -139,9 +144,12 @@ def encode_residuals(weights: LayerWeights, residuals: np.ndarray, k: int, toler
     encodings = Encodings()
     for start in range(0, len(residuals), SEEDS_AT_ONCE):
         group = residuals[start : start + SEEDS_AT_ONCE]
+        inputs = weights.encoder_input.apply(group)
+        if inputs is not group:
+            encodings.input_fingerprints += map(fingerprint, inputs)
         try:
             encoded = encoder.encode(
-                weights.w_enc, weights.b_enc, weights.gate, group, k=k, tolerance=tolerance, with_active=decode
+                weights.w_enc, weights.b_enc, weights.gate, inputs, k=k, tolerance=tolerance, with_active=decode
             )
         except NotFiniteError as error:
             raise WeightsError(f"{weights.label}: {error}") from error
@@ -223,6 +231,8 @@ def _reconstructions(
     row_shape = weights.w_dec.header.row_shape
     several = len(row_shape) > 1
     features = decoder.decode(weights.w_dec.rows(decoder.active_in_any(active)), active, row_shape)
+    for sums in features:
+        sums.scale(weights.output_factor)
     skips: list[list[decoder.Sums]] = [[] for _ in active]
     if weights.w_skip:
         skips = [[sums] for sums in decoder.skip_connection(weights.w_skip, residuals)]

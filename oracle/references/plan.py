@@ -180,6 +180,9 @@ def _of_paths(job: Job, repo: str, source: Source) -> Plan:
         raise LayerError(f"the paths are of the layers {sorted(files)}, and --layers says {sorted(set(job.layers))}")
     files = dict(sorted(files.items()))
     rows = [row for row in FORMATS if PATH in row.found_by and all(row.names_file(path) for path in job.origin.path)]
+    rows = [row for row in rows if row.folder] or rows  # a folder's files are of its format alone
+    if rows and rows[0].folder and job.origin.schema not in (None, rows[0].name):
+        raise CurationError(f"{job.origin.path[0]} is of the schema {rows[0].name}, not {job.origin.schema}: leave --schema out")
     if not rows and job.origin.schema is None:
         _refuse_foreign(files)
         names = ", ".join(f"{row.name} has {row.encoder_file}" for row in FORMATS if PATH in row.found_by)
@@ -308,8 +311,6 @@ def _refuse_foreign(files: dict[int, HubFile]) -> None:
         owner = FOREIGN.get(posixpath.basename(file.path))
         if owner:
             raise CurationError(f"{file.path} is a file of {owner}'s, whose tensors mean something else than those read here: it is not read yet")
-        if file.path.startswith("embedding/"):
-            raise CurationError(f"{file.path} is an SAE of embeddings, which are scaled by the root of d_model: it is not read yet")
 
 
 def _is_of_kind(row: Format, kind: str | None) -> bool:

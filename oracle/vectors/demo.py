@@ -97,7 +97,7 @@ def layer_files(row: Format, layer: int) -> dict[str, bytes]:
         return {spec.name.format(layer=layer): values for spec, values in arrays.items()}
 
     encoder = {
-        row.w_enc: draw(0, row.w_enc, scale),
+        row.w_enc: draw(0, row.w_enc, np.float32(1) if row.root_scaled else scale),
         row.b_enc: draw(2, row.b_enc, np.float32(0.1)),
         row.b_dec: draw(3, row.b_dec, np.float32(0.1)),
     }
@@ -109,7 +109,7 @@ def layer_files(row: Format, layer: int) -> dict[str, bytes]:
     write = _npz if row.suffix == ".npz" else _safetensors
     first = row.encoder_file.format(layer=layer)
     if NAMES not in row.found_by:
-        first = f"layer_{layer}/width_{N_FEATURES}/average_l0_40/{first}"
+        first = f"{f'{row.folder}/' if row.folder else ''}layer_{layer}/width_{N_FEATURES}/average_l0_40/{first}"
     if row.w_dec.role != DECODER:
         return {first: write(named(encoder | decoder))}
     return {first: write(named(encoder)), row.files[DECODER].format(layer=layer): write(named(decoder))}

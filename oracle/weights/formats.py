@@ -38,7 +38,8 @@ class Format:
     its own; `found_by` is how a repo says which they are, and `model_kind` what its config.yaml calls it. A file with a
     tensor of `absent` is none of this format. W_skip's axes say how it is applied: it maps its d_model to d_model_out.
     `repo_key` names the weights' repo in the JSON, `output` begins the default file name. `jumprelu_name` is what the
-    JSON calls the format where there is a threshold, if that is another name.
+    JSON calls the format where there is a threshold, if that is another name. Files of a `folder` are of this format and
+    of no other. `root_scaled` is whether residuals are divided, and outputs multiplied, by the root of d_model.
     """
 
     name: str
@@ -56,6 +57,8 @@ class Format:
     decoder_file: str | None = None
     absent: tuple[str, ...] = ()
     jumprelu_name: str | None = None
+    folder: str | None = None
+    root_scaled: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -83,10 +86,11 @@ class Format:
     def encoder_formula(self, has_threshold: bool, has_negative_threshold: bool = False) -> str:
         """What is computed, as the field's references write it; thresholds below zero let nothing negative through."""
         w_enc = _base(self.w_enc.name) + (".T" if self.w_enc.axes[0] == "d_model" else "")
+        x = "(residual / sqrt(d_model))" if self.root_scaled else "residual"
         if not has_threshold:
-            return f"ReLU({w_enc} @ residual + b_enc)"
+            return f"ReLU({w_enc} @ {x} + b_enc)"
         gate = "max(threshold, 0)" if has_negative_threshold else "threshold"
-        return f"pre = {w_enc} @ residual + b_enc; acts = pre * (pre > {gate})"
+        return f"pre = {w_enc} @ {x} + b_enc; acts = pre * (pre > {gate})"
 
     def layer_of(self, path: str) -> int | None:
         """The layer of a file of a repo whose files' names say it; None where the name is not of this format."""
@@ -95,7 +99,8 @@ class Format:
 
     def names_file(self, path: str) -> bool:
         """Whether an encoder's file of this format is called so."""
-        return re.fullmatch(self._name_pattern, path) is not None
+        in_folder = self.folder is None or self.folder in path.split("/")[:-1]
+        return in_folder and re.fullmatch(self._name_pattern, path) is not None
 
     @property
     def _name_pattern(self) -> str:
@@ -123,6 +128,16 @@ _GEMMA_SCOPE = Format(
     b_dec=TensorSpec("b_dec", _D_MODEL),
     threshold=TensorSpec("threshold", _N_FEATURES),
     absent=("W_skip",),
+)
+
+_SAE = replace(
+    _GEMMA_SCOPE,
+    name="Sae",
+    found_by=(PATH,),
+    model_kind="",
+    repo_key="sae_repo",
+    output="sae",
+    threshold=TensorSpec("threshold", _N_FEATURES, required=False),
 )
 
 FORMATS = (
@@ -171,15 +186,8 @@ FORMATS = (
         threshold=TensorSpec("threshold", _N_FEATURES),
         w_skip=TensorSpec("affine_skip_connection", ("d_model", "d_model_out"), required=False),
     ),
-    replace(
-        _GEMMA_SCOPE,
-        name="Sae",
-        found_by=(PATH,),
-        model_kind="",
-        repo_key="sae_repo",
-        output="sae",
-        threshold=TensorSpec("threshold", _N_FEATURES, required=False),
-    ),
+    _SAE,
+    replace(_SAE, name="EmbeddingSae", folder="embedding", root_scaled=True),
 )
 
 REPO_KEYS = tuple(dict.fromkeys(row.repo_key for row in FORMATS))  # what the formats call the repo of their weights

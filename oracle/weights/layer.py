@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
 
+from oracle.arithmetic.inputs import EncoderInput
 from oracle.arithmetic.products import Matrix
 from oracle.weights.formats import Format, TensorSpec
 from oracle.weights.npz import Npz
@@ -85,6 +87,16 @@ class LayerWeights:
         """W_enc, in blocks of rows as they lie in the file. Its values are not checked: the encoder looks at them."""
         tensor = self._tensors[self.format.w_enc]
         return Matrix(lambda: tensor.file.blocks(tensor.header), features_first=self.format.w_enc.axes[0] == "n_features")
+
+    @property
+    def encoder_input(self) -> EncoderInput:
+        """What is multiplied by W_enc."""
+        return EncoderInput(self.d_model**-0.5) if self.format.root_scaled else EncoderInput()
+
+    @property
+    def output_factor(self) -> float:
+        """What the decoder's rows are multiplied by."""
+        return math.sqrt(self.d_model) if self.format.root_scaled else 1.0
 
     @property
     def b_enc(self) -> np.ndarray:

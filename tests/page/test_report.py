@@ -200,7 +200,7 @@ def test_whatever_a_reference_holds(
 
     made = {
         "format_version": 1, "weights_repo": name, "weights_revision": None, "curation_repo": name, "schema": name, "tolerance": tolerance,
-        "methodology": name, "gate": {"kind": name}, "digest": name,
+        "methodology": name, "gate": {"kind": name}, "encoder_input": {"kind": name}, "digest": name,
         "encoder_formula": data.draw(st.text()), "d_model": 8, "n_features_per_layer": 512, "top_k": 10, "residual_generator": document.generator_record(),
         "layers": [{"layer": layer, "path": name, "sha256": None} for layer in sorted({layer for layer, _ in keys})],
         "test_cases": [a_case(layer, seed) for layer, seed in keys],
