@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from oracle.arithmetic import encoder, settling
 from oracle.arithmetic.encoder import LayerEncoding
-from oracle.arithmetic.products import Matrix, NotFiniteError
+from oracle.arithmetic.products import Matrix, NotFiniteError, multiply
 from oracle.arithmetic.settling import Encoding
 from tests.support.independent import exact_encode, float64_encode, nearest_float32
 from tests.support.small_scope import layer_arrays
@@ -102,6 +102,41 @@ def test_an_order_that_float64_reverses() -> None:
     assert result.encodings[0].rank_margin == 0.0 and "rank-tie" in result.encodings[0].flags
     nothing, residual = np.zeros(2, np.float32), np.ones(33, np.float32)
     assert summary(result.encodings[0]) == exact_encode(w_enc, nothing, nothing, residual, 10, TOLERANCE)
+
+
+@pytest.mark.parametrize("place", range(6))
+@pytest.mark.parametrize("k", [1, 4, 10])
+def test_a_tie_that_float64_misses_at_any_place(place: int, k: int) -> None:
+    """Also lower on the list, at its end and behind it; by rows of inputs and of features."""
+    values = [2.0**-i for i in range(6)]
+    values.insert(place, values[place])
+    w_enc = np.zeros((33, 7), np.float32)
+    w_enc[0] = values
+    w_enc[1:, place + 1] = 2.0**-60 * values[place]  # the second of the two is the larger, by 2^-55 of it
+    nothing, residual = np.zeros(7, np.float32), np.ones(33, np.float32)
+    encoding = encode(w_enc, nothing, nothing, residual[None], k, rows=1).encodings[0]
+    assert summary(encoding) == exact_encode(w_enc, nothing, nothing, residual, k, TOLERANCE)
+    right = [*range(place), place + 1, place, *range(place + 2, 7)]
+    assert [index for index, _ in encoding.top] == right[:k]
+
+
+@pytest.mark.parametrize("features_first", [False, True])
+@pytest.mark.parametrize("n_rows", [1, 50, 512])
+def test_float64_is_not_trusted_beyond_its_error_bound(features_first: bool, n_rows: int) -> None:
+    """A term may be rounded as often as there are additions: each may be off by half a last bit of the sum of all sizes."""
+    d_model, gate = 512, np.ones(1, np.float32)
+    residual = np.where(np.arange(d_model) % 2, -1, 1).astype(np.float32)
+    residual[-1] = 1  # the others add up to 1, which is the gate
+    depth = d_model if features_first else -(-d_model // n_rows) + n_rows
+    bound = (depth + 4) * 2.0**-53 * (d_model + 1 + TOLERANCE)
+    for distance, n_settled in ((0.99 * bound, 1), (1.01 * bound, 0)):
+        w_enc = np.ones((d_model, 1), np.float32)
+        w_enc[-1] = distance
+        matrix = Matrix(blocks(w_enc.T.copy() if features_first else w_enc, n_rows), features_first)
+        products = multiply(matrix, residual[None])
+        assert (products.depth, products.largest_weight) == (depth, 1.0)
+        encoded = encoder.encode(matrix, np.zeros(1, np.float32), gate, residual[None], k=1, tolerance=TOLERANCE)
+        assert encoded.encodings[0].top == [(0, 1.0)] and encoded.n_settled == n_settled
 
 
 def test_sums_that_cancel_to_one_ulp() -> None:

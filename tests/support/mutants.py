@@ -126,7 +126,7 @@ def _other_constants(value: object) -> list[object]:
         return [not value]
     if isinstance(value, int):
         return [value + 1, value - 1]
-    return [value * 2, value * 1.25, value / 2] if isinstance(value, float) else []
+    return [value * 2, value * 1.25, value / 2] if isinstance(value, float) and value else []
 
 
 def _can_go(node: ast.AST) -> bool:
