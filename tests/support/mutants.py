@@ -235,14 +235,15 @@ def survivors(root: Path, module: str, count: int, seed: int, arguments: list[st
 
 
 def main() -> None:
-    ours, _, tests = " ".join(sys.argv[1:]).partition(" -- ")
+    end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    tests = sys.argv[end + 1 :]
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("module", nargs="+")
     parser.add_argument("--count", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(ours.split())
+    options = parser.parse_args(sys.argv[1:end])
     for module in options.module:
-        lived, count = survivors(ROOT, module, options.count, options.seed, tests.split() or NEAREST[module])
+        lived, count = survivors(ROOT, module, options.count, options.seed, tests or NEAREST[module])
         print(f"{module}: {count - len(lived)} of {count} mutants were noticed", flush=True)
 
 
