@@ -110,3 +110,14 @@ def test_the_slack_of_features_is_the_tolerance_and_at_their_gates_all_of_it() -
     assert features.activations.tolist() == [0.75, 0.5 + 2.0**-7, 0.0, 0.0] and features.activations.dtype == np.float32
     assert features.at_gate.tolist() == [False, True, True, True]
     assert features.slack.tolist() == [tolerance] + [0.5 + 2 * tolerance] * 3
+
+
+@pytest.mark.parametrize("features_first", [False, True])
+@pytest.mark.parametrize("tail, expected", [(2.0**-80, 1 + 2.0**-23), (-(2.0**-80), 1.0), (0.0, 1.0)])
+def test_activations_behind_the_list_are_rounded_as_exactly(features_first: bool, tail: float, expected: float) -> None:
+    """1 + 2^-24 lies half-way between two float32; what decides is below float64's last bit."""
+    w_enc = np.array([[8.0, 4.0, 2.0, 1.0], [0, 0, 0, 2.0**-24], [0, 0, 0, tail]], np.float32)
+    lies, nothing = w_enc.T.copy() if features_first else w_enc, np.zeros(4, np.float32)
+    encoded = encoder.encode(Matrix(lambda: iter([lies]), features_first), nothing, nothing, np.ones((1, 3), np.float32), k=1, tolerance=1e-4, with_active=True)
+    features = encoded.encodings[0].active
+    assert features is not None and features.activations.tolist() == [8.0, 4.0, 2.0, expected] and encoded.n_settled == 1

@@ -124,19 +124,21 @@ def test_a_tie_that_float64_misses_at_any_place(place: int, k: int) -> None:
 @pytest.mark.parametrize("n_rows", [1, 50, 512])
 def test_float64_is_not_trusted_beyond_its_error_bound(features_first: bool, n_rows: int) -> None:
     """A term may be rounded as often as there are additions: each may be off by half a last bit of the sum of all sizes."""
-    d_model, gate = 512, np.ones(1, np.float32)
-    residual = np.where(np.arange(d_model) % 2, -1, 1).astype(np.float32)
-    residual[-1] = 1  # the others add up to 1, which is the gate
+    d_model, tolerance, unit = 512, 0.5, 2.0**-53
+    residual = np.where(np.arange(d_model) % 2, -1, 1).astype(np.float32) / 1024
+    residual[-1] = 1 / 1024  # the others add up to 1/1024, and with b_enc to 1, which is the gate
+    b_enc, gate = np.full(1, 1 - 1 / 1024, np.float32), np.ones(1, np.float32)
     depth = d_model if features_first else -(-d_model // n_rows) + n_rows
-    bound = (depth + 4) * 2.0**-53 * (d_model + 1 + TOLERANCE)
-    for distance, n_settled in ((0.99 * bound, 1), (1.01 * bound, 0)):
+    bound = (depth + 4) * unit * (d_model / 1024 + (1 - 1 / 1024) + 1 + tolerance)
+    last = int(bound / (2 * unit)) * 2 * unit  # of what float64 has right behind 1
+    for distance, n_settled in ((last, 1), (last + 2 * unit, 0), (-last, 1), (-last - 2 * unit, 0)):
         w_enc = np.ones((d_model, 1), np.float32)
-        w_enc[-1] = distance
+        w_enc[-1] = distance * 1024
         matrix = Matrix(blocks(w_enc.T.copy() if features_first else w_enc, n_rows), features_first)
         products = multiply(matrix, residual[None])
         assert (products.depth, products.largest_weight) == (depth, 1.0)
-        encoded = encoder.encode(matrix, np.zeros(1, np.float32), gate, residual[None], k=1, tolerance=TOLERANCE)
-        assert encoded.encodings[0].top == [(0, 1.0)] and encoded.n_settled == n_settled
+        encoded = encoder.encode(matrix, b_enc, gate, residual[None], k=1, tolerance=tolerance)
+        assert encoded.encodings[0].top == ([(0, 1.0)] if distance > 0 else []) and encoded.n_settled == n_settled
 
 
 def test_sums_that_cancel_to_one_ulp() -> None:

@@ -72,6 +72,13 @@ def test_values_ties_and_ends_are_held_to_the_tolerance(off: float, status: str)
         assert compare_case(a_case(FOUR, rank_margin=margin), a_case([*FOUR[:3], (55, 1.0)])).status == ends
 
 
+def test_order_is_held_against_the_reference_s_values() -> None:
+    """An answer's own may be nearer to each other, and its list in no order of theirs."""
+    case = a_case([(7, 4.0), (3, 4.0 - 3 * TOLERANCE), *FOUR[2:]], flags=("rank-tie",))
+    near = [(3, 4.0 - 2.1 * TOLERANCE), (7, 4.0 - 0.9 * TOLERANCE), *FOUR[2:]]
+    assert compare_case(case, a_case(near)).status == DIFFERS and compare_case(case, a_case([near[1], near[0], *near[2:]])).status == ROUNDING
+
+
 def test_a_short_list_is_whole() -> None:
     """Where fewer fire than there are places every one that fires is on the list, however small."""
     short = a_case(FOUR[:2], 2)
@@ -146,6 +153,8 @@ def test_a_reconstruction_may_be_stored_in_float32() -> None:
     exact = replace(EXPECTED, tolerance=0.0, norm=1e6)
     for off, n_problems in ((0.1, 0), (0.13, 1)):  # 2 * 1e6 * 2^-24 = 0.119
         assert len(reconstruction_problems([exact], [replace(exact, norm=1e6 + off)], 16)) == n_problems
+    nothing = replace(exact, norm=0.0, sum=0.0, sum_of_squares=0.0, first_10=(0.0,))
+    assert not reconstruction_problems([nothing], [nothing], 16)
     for tolerance in (None, 0.0):
         assert reconstruction_problems([replace(exact, tolerance=tolerance)], [replace(exact, sum=20.001)], 16)
 

@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from oracle.references.reading import parse_reference
+from oracle.references.recorded import residual_of
+from oracle.references.rows import DataError
 from oracle.vectors import demo
 from oracle.weights.formats import FORMATS
 from tests.support import worlds
@@ -213,6 +216,14 @@ BROKEN = {
     "a layer twice": (repeat_layer, "layers[3] is layer 0, which is there already"),
     "a layer that is not listed": (drop("layers", 1), "which `layers` does not list"),
     "a path out of the repo": (put("../../../etc/passwd.npz", "layers", 0, "path"), "cannot be"),
+    **{
+        f"layers[1].{key} is {value!r}": (put(value, "layers", 1, key), f"layers[1].{key} is {shown}, not a text")
+        for key in ("path", "sha256", "repo", "revision", "decoder_path", "decoder_sha256")
+        for value, shown in ((3, "3"), (True, "True"), ([], "a list"), ({}, "an object"), (0, "0"))
+    },
+    "a path of null": (put(None, "layers", 1, "path"), "layers[1].path is nothing, not a text"),
+    "a repo of null": (put(None, "layers", 1, "repo"), "layers[1].repo is nothing, not a text"),
+    "a layer of a text": (put("12", "layers", 1, "layer"), "layers[1].layer is '12'"),
     "format version": (put(2, "format_version"), "format_version is 2"),
     "an edited generator": (put(0.7, "residual_generator", "sqrt_half"), "not the record of its name"),
     "no format version": (drop("format_version"), "format_version is missing from a reference of ours"),
@@ -326,6 +337,23 @@ def test_what_torch_wrote_is_checked(tmp_path: Path) -> None:
     (tmp_path / "torch.json").write_text(json.dumps({**as_torch_writes(), "schema": ["GemmaScopeNpz"]}))
     ran = run("compare", str(tmp_path / "torch.json"), str(tmp_path / "torch.json"))
     assert ran.returncode == 4 and "schema is a list, not a text" in ran.stderr and len(ran.stderr.splitlines()) == 1, ran.stderr
+
+
+def test_a_residual_of_torch_s_is_rounded_to_float32_once() -> None:
+    """JSON holds float64: what lies between two float32 is the nearer, ties to even; one value that overflows is told among good ones."""
+    reference = as_torch_writes()
+    values = [0.1, 1 + 2.0**-24, 1 + 3 * 2.0**-24, 1e-46, -3.4028235e38] + [0.5] * 19
+    reference["test_cases"][2]["residual"] = values
+    torch = parse_reference(reference)
+    rounded = residual_of(torch, torch.cases[2])
+    assert rounded.dtype == np.float32 and rounded.shape == (24,)
+    assert rounded.tolist() == [float(np.float32(0.1)), 1.0, 1 + 2.0**-22, 0.0, -3.4028234663852886e38] + [0.5] * 19
+    for place in (0, 11, 23):
+        for value in (3.4028236e38, -1e39, 1e308):
+            reference["test_cases"][2]["residual"] = [value if at == place else 0.5 for at in range(24)]
+            torch = parse_reference(reference)
+            with pytest.raises(DataError, match="layer 1 seed 1: its residual overflows float32"):
+                residual_of(torch, torch.cases[2])
 
 
 @pytest.mark.parametrize("shift, code, status", [(0.0, 0, "same"), (3e-5, 0, "rounding"), (3e-4, 1, "differs")])
