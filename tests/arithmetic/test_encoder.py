@@ -120,6 +120,17 @@ def test_a_tie_that_float64_misses_at_any_place(place: int, k: int) -> None:
     assert [index for index, _ in encoding.top] == right[:k]
 
 
+def test_as_many_features_at_their_gates_as_there_are() -> None:
+    """Each is above its gate by 2^-55, which float64 does not see."""
+    w_enc = np.full((33, 600), 2.0**-60, np.float32)
+    w_enc[0] = 1
+    encoded = encode(w_enc, np.zeros(600), np.ones(600), np.ones((2, 33)), k=3, rows=1)
+    assert encoded.n_settled == 1200
+    for encoding in encoded.encodings:
+        assert (encoding.n_active, encoding.n_active_bounds, encoding.gate_ties) == (600, (0, 600), list(range(600)))
+        assert encoding.top == [(0, 1.0), (1, 1.0), (2, 1.0)] and encoding.flags == ["rank-tie", "gate-tie"]
+
+
 @pytest.mark.parametrize("features_first", [False, True])
 @pytest.mark.parametrize("n_rows", [1, 50, 512])
 def test_float64_is_not_trusted_beyond_its_error_bound(features_first: bool, n_rows: int) -> None:
