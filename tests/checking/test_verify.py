@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from oracle.references.document import digest
 from oracle.references.reading import parse_reference
 from oracle.references.recorded import residual_of
 from oracle.references.rows import DataError
@@ -97,12 +98,17 @@ EDITS = {
 }
 
 
+@pytest.mark.parametrize("renewed", [False, True])
 @pytest.mark.parametrize("name", EDITS)
-def test_edited_references_are_told_apart(demo_folder: Path, name: str) -> None:
+def test_edited_references_are_told_apart(demo_folder: Path, name: str, renewed: bool) -> None:
+    """Also where somebody renewed the digest: what can be recomputed is."""
     edit, message = EDITS[name]
     reference = reference_of(demo_folder)
     edit(reference)
+    if renewed:
+        reference["digest"] = digest(reference)
     ran = run_verify(demo_folder, reference)
+    assert ("the reference was edited" in ran.stderr) is (not renewed and name != "a residual")  # which its fingerprint stands for
     assert ran.returncode == 1, ran.stderr
     assert [message in line for line in ran.stderr.splitlines()[:9]] == [number == 4 for number in range(9)]
     assert "8 of 9 cases" in ran.stderr and "DISAGREES" in ran.stderr
@@ -120,6 +126,20 @@ def test_an_edited_formula(demo_folder: Path) -> None:
     reference["encoder_formula"] = "ReLU(W_enc.T @ residual + b_enc)"
     ran = run_verify(demo_folder, reference)
     assert ran.returncode == 1 and "wrong encoder_formula: 'ReLU(W_enc.T" in ran.stderr and "9 of 9 cases" in ran.stderr
+
+
+@pytest.mark.parametrize("threshold, wrong, right", [(True, "CltSplit", "CltSplitJumpReLU"), (False, "CltSplitJumpReLU", "CltSplit")])
+def test_an_edited_schema(tmp_path: Path, threshold: bool, wrong: str, right: str) -> None:
+    world = worlds.make("CltSplit", n_layers=2, threshold=threshold)
+    tree, place = world.lay_out(tmp_path / "tree"), tmp_path / "reference.json"
+    assert run("--mirror", tree, *world.arguments, "-o", str(place)).returncode == 0
+    reference = json.loads(place.read_text())
+    for edits, said in (({}, ""), ({"schema": wrong}, f"wrong schema: '{wrong}', its weights are of {right}"), ({"encoder_formula": "W" * 200}, f"'{'W' * 80}'")):
+        edited = {**reference, **edits}
+        place.write_text(json.dumps({**edited, "digest": digest(edited)}))
+        ran = run("verify", str(place), "--mirror", tree)
+        assert (ran.returncode == 1) is bool(edits) and ran.stderr.count(said or "never") == 2 * bool(edits), ran.stderr
+        assert "was edited" not in ran.stderr
 
 
 def test_a_layer_of_which_no_case_is_left(demo_folder: Path) -> None:

@@ -38,7 +38,7 @@ TABLE: dict[str, dict[str, Any]] = {
         "optional": ["activation_function.threshold", "W_skip"], "features_first": True,
         "formula": "W_enc", "suffix": ".safetensors", "key": "plt_repo", "output": "plt",
         "names": {"layer_0.safetensors": 0, "a/b/layer_25.safetensors": 25, "layer_999999.safetensors": 999999},
-        "others": ["layer_00.safetensors", "layer_.safetensors", "layer_1000000.safetensors", "xlayer_0.safetensors", "layer_0.npz", "layer_0xsafetensors", "layer_-1.safetensors"],
+        "others": [f"layer_{end}" for end in ("00.safetensors", ".safetensors", "1000000.safetensors", "0.npz", "0xsafetensors", "-1.safetensors")],
     },
     "CltSplit": {
         "encoder": {"W_enc_7": BY_FEATURE, "b_enc_7": (F,), "b_dec_7": (D,), "threshold_7": (F,)},
@@ -155,6 +155,12 @@ def test_a_tensor_of_another_shape(name: str, tensor: str) -> None:
         shapes = {part: {name: bad if name == tensor else right for name, right in told[part].items()} for part in ("encoder", "decoder") if part in told}
         with pytest.raises(WeightsError, match=r"shape \["):
             opened(name, arrays_of(shapes["encoder"]), arrays_of(shapes["decoder"]) if "decoder" in shapes else None)
+
+
+def test_a_first_tensor_of_another_rank() -> None:
+    for bad in ((F,), (F, D, 2)):
+        with pytest.raises(WeightsError, match=r"W_enc has shape \[.*\], not \[n_features, d_model\]"):
+            opened("PltBundle", arrays_of(TABLE["PltBundle"]["encoder"] | {"W_enc": bad}))
 
 
 @pytest.mark.parametrize("name", TABLE)
