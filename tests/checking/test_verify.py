@@ -114,6 +114,20 @@ def test_edited_references_are_told_apart(demo_folder: Path, name: str, renewed:
     assert "8 of 9 cases" in ran.stderr and "DISAGREES" in ran.stderr
 
 
+def test_what_is_said_of_wrong_numbers(demo_folder: Path) -> None:
+    """What a port would be told, or else the number and the right one."""
+    reference = reference_of(demo_folder)
+    cases = reference["test_cases"]
+    right = cases[0]["n_active"], cases[1]["top_10"][9]["activation"], cases[2]["rank_margin"]
+    cases[0]["n_active"] += 1
+    cases[1]["top_10"][9]["activation"] = float(np.nextafter(np.float32(right[1]), np.float32(0)))
+    cases[2]["rank_margin"] += 1e-6
+    lines = run_verify(demo_folder, reference).stderr.splitlines()
+    assert f"wrong numbers (n_active); n_active is {right[0] + 1}, the weights give {right[0]}" in lines[0]
+    assert "wrong numbers (top_10); values differ by up to " in lines[1]
+    assert f"wrong numbers (rank_margin); rank_margin is {cases[2]['rank_margin']}, recomputed {right[2]}" in lines[2]
+
+
 def test_a_wrong_sha256(demo_folder: Path) -> None:
     reference = reference_of(demo_folder)
     reference["layers"][1]["sha256"] = "0" * 64

@@ -71,6 +71,7 @@ def opened(name: str, encoder: Arrays, decoder: Arrays | None = None, layer: int
 def test_every_format_is_in_the_table() -> None:
     assert [row.name for row in FORMATS] == list(TABLE) and formats.REPO_KEYS == ("weights_repo", "plt_repo", "clt_repo", "sae_repo")
     assert formats.schemas() == ("GemmaScopeNpz", "PltBundle", "CltSplit", "CltSplitJumpReLU", "GemmaScope2", "Sae")
+    assert formats.EXTENT_LIMIT == 2**24
     with pytest.raises(KeyError):
         by_name("Transcoder")
 
