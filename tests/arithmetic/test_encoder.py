@@ -120,6 +120,18 @@ def test_a_tie_that_float64_misses_at_any_place(place: int, k: int) -> None:
     assert [index for index, _ in encoding.top] == right[:k]
 
 
+@pytest.mark.parametrize("place", range(6))
+@pytest.mark.parametrize("k", [1, 4, 10])
+@pytest.mark.parametrize("tail", [2.0**-80, -(2.0**-80), 0.0])
+def test_a_half_way_sum_at_any_place(place: int, k: int, tail: float) -> None:
+    w_enc = np.zeros((3, 6), np.float32)
+    w_enc[0] = [2.0**-i for i in range(6)]
+    w_enc[1:, place] = np.array([2.0**-24, tail]) * w_enc[0, place]
+    nothing, residual = np.zeros(6, np.float32), np.ones(3, np.float32)
+    encoding = encode(w_enc, nothing, nothing, residual[None], k, rows=1).encodings[0]
+    assert summary(encoding) == exact_encode(w_enc, nothing, nothing, residual, k, TOLERANCE)
+
+
 def test_as_many_features_at_their_gates_as_there_are() -> None:
     """Each is above its gate by 2^-55, which float64 does not see."""
     w_enc = np.full((33, 600), 2.0**-60, np.float32)
