@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +85,9 @@ def test_a_mirror_s_file_is_of_the_repo_and_revision_that_are_asked_for(tmp_path
 
 @pytest.mark.parametrize("end", ["", "\n"])
 def test_a_cache_s_listing_is_of_the_revision_that_is_asked_for(tmp_path: Path, end: str) -> None:
-    for name, commit, paths in (("main", OLD, ["a"]), ("v2", NEW, ["b", "c"])):
-        listings.remember(tmp_path, Listing(REPO, name, commit, tuple(paths)))
+    paths: tuple[str, ...]
+    for name, commit, paths in (("main", OLD, ("a",)), ("v2", NEW, ("b", "c"))):
+        listings.remember(tmp_path, Listing(REPO, name, commit, paths))
         (tmp_path / "refs").mkdir(exist_ok=True)
         (tmp_path / "refs" / name).write_text(commit + end)
     for revision, commit, paths in ((None, OLD, ("a",)), ("v2", NEW, ("b", "c")), (NEW, NEW, ("b", "c"))):
@@ -186,7 +188,8 @@ def test_a_server_that_is_busy_has_not_said_that_there_is_no_list(hub: Hub, tmp_
     hub.add(REPO, "a", b"a")
     source = Source(Origin(REPO, mirror=hub.url), FileEvents())
     assert source.listing(REPO, None).paths == ("a",)
-    for ask in (lambda: listings.from_hub(hub.url, REPO, None), lambda: source.listing(REPO, "main")):
+    asks: tuple[Callable[[], Listing], ...] = (lambda: listings.from_hub(hub.url, REPO, None), lambda: source.listing(REPO, "main"))
+    for ask in asks:
         hub.faults[:] = [Fault(host="hub", status=status, headers={"Retry-After": "0"}) for _ in range(20)]
         with pytest.raises(hf.HfHubHTTPError) as error:
             ask()

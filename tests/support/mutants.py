@@ -109,7 +109,7 @@ def _changes(node: ast.AST) -> Iterator[ast.AST]:
     elif isinstance(node, ast.UnaryOp):
         yield node.operand
     elif isinstance(node, ast.Constant):
-        yield from map(ast.Constant, _other_constants(node.value))
+        yield from (ast.Constant(value) for value in _other_constants(node.value))
     elif isinstance(node, ast.Slice):
         yield _with(node, "lower", ast.BinOp(node.lower or ast.Constant(0), ast.Add(), ast.Constant(1)))
         yield _with(node, "upper", ast.BinOp(node.upper, ast.Sub(), ast.Constant(1)) if node.upper else ast.Constant(-1))
@@ -121,7 +121,7 @@ def _changes(node: ast.AST) -> Iterator[ast.AST]:
         yield ast.Pass()
 
 
-def _other_constants(value: object) -> list[object]:
+def _other_constants(value: object) -> list[bool] | list[int] | list[float]:
     if isinstance(value, bool):
         return [not value]
     if isinstance(value, int):
@@ -149,7 +149,8 @@ def _mutant(tree: ast.Module, owner: ast.AST, field: str, place: int | None, new
     source = ast.unparse(ast.fix_missing_locations(copy.deepcopy(tree)))
     setattr(owner, field, before)
     ends = [getattr(node, "lineno", 0) for node in (old, owner)]
-    return Mutant(ends[0] or ends[1], *(" ".join(ast.unparse(node).split())[:100] for node in (old, new)), source)
+    shown, other = (" ".join(ast.unparse(node).split())[:100] for node in (old, new))
+    return Mutant(ends[0] or ends[1], shown, other, source)
 
 
 # --- running tests --------------------------------------------------------------------------------------------------
