@@ -87,6 +87,19 @@ def test_documents_are_what_the_command_writes(tmp_path: Path) -> None:
     assert "off by 1" in verdict.cases[4].problems[0]
 
 
+@pytest.mark.parametrize("at", [0, 4, 8])
+def test_a_candidate_s_case_stands_once(at: int) -> None:
+    """Whether the two say the same or not, and wherever they stand."""
+    [reference] = generate([demo_job()])
+    for change in (0, 1):
+        cases = [dict(case) for case in reference["test_cases"]]
+        again = {**cases[at], "n_active": cases[at]["n_active"] + change}
+        for doubled in ([again, *cases], [*cases, again], [*cases[:at], again, *cases[at:]]):
+            with pytest.raises(BadData, match=f"is layer {again['layer']} seed {again['seed']}, which is there already"):
+                compare(reference, {"test_cases": doubled})
+    assert compare(reference, {"test_cases": reference["test_cases"][::-1]}).agrees
+
+
 @pytest.mark.parametrize(
     "options",
     [

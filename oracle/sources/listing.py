@@ -62,7 +62,6 @@ def fetch(hub: vendored_hf.Hub, url: str, content_type: str = "") -> bytes | Non
 
 def from_hub(hub: vendored_hf.Hub, endpoint: str, repo: str, revision: str | None) -> Listing:
     """The Hub's listing of a repo. Raises ListingError where the server has none, or an exception of vendored_hf."""
-    vendored_hf.hf_hub_url(repo, "config.yaml", revision=revision, endpoint=endpoint)  # refuses names that are none
     url = f"{endpoint.rstrip('/')}/api/models/{repo}/revision/{quote(revision or 'main', safe='')}"
     refusal = f"{vendored_hf.shown(url)} does not list the repo's files"
     try:

@@ -70,16 +70,16 @@ def parse_manifest(text: bytes, where: str) -> Manifest:
             raise MirrorError(f"{where} has format version {document['format_version']!r}; {FORMAT_VERSION} is known")
         entries = [Entry(**{field: file[field] for field in Entry.__dataclass_fields__}) for file in document["files"]]
         for entry in entries:
-            texts = (entry.repo, entry.revision, entry.path, entry.sha256, entry.commit or "")
-            if not all(isinstance(text, str) for text in texts) or type(entry.size) is not int:
+            if not all(isinstance(text, str) for text in (entry.repo, entry.revision, entry.path)) or type(entry.size) is not int:
                 raise TypeError(entry)
-            if not re.fullmatch("[0-9a-f]{64}", entry.sha256) or not re.fullmatch("[0-9a-f]{40}", entry.commit or "0" * 40):
+            is_commit = entry.commit is None or re.fullmatch("[0-9a-f]{40}", entry.commit)
+            if not is_commit or not re.fullmatch("[0-9a-f]{64}", entry.sha256) or entry.size < 0:
                 raise ValueError(entry)
             vendored_hf.hf_hub_url(entry.repo, entry.path, revision=entry.revision)  # refuses what leads out of the tree
-        repos = [
-            Listing(item["repo"], item["revision"], item["commit"], tuple(item["paths"])) for item in document.get("listings", [])
-        ]
-        if not all(isinstance(text, str) for repo in repos for text in (repo.repo, repo.revision, repo.commit or "", *repo.paths)):
+        listed = document.get("listings", [])
+        repos = [Listing(item["repo"], item["revision"], item["commit"], tuple(item["paths"])) for item in listed]
+        texts = [text for repo in repos for text in (repo.repo, repo.revision, "" if repo.commit is None else repo.commit, *repo.paths)]
+        if not all(isinstance(text, str) for text in texts) or not all(isinstance(item["paths"], list) for item in listed):
             raise TypeError(repos)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, MirrorError):

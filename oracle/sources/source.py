@@ -211,6 +211,7 @@ class Source:
 
     def listing(self, repo: str, revision: str | None) -> Listing:
         """The files of a repo. Raises ListingError where the source cannot tell, or an exception of vendored_hf."""
+        vendored_hf.hf_hub_url(repo, "config.yaml", revision=revision)  # refuses names that lead elsewhere
         revision = self._commits.get((repo, revision or "main"), revision)
         listing = self._mirror.listing(repo, revision) or self._listing(repo, revision)
         if listing.commit:

@@ -121,6 +121,8 @@ class Npz(TensorFile):
             raise self.error(f"{info.filename} claims {info.file_size} bytes out of {info.compress_size}")
         if info.compress_type == zipfile.ZIP_STORED and info.file_size != info.compress_size:
             raise self.error(f"{info.filename} is stored, but claims {info.file_size} bytes out of {info.compress_size}")
+        if info.header_offset < 0:  # as zipfile has it where the directory is said to begin too late
+            raise self.error(f"{info.filename} would begin before the file does")
         if info.header_offset + 30 + info.compress_size > self._size:
             raise self.error(f"the file ends inside {name}; it is truncated")
         try:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from oracle.arithmetic import encoder, settling
 from oracle.arithmetic.encoder import LayerEncoding
-from oracle.arithmetic.products import Matrix, NotFiniteError
+from oracle.arithmetic.products import Matrix, NotFiniteError, multiply
 from oracle.arithmetic.settling import Encoding
 from tests.support.independent import exact_encode, float64_encode, nearest_float32
 from tests.support.small_scope import layer_arrays
@@ -102,6 +102,66 @@ def test_an_order_that_float64_reverses() -> None:
     assert result.encodings[0].rank_margin == 0.0 and "rank-tie" in result.encodings[0].flags
     nothing, residual = np.zeros(2, np.float32), np.ones(33, np.float32)
     assert summary(result.encodings[0]) == exact_encode(w_enc, nothing, nothing, residual, 10, TOLERANCE)
+
+
+@pytest.mark.parametrize("place", range(6))
+@pytest.mark.parametrize("k", [1, 4, 10])
+def test_a_tie_that_float64_misses_at_any_place(place: int, k: int) -> None:
+    """Also lower on the list, at its end and behind it; by rows of inputs and of features."""
+    values = [2.0**-i for i in range(6)]
+    values.insert(place, values[place])
+    w_enc = np.zeros((33, 7), np.float32)
+    w_enc[0] = values
+    w_enc[1:, place + 1] = 2.0**-60 * values[place]  # the second of the two is the larger, by 2^-55 of it
+    nothing, residual = np.zeros(7, np.float32), np.ones(33, np.float32)
+    encoding = encode(w_enc, nothing, nothing, residual[None], k, rows=1).encodings[0]
+    assert summary(encoding) == exact_encode(w_enc, nothing, nothing, residual, k, TOLERANCE)
+    right = [*range(place), place + 1, place, *range(place + 2, 7)]
+    assert [index for index, _ in encoding.top] == right[:k]
+
+
+@pytest.mark.parametrize("place", range(6))
+@pytest.mark.parametrize("k", [1, 4, 10])
+@pytest.mark.parametrize("tail", [2.0**-80, -(2.0**-80), 0.0])
+def test_a_half_way_sum_at_any_place(place: int, k: int, tail: float) -> None:
+    w_enc = np.zeros((3, 6), np.float32)
+    w_enc[0] = [2.0**-i for i in range(6)]
+    w_enc[1:, place] = np.array([2.0**-24, tail]) * w_enc[0, place]
+    nothing, residual = np.zeros(6, np.float32), np.ones(3, np.float32)
+    encoding = encode(w_enc, nothing, nothing, residual[None], k, rows=1).encodings[0]
+    assert summary(encoding) == exact_encode(w_enc, nothing, nothing, residual, k, TOLERANCE)
+
+
+def test_as_many_features_at_their_gates_as_there_are() -> None:
+    """Each is above its gate by 2^-55, which float64 does not see."""
+    w_enc = np.full((33, 600), 2.0**-60, np.float32)
+    w_enc[0] = 1
+    encoded = encode(w_enc, np.zeros(600), np.ones(600), np.ones((2, 33)), k=3, rows=1)
+    assert encoded.n_settled == 1200
+    for encoding in encoded.encodings:
+        assert (encoding.n_active, encoding.n_active_bounds, encoding.gate_ties) == (600, (0, 600), list(range(600)))
+        assert encoding.top == [(0, 1.0), (1, 1.0), (2, 1.0)] and encoding.flags == ["rank-tie", "gate-tie"]
+
+
+@pytest.mark.parametrize("features_first", [False, True])
+@pytest.mark.parametrize("n_rows", [1, 50, 512])
+def test_float64_is_not_trusted_beyond_its_error_bound(features_first: bool, n_rows: int) -> None:
+    """A term may be rounded as often as there are additions: each may be off by half a last bit of the sum of all sizes."""
+    d_model, tolerance, unit = 512, 0.5, 2.0**-53
+    residual = np.where(np.arange(d_model) % 2, -1, 1).astype(np.float32) / 1024
+    residual[-1] = 1 / 1024  # the others add up to 1/1024, and with b_enc to 1, which is the gate
+    b_enc, gate = np.full(1, 1 - 1 / 1024, np.float32), np.ones(1, np.float32)
+    depth = d_model if features_first else -(-d_model // n_rows) + n_rows
+    bound = (depth + 4) * unit * (d_model / 1024 + (1 - 1 / 1024) + 1 + tolerance)
+    last = int(bound / (2 * unit)) * 2 * unit  # of what float64 has right behind 1
+    for distance, n_settled in ((last, 1), (last + 2 * unit, 0), (-last, 1), (-last - 2 * unit, 0)):
+        w_enc = np.ones((d_model, 1), np.float32)
+        w_enc[-1] = distance * 1024
+        matrix = Matrix(blocks(w_enc.T.copy() if features_first else w_enc, n_rows), features_first)
+        products = multiply(matrix, residual[None])
+        assert (products.depth, products.largest_weight) == (depth, 1.0)
+        encoded = encoder.encode(matrix, b_enc, gate, residual[None], k=1, tolerance=tolerance)
+        assert encoded.encodings[0].top == ([(0, 1.0)] if distance > 0 else []) and encoded.n_settled == n_settled
 
 
 def test_sums_that_cancel_to_one_ulp() -> None:

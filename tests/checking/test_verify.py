@@ -15,6 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from oracle.references.document import digest
+from oracle.references.reading import parse_reference
+from oracle.references.recorded import residual_of
+from oracle.references.rows import DataError
 from oracle.vectors import demo
 from oracle.weights.formats import FORMATS
 from tests.support import worlds
@@ -94,15 +98,34 @@ EDITS = {
 }
 
 
+@pytest.mark.parametrize("renewed", [False, True])
 @pytest.mark.parametrize("name", EDITS)
-def test_edited_references_are_told_apart(demo_folder: Path, name: str) -> None:
+def test_edited_references_are_told_apart(demo_folder: Path, name: str, renewed: bool) -> None:
+    """Also where somebody renewed the digest: what can be recomputed is."""
     edit, message = EDITS[name]
     reference = reference_of(demo_folder)
     edit(reference)
+    if renewed:
+        reference["digest"] = digest(reference)
     ran = run_verify(demo_folder, reference)
+    assert ("the reference was edited" in ran.stderr) is (not renewed and name != "a residual")  # which its fingerprint stands for
     assert ran.returncode == 1, ran.stderr
     assert [message in line for line in ran.stderr.splitlines()[:9]] == [number == 4 for number in range(9)]
     assert "8 of 9 cases" in ran.stderr and "DISAGREES" in ran.stderr
+
+
+def test_what_is_said_of_wrong_numbers(demo_folder: Path) -> None:
+    """What a port would be told, or else the number and the right one."""
+    reference = reference_of(demo_folder)
+    cases = reference["test_cases"]
+    right = cases[0]["n_active"], cases[1]["top_10"][9]["activation"], cases[2]["rank_margin"]
+    cases[0]["n_active"] += 1
+    cases[1]["top_10"][9]["activation"] = float(np.nextafter(np.float32(right[1]), np.float32(0)))
+    cases[2]["rank_margin"] += 1e-6
+    lines = run_verify(demo_folder, reference).stderr.splitlines()
+    assert f"wrong numbers (n_active); n_active is {right[0] + 1}, the weights give {right[0]}" in lines[0]
+    assert "wrong numbers (top_10); values differ by up to " in lines[1]
+    assert f"wrong numbers (rank_margin); rank_margin is {cases[2]['rank_margin']}, recomputed {right[2]}" in lines[2]
 
 
 def test_a_wrong_sha256(demo_folder: Path) -> None:
@@ -117,6 +140,20 @@ def test_an_edited_formula(demo_folder: Path) -> None:
     reference["encoder_formula"] = "ReLU(W_enc.T @ residual + b_enc)"
     ran = run_verify(demo_folder, reference)
     assert ran.returncode == 1 and "wrong encoder_formula: 'ReLU(W_enc.T" in ran.stderr and "9 of 9 cases" in ran.stderr
+
+
+@pytest.mark.parametrize("threshold, wrong, right", [(True, "CltSplit", "CltSplitJumpReLU"), (False, "CltSplitJumpReLU", "CltSplit")])
+def test_an_edited_schema(tmp_path: Path, threshold: bool, wrong: str, right: str) -> None:
+    world = worlds.make("CltSplit", n_layers=2, threshold=threshold)
+    tree, place = world.lay_out(tmp_path / "tree"), tmp_path / "reference.json"
+    assert run("--mirror", tree, *world.arguments, "-o", str(place)).returncode == 0
+    reference = json.loads(place.read_text())
+    for edits, said in (({}, ""), ({"schema": wrong}, f"wrong schema: '{wrong}', its weights are of {right}"), ({"encoder_formula": "W" * 200}, f"'{'W' * 80}'")):
+        edited = {**reference, **edits}
+        place.write_text(json.dumps({**edited, "digest": digest(edited)}))
+        ran = run("verify", str(place), "--mirror", tree)
+        assert (ran.returncode == 1) is bool(edits) and ran.stderr.count(said or "never") == 2 * bool(edits), ran.stderr
+        assert "was edited" not in ran.stderr
 
 
 def test_a_layer_of_which_no_case_is_left(demo_folder: Path) -> None:
@@ -213,6 +250,14 @@ BROKEN = {
     "a layer twice": (repeat_layer, "layers[3] is layer 0, which is there already"),
     "a layer that is not listed": (drop("layers", 1), "which `layers` does not list"),
     "a path out of the repo": (put("../../../etc/passwd.npz", "layers", 0, "path"), "cannot be"),
+    **{
+        f"layers[1].{key} is {value!r}": (put(value, "layers", 1, key), f"layers[1].{key} is {shown}, not a text")
+        for key in ("path", "sha256", "repo", "revision", "decoder_path", "decoder_sha256")
+        for value, shown in ((3, "3"), (True, "True"), ([], "a list"), ({}, "an object"), (0, "0"))
+    },
+    "a path of null": (put(None, "layers", 1, "path"), "layers[1].path is nothing, not a text"),
+    "a repo of null": (put(None, "layers", 1, "repo"), "layers[1].repo is nothing, not a text"),
+    "a layer of a text": (put("12", "layers", 1, "layer"), "layers[1].layer is '12'"),
     "format version": (put(2, "format_version"), "format_version is 2"),
     "an edited generator": (put(0.7, "residual_generator", "sqrt_half"), "not the record of its name"),
     "no format version": (drop("format_version"), "format_version is missing from a reference of ours"),
@@ -326,6 +371,23 @@ def test_what_torch_wrote_is_checked(tmp_path: Path) -> None:
     (tmp_path / "torch.json").write_text(json.dumps({**as_torch_writes(), "schema": ["GemmaScopeNpz"]}))
     ran = run("compare", str(tmp_path / "torch.json"), str(tmp_path / "torch.json"))
     assert ran.returncode == 4 and "schema is a list, not a text" in ran.stderr and len(ran.stderr.splitlines()) == 1, ran.stderr
+
+
+def test_a_residual_of_torch_s_is_rounded_to_float32_once() -> None:
+    """JSON holds float64: what lies between two float32 is the nearer, ties to even; one value that overflows is told among good ones."""
+    reference = as_torch_writes()
+    values = [0.1, 1 + 2.0**-24, 1 + 3 * 2.0**-24, 1e-46, -3.4028235e38] + [0.5] * 19
+    reference["test_cases"][2]["residual"] = values
+    torch = parse_reference(reference)
+    rounded = residual_of(torch, torch.cases[2])
+    assert rounded.dtype == np.float32 and rounded.shape == (24,)
+    assert rounded.tolist() == [float(np.float32(0.1)), 1.0, 1 + 2.0**-22, 0.0, -3.4028234663852886e38] + [0.5] * 19
+    for place in (0, 11, 23):
+        for value in (3.4028236e38, -1e39, 1e308):
+            reference["test_cases"][2]["residual"] = [value if at == place else 0.5 for at in range(24)]
+            torch = parse_reference(reference)
+            with pytest.raises(DataError, match="layer 1 seed 1: its residual overflows float32"):
+                residual_of(torch, torch.cases[2])
 
 
 @pytest.mark.parametrize("shift, code, status", [(0.0, 0, "same"), (3e-5, 0, "rounding"), (3e-4, 1, "differs")])

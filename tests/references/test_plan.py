@@ -278,7 +278,7 @@ def test_tensors_that_nobody_knows(tmp_path: Path, schema: str, name: str, other
     assert other in said and ("whose part in the encoding is not known" in said or "never has" in said)
 
 
-@pytest.mark.parametrize("path", ["layer_0/../params.npz", "/layer_0/params.npz", "layer_0//params.npz", "layer_0/params.npz?x=1"])
+@pytest.mark.parametrize("path", ["layer_0/../params.npz", "layer_0/./params.npz", "/layer_0/params.npz", "layer_0//params.npz", "layer_0/params.npz?x=1"])
 def test_paths_that_lead_out(hub: Hub, path: str) -> None:
     world = worlds.make("Sae", n_layers=1)
     world.add_to(hub)

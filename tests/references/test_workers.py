@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import Executor, Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from oracle.job import Job, Origin
+from oracle.references.generate import generate as generate_reference
 from tests.support import worlds
 from tests.support.cluster import Cluster
 from tests.support.hub import Fault, Hub
@@ -70,17 +73,53 @@ def test_workers_of_another_schema(hub: Hub, tmp_path: Path) -> None:
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
-def test_a_branch_that_moves_is_one_commit_for_all_workers(served: Hub, tmp_path: Path) -> None:
-    before = served.repos[WEIGHTS_REPO].refs["main"]
-    # The plan is made, and the first files are on their way, while somebody pushes.
-    served.delay = 0.2
-    process = started("--mirror", served.url, "--layers", "all", "-o", str(tmp_path / "out"), "--workers", "2")
-    wait_until(lambda: any("params.npz" in seen.path and seen.method == "GET" for seen in served.seen), process)
-    served.add(WEIGHTS_REPO, path_of(5), npz(layer_arrays(55)))
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 0, said
-    made = json.loads((tmp_path / "out").read_text())
-    assert made["weights_revision"] == before and all("revision" not in record for record in made["layers"])
+class PushingExecutor(Executor):
+    """Somebody pushes other weights of every layer before each task is run, here."""
+
+    def __init__(self, hub: Hub, branch: str):
+        self.hub, self.branch, self.started = hub, branch, 0
+
+    def submit(self, fn: Any, /, *arguments: Any, **named: Any) -> Future[Any]:
+        self.started += 1
+        for layer in range(N_LAYERS):
+            self.hub.add(WEIGHTS_REPO, path_of(layer), npz(layer_arrays(100 * self.started + layer)), branch=self.branch)
+        future: Future[Any] = Future()
+        future.set_result(fn(*arguments, **named))
+        return future
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("revision", [None, "v2"])
+def test_a_branch_that_moves_is_one_commit_for_all_workers(served: Hub, stream: bool, revision: str | None) -> None:
+    repo = served.repos[WEIGHTS_REPO]
+    before = repo.refs["v2"] = repo.refs["main"]
+    if revision:
+        served.add(WEIGHTS_REPO, path_of(0), npz(layer_arrays(9)))  # main is another one
+    origin = Origin(CURATION_REPO, mirror=served.url, stream=stream, weights_revision=revision)
+    executor = PushingExecutor(served, revision or "main")
+    reference = generate_reference(Job(origin, layers="all", seeds=1), executor=executor)
+    assert executor.started == N_LAYERS and repo.refs[revision or "main"] != before
+    assert reference.weights_revision == before and {record.revision for record in reference.layers} == {before}
+    if not stream:
+        assert [record.sha256 for record in reference.layers] == [repo.commits[before][path_of(layer)].etag for layer in range(N_LAYERS)]
+    here = generate_reference(Job(replace(origin, weights_revision=before), layers="all", seeds=1))
+    assert [case.top for case in here.cases] == [case.top for case in reference.cases]
+
+
+@pytest.mark.parametrize("environment", [{}, {"HF_TOKEN": "hf_secret"}], ids=["no token", "token"])
+@pytest.mark.parametrize("switch", ["--offline", "HF_HUB_OFFLINE"])
+def test_workers_without_the_network_send_no_request(served: Hub, tmp_path: Path, environment: dict[str, str], switch: str) -> None:
+    assert generate(served, tmp_path / "one").returncode == 0
+    served.seen.clear()
+    options = ["--offline"] if switch == "--offline" else []
+    environment = environment | {"HF_ENDPOINT": served.url} | ({} if options else {switch: "1"})
+    for where in ([], ["--mirror", served.url]):
+        for workers in ("1", "2"):
+            output = tmp_path / "two"
+            ran = run(*where, *options, "--layers", "all", "-o", str(output), "--workers", workers, environment=environment)
+            assert ran.returncode == 0 and not served.seen, ran.stderr
+            assert output.read_bytes() == (tmp_path / "one").read_bytes()
+            output.unlink()
 
 
 def damaged(hub: Hub, *layers: int) -> None:

@@ -55,6 +55,8 @@ BAD = {
     "a kind that is no text": (b"model_kind: [x]", "`model_kind` is a list"),
     "empty list": (b"transcoders: []", "0 entries"),
     "a mapping of them": (b"transcoders: {0: x}", "a mapping, not a list"),
+    "an entry that is a mapping": (b"transcoders: ['hf://a/b/x.npz', {hf: //a/b/c}]", "a transcoder is a mapping, not an hf:// address"),
+    "an entry that is a list": (b"transcoders: [[hf://a/b/c]]", "a transcoder is a list, not an hf:// address"),
     "one string": (b"transcoders: hf://a/b/c", "a string, not a list"),
     "a number": (b"transcoders: [1]", "'1' is not an hf://"),
     "null": (b"transcoders: [null]", "'null' is not an hf://"),

@@ -381,6 +381,20 @@ def test_a_stream_fetches_what_was_announced_and_no_more(filled: Hub) -> None:
     assert not list(hf.hf_hub_cache().glob("**/*"))
 
 
+@pytest.mark.parametrize("advised", [(0, 0), (0, len(CONTENT)), (600_000, 2_000_000)])
+def test_a_stream_that_jumps_gives_the_bytes_at_the_new_place(filled: Hub, advised: tuple[int, int]) -> None:
+    """Inside a stretch that was announced, and out of it and back; what is left of the answer before is no part of it."""
+    with stream(filled) as file:
+        file.advise(*advised)
+        for start, count in ((700_000, 30), (1_500_000, 100), (700_030, 70_000), (800_000, 1), (1_900_000, 200_000), (100_000, 40), (700_030, 30)):
+            file.seek(start)
+            assert file.read(count) == CONTENT[start : start + count], (start, count)
+            assert file.read(500) == CONTENT[start + count : start + count + 500], (start, count)
+        file.advise(1_000_000, 1_100_000)
+        file.seek(1_000_000)
+        assert file.read(100_000) == CONTENT[1_000_000:1_100_000]
+
+
 @pytest.mark.parametrize("fault", [
     Fault(cut_after=700_000), Fault(cut_after=700_000, reset=True), Fault(status=502), Fault(hang_up=True), Fault(stall=1.2)
 ])

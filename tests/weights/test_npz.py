@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import io
 import zipfile
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import pytest
@@ -237,6 +238,17 @@ def test_two_members_of_one_name_are_refused() -> None:
             file.writestr("W_enc.npy", b"1")
             file.writestr("W_enc.npy", b"2")
         open_npz(target.getvalue())
+
+
+@pytest.mark.parametrize("by", [1, 100, 1 << 20])
+def test_a_directory_that_is_said_to_begin_too_late(tmp_path: Path, by: int) -> None:
+    """zipfile takes members to begin as much earlier: before the file, where a file on disk cannot seek."""
+    content = npz(GOOD)
+    start = int.from_bytes(content[-6:-2], "little")
+    place = tmp_path / "params.npz"
+    place.write_bytes(content[:-6] + (start + by).to_bytes(4, "little") + content[-2:])
+    with place.open("rb", buffering=0) as file, pytest.raises(WeightsError, match="W_enc.npy would begin before the file does"):
+        Npz(cast(BinaryIO, file), "params.npz").tensor("W_enc")
 
 
 def test_a_directory_that_claims_gigabytes_is_refused() -> None:

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""What the readers share: how long a row may be, and how many make a block."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pytest
+
+from oracle.weights import tensors
+from oracle.weights.npz import Npz
+from oracle.weights.safetensors import Safetensors
+from oracle.weights.tensors import Section, Tensor, TensorFile, WeightsError, rows_at_once
+from tests.support import worlds
+
+
+def opened(kind: str, values: np.ndarray) -> tuple[TensorFile, Tensor]:
+    arrays = {"W_enc": values}
+    file: TensorFile = (
+        Npz(io.BytesIO(worlds.to_npz(arrays, kind.removeprefix("npz "))), "f") if kind.startswith("npz")
+        else Safetensors(io.BytesIO(worlds.to_safetensors(arrays, kind)), "f")
+    )  # fmt: skip
+    return file, file.tensor("W_enc")
+
+
+KINDS = ["float32", "float16", "bfloat16", "npz float16", "npz float32", "npz float64"]
+
+
+@pytest.mark.parametrize("kind, shape", [*((kind, (3, 8)) for kind in KINDS), *((kind, (2, 2, 4)) for kind in KINDS[:3])])
+def test_rows_past_their_limit_are_refused(kind: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what a row takes in float32, whatever it takes in the file; nothing is read, or set aside, for one that is too long."""
+    values = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    file, tensor = opened(kind, values)
+    row_bytes = values[0].size * 4
+    monkeypatch.setattr(tensors, "ROW_BYTES_LIMIT", row_bytes)
+    assert np.array_equal(np.concatenate([block.copy() for block in file.blocks(tensor)]), values)
+    assert [rows.tolist() for _, rows in file.rows(tensor, np.array([1]))] == [values[1:2].tolist()]
+    monkeypatch.setattr(tensors, "ROW_BYTES_LIMIT", row_bytes - 1)
+    for read in (lambda: list(file.blocks(tensor)), lambda: list(file.rows(tensor, np.array([1])))):
+        with pytest.raises(WeightsError, match="f: W_enc has shape .*, with rows too long to be read"):
+            read()
+
+
+@pytest.mark.parametrize("n_columns, fits", [(1 << 22, True), ((1 << 22) + 1, False)])
+def test_the_limit_is_16_mib(tmp_path: Path, n_columns: int, fits: bool) -> None:
+    """In a file that has nothing but its header on disk."""
+    header = b'{"W_enc": {"dtype": "F32", "shape": [1, %d], "data_offsets": [0, %d]}}' % (n_columns, 4 * n_columns)
+    place = tmp_path / "sparse.safetensors"
+    with place.open("wb") as written:
+        written.write(len(header).to_bytes(8, "little") + header)
+        written.truncate(8 + len(header) + 4 * n_columns)
+    with place.open("rb", buffering=0) as reader:
+        file = Safetensors(cast(io.BytesIO, reader), "f")
+        if fits:
+            assert next(file.blocks(file.tensor("W_enc"))).shape == (1, n_columns)
+        else:
+            with pytest.raises(WeightsError, match="rows too long"):
+                next(file.blocks(file.tensor("W_enc")))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_block_is_a_mebibyte_of_float32_or_eight_rows(kind: str) -> None:
+    for n_columns, n_rows in ((1, 262_144), (256, 1024), (1000, 262), (1 << 15, 8), (1 << 17, 8)):
+        dtype = np.dtype({"bfloat16": "<u2"}.get(kind) or kind.removeprefix("npz "))
+        assert rows_at_once(Tensor("W_enc", dtype, kind == "bfloat16", (9, n_columns), 0)) == n_rows
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_blocks_end_where_the_rows_do(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensors, "BLOCK_BYTES", 40)
+    monkeypatch.setattr(tensors, "MIN_BLOCK_ROWS", 3)
+    for n_rows in (1, 2, 3, 4, 6, 7):
+        values = np.arange(n_rows * 4, dtype=np.float32).reshape(n_rows, 4)
+        file, tensor = opened(kind, values)
+        blocks = [block.copy() for block in file.blocks(tensor)]
+        assert np.array_equal(np.concatenate(blocks), values) and [len(block) for block in blocks[:-1]] == [3] * ((n_rows - 1) // 3)
+        for wanted in ([0], [n_rows - 1], list(range(n_rows)), list(range(0, n_rows, 2)), []):
+            parts = [(part.tolist(), rows.copy()) for part, rows in file.rows(tensor, np.array(wanted, int))]
+            assert sum((part for part, _ in parts), []) == wanted
+            assert all(np.array_equal(rows, values[part]) for part, rows in parts)
+
+
+def test_a_section_is_read_in_its_own_place() -> None:
+    """Though others move the reader in between; and never past its end."""
+    reader = io.BytesIO(bytes(range(100)))
+    first, second = Section(reader, 10, 5), Section(reader, 50, 3)
+    for section, count, expected in ((first, 2, [10, 11]), (second, 2, [50, 51]), (first, 9, [12, 13, 14]), (second, 9, [52]), (first, 1, []), (second, 1, [])):
+        view = bytearray(count)
+        read = section.readinto(memoryview(view))
+        assert list(view[:read]) == expected
+
+
+def test_what_a_message_lists() -> None:
+    assert tensors.listed([]) == "none" and tensors.listed(["a", "b"]) == "a, b"
+    assert tensors.listed(map(str, range(10))) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
+    assert tensors.listed(map(str, range(11))) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ..."
+    assert tensors.listed(["x" * 100]) == "x" * 80
