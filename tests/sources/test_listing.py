@@ -204,6 +204,13 @@ def test_a_server_without_a_list_is_told_apart(hub: Hub, status: int) -> None:
         listings.from_hub(hub.url, REPO, None)
 
 
+def test_a_repo_or_revision_that_is_not_there(hub: Hub) -> None:
+    hub.add(REPO, "a", b"a")
+    for repo, revision, error in (("org/none", None, hf.RepositoryNotFoundError), (REPO, "v9", hf.RevisionNotFoundError)):
+        with pytest.raises(error):
+            listings.from_hub(hub.url, repo, revision)
+
+
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
 def test_a_manifest_that_cannot_be_had_for_now(hub: Hub, status: int) -> None:
     hub.faults[:] = [Fault(host="hub", status=status, headers={"Retry-After": "0"}) for _ in range(20)]
