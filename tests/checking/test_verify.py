@@ -164,14 +164,15 @@ def test_a_layer_of_which_no_case_is_left(demo_folder: Path) -> None:
     assert ran.returncode == 1 and "layer 0: `layers` lists it, but no case is of it" in ran.stderr
 
 
+@pytest.mark.parametrize("n_negative", [1, 93])
 @pytest.mark.parametrize("layers", [(0,), (0, 1)])
-def test_negative_thresholds_are_in_the_formula(tmp_path: Path, layers: tuple[int, ...]) -> None:
+def test_negative_thresholds_are_in_the_formula(tmp_path: Path, layers: tuple[int, ...], n_negative: int) -> None:
     """A threshold below zero lets nothing negative through: that must be told, and by each such layer."""
     world = worlds.make("Sae", n_layers=2)
     for layer in layers:
         path = list(world.files[worlds.OWN_REPO])[layer]
         arrays = dict(np.load(io.BytesIO(world.files[worlds.OWN_REPO][path])))
-        arrays["threshold"][3:] = -1
+        arrays["threshold"][-n_negative:] = -1
         world.files[worlds.OWN_REPO][path] = worlds.to_npz(arrays)
     tree, recorded = world.lay_out(tmp_path / "tree"), tmp_path / "reference.json"
     assert run("--mirror", tree, *world.arguments, "-o", str(recorded)).returncode == 0

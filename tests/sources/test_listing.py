@@ -92,9 +92,16 @@ def test_a_cache_s_listing_is_of_the_revision_that_is_asked_for(tmp_path: Path, 
         (tmp_path / "refs" / name).write_text(commit + end)
     for revision, commit, paths in ((None, OLD, ("a",)), ("v2", NEW, ("b", "c")), (NEW, NEW, ("b", "c"))):
         listing = listings.from_cache(tmp_path, REPO, revision)
-        assert (listing.commit, listing.paths, listing.complete) == (commit, paths, True)
+        assert listing == Listing(REPO, revision or "main", commit, paths)
     with pytest.raises(ListingError):
         listings.from_cache(tmp_path, REPO, "v3")
+    for spoiled in ([], ["a", 3], [3, "a"], "ab", {"a": 1}, None):
+        (tmp_path / "listings" / f"{NEW}.json").write_text(json.dumps(spoiled))
+        with pytest.raises(ListingError):
+            listings.from_cache(tmp_path, REPO, "v2")
+    (tmp_path / "snapshots" / NEW).mkdir(parents=True)
+    (tmp_path / "snapshots" / NEW / "a").write_bytes(b"a")
+    assert listings.from_cache(tmp_path, REPO, "v2") == Listing(REPO, "v2", NEW, ("a",), complete=False)
     listings.remember(tmp_path, Listing(REPO, "main", "../../evil", ("a",)))
     listings.remember(tmp_path, Listing(REPO, "main", None, ("a",)))
     assert len(list(tmp_path.rglob("*.json"))) == 2
@@ -202,6 +209,13 @@ def test_a_server_without_a_list_is_told_apart(hub: Hub, status: int) -> None:
     hub.inject(Fault(host="hub", status=status))
     with pytest.raises(ListingError, match=f"it answers {status}"):
         listings.from_hub(hub.url, REPO, None)
+
+
+def test_a_repo_or_revision_that_is_not_there(hub: Hub) -> None:
+    hub.add(REPO, "a", b"a")
+    for repo, revision, error in (("org/none", None, hf.RepositoryNotFoundError), (REPO, "v9", hf.RevisionNotFoundError)):
+        with pytest.raises(error):
+            listings.from_hub(hub.url, repo, revision)
 
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])

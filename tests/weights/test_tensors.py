@@ -10,7 +10,7 @@ from typing import cast
 import numpy as np
 import pytest
 
-from oracle.weights import tensors
+from oracle.weights import safetensors, tensors
 from oracle.weights.npz import Npz
 from oracle.weights.safetensors import Safetensors
 from oracle.weights.tensors import Section, Tensor, TensorFile, WeightsError, rows_at_once
@@ -81,6 +81,40 @@ def test_blocks_end_where_the_rows_do(kind: str, monkeypatch: pytest.MonkeyPatch
             parts = [(part.tolist(), rows.copy()) for part, rows in file.rows(tensor, np.array(wanted, int))]
             assert sum((part for part, _ in parts), []) == wanted
             assert all(np.array_equal(rows, values[part]) for part, rows in parts)
+
+
+class Advised(io.BytesIO):
+    """Takes down what it is told will be read."""
+
+    def __init__(self, content: bytes):
+        super().__init__(content)
+        self.spans: list[tuple[int, int]] = []
+
+    def advise(self, start: int, stop: int) -> None:
+        self.spans.append((start, stop))
+
+
+def test_what_is_read_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of a tensor; of single rows those that lie near each other, and no more of them than make a block."""
+    values = np.arange(160, dtype=np.float32).reshape(40, 4)
+    content = worlds.to_safetensors({"b_enc": values[0], "W_enc": values})
+    start = content.index(values.tobytes())
+    reader = Advised(content)
+    file = Safetensors(reader, "f")
+    tensor = file.tensor("W_enc")
+    assert reader.spans == [] and len(list(file.blocks(tensor))) == 1 and reader.spans == [(start, start + 640)]
+    monkeypatch.setattr(safetensors, "GAP_BYTES", 64)
+    for at_once, parts in ((40, [(0, 1, 5, 6), (20,), (39,)]), (6, [(0, 1, 5), (6,), (20,), (39,)]), (1, [(0,), (1,), (5,), (6,), (20,), (39,)])):
+        reader.spans.clear()
+        monkeypatch.setattr(safetensors, "rows_at_once", lambda _, at_once=at_once: at_once)
+        assert [tuple(part.tolist()) for part, _ in file.rows(tensor, np.array([0, 1, 5, 6, 20, 39]))] == parts
+        assert reader.spans == [(start + 16 * part[0], start + 16 * part[-1] + 16) for part in parts]
+    archive = worlds.to_npz({"b_enc": values[0], "W_enc": values})
+    npz_reader = Advised(archive)
+    npz_file = Npz(npz_reader, "f")
+    assert len(list(npz_file.blocks(npz_file.tensor("W_enc")))) == 1
+    (first, last), = npz_reader.spans
+    assert archive[first : first + 6] == b"\x93NUMPY" and archive[last - 640 : last] == values.tobytes()
 
 
 def test_a_section_is_read_in_its_own_place() -> None:
