@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import vendored_hf
 import vendored_hf as hf
 from oracle.job import Origin
 from oracle.sources import listing as listings
@@ -31,7 +32,7 @@ def test_the_hub_s_listing_is_of_the_revision_that_is_asked_for(hub: Hub) -> Non
     hub.add(REPO, "b", b"b")
     new = hub.add(REPO, "c", b"c")
     for revision, commit, paths in ((None, new, ("b", "c")), ("main", new, ("b", "c")), ("v1", old, ("a",)), (old, old, ("a",))):
-        assert listings.from_hub(hub.url, REPO, revision) == Listing(REPO, revision or "main", commit, paths)
+        assert listings.from_hub(vendored_hf.Hub(hub.url), hub.url, REPO, revision) == Listing(REPO, revision or "main", commit, paths)
         for mirror in (hub.url, hub.url + "/"):
             assert Source(Origin(REPO, mirror=mirror), FileEvents()).listing(REPO, revision).paths == paths
     # All of a source is of one commit: what is listed then, and what is fetched.
@@ -177,13 +178,13 @@ def test_one_field_of_another_type_in_the_hub_s_answer(hub: Hub, body: Any) -> N
     hub.add(REPO, "a", b"a")
     hub.inject(Fault(host="hub", status=200, body=json.dumps(body).encode()))
     with pytest.raises(ListingError, match="its answer is no such list"):
-        listings.from_hub(hub.url, REPO, None)
+        listings.from_hub(vendored_hf.Hub(hub.url), hub.url, REPO, None)
 
 
 def test_a_server_that_tells_no_commit(hub: Hub) -> None:
     for more in ({}, {"sha": None}):
         hub.inject(Fault(host="hub", status=200, body=json.dumps({"siblings": [{"rfilename": "a"}], **more}).encode()))
-        assert listings.from_hub(hub.url, REPO, None) == Listing(REPO, "main", None, ("a",))
+        assert listings.from_hub(vendored_hf.Hub(hub.url), hub.url, REPO, None) == Listing(REPO, "main", None, ("a",))
 
 
 # --- answers that are errors --------------------------------------------------------------------------------------------
@@ -195,7 +196,7 @@ def test_a_server_that_is_busy_has_not_said_that_there_is_no_list(hub: Hub, tmp_
     hub.add(REPO, "a", b"a")
     source = Source(Origin(REPO, mirror=hub.url), FileEvents())
     assert source.listing(REPO, None).paths == ("a",)
-    asks: tuple[Callable[[], Listing], ...] = (lambda: listings.from_hub(hub.url, REPO, None), lambda: source.listing(REPO, "main"))
+    asks: tuple[Callable[[], Listing], ...] = (lambda: listings.from_hub(vendored_hf.Hub(hub.url), hub.url, REPO, None), lambda: source.listing(REPO, "main"))
     for ask in asks:
         hub.faults[:] = [Fault(host="hub", status=status, headers={"Retry-After": "0"}) for _ in range(20)]
         with pytest.raises(hf.HfHubHTTPError) as error:
@@ -208,7 +209,7 @@ def test_a_server_that_is_busy_has_not_said_that_there_is_no_list(hub: Hub, tmp_
 def test_a_server_without_a_list_is_told_apart(hub: Hub, status: int) -> None:
     hub.inject(Fault(host="hub", status=status))
     with pytest.raises(ListingError, match=f"it answers {status}"):
-        listings.from_hub(hub.url, REPO, None)
+        listings.from_hub(vendored_hf.Hub(hub.url), hub.url, REPO, None)
 
 
 def test_a_repo_or_revision_that_is_not_there(hub: Hub) -> None:
@@ -229,11 +230,11 @@ def test_a_manifest_that_cannot_be_had_for_now(hub: Hub, status: int) -> None:
 
 def test_a_list_is_read_up_to_its_limit(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.add(REPO, "a", b"a")
-    length = len(listings.fetch(hub.url, f"{hub.url}/api/models/{REPO}") or b"")
+    length = len(listings.fetch(vendored_hf.Hub(hub.url), f"{hub.url}/api/models/{REPO}") or b"")
     for limit, fits in ((length, True), (length - 1, False)):
         monkeypatch.setattr(listings, "LIMIT", limit)
         if fits:
-            assert listings.from_hub(hub.url, REPO, None).paths == ("a",)
+            assert listings.from_hub(vendored_hf.Hub(hub.url), hub.url, REPO, None).paths == ("a",)
         else:
             with pytest.raises(listings.UnreadableError, match=f"has more than {limit} bytes"):
-                listings.from_hub(hub.url, REPO, None)
+                listings.from_hub(vendored_hf.Hub(hub.url), hub.url, REPO, None)

@@ -56,6 +56,11 @@ TABLE: dict[str, dict[str, Any]] = {
         "encoder": GEMMA | {"threshold": (F,)}, "optional": ["threshold"], "features_first": False,
         "formula": "W_enc.T", "suffix": ".npz", "key": "sae_repo", "output": "sae", "names": {"x/params.npz": None}, "others": ["sae.npz"],
     },
+    "EmbeddingSae": {
+        "encoder": GEMMA | {"threshold": (F,)}, "optional": ["threshold"], "features_first": False, "x": "(residual / sqrt(d_model))",
+        "formula": "W_enc.T", "suffix": ".npz", "key": "sae_repo", "output": "sae", "names": {"embedding/x/params.npz": None},
+        "others": ["sae.npz", "x/params.npz"],
+    },
 }  # fmt: skip
 
 
@@ -70,7 +75,7 @@ def opened(name: str, encoder: Arrays, decoder: Arrays | None = None, layer: int
 
 def test_every_format_is_in_the_table() -> None:
     assert [row.name for row in FORMATS] == list(TABLE) and formats.REPO_KEYS == ("weights_repo", "plt_repo", "clt_repo", "sae_repo")
-    assert formats.schemas() == ("GemmaScopeNpz", "PltBundle", "CltSplit", "CltSplitJumpReLU", "GemmaScope2", "Sae")
+    assert formats.schemas() == ("GemmaScopeNpz", "PltBundle", "CltSplit", "CltSplitJumpReLU", "GemmaScope2", "Sae", "EmbeddingSae")
     assert formats.EXTENT_LIMIT == 2**24
     with pytest.raises(KeyError):
         by_name("Transcoder")
@@ -81,8 +86,8 @@ def test_what_a_format_says(name: str) -> None:
     row, told = by_name(name), TABLE[name]
     assert (row.name, row.suffix, row.repo_key, row.output) == (name, told["suffix"], told["key"], told["output"])
     assert row.files == {ENCODER: row.encoder_file} | ({DECODER: "W_dec_{layer}.safetensors"} if "decoder" in told else {})
-    assert row.encoder_formula(False) == f"ReLU({told['formula']} @ residual + b_enc)" == row.encoder_formula(False, True)
-    pre = f"pre = {told['formula']} @ residual + b_enc; acts = pre * (pre > "
+    assert row.encoder_formula(False) == f"ReLU({told['formula']} @ {told.get('x', 'residual')} + b_enc)" == row.encoder_formula(False, True)
+    pre = f"pre = {told['formula']} @ {told.get('x', 'residual')} + b_enc; acts = pre * (pre > "
     assert row.encoder_formula(True) == pre + "threshold)" and row.encoder_formula(True, True) == pre + "max(threshold, 0))"
     jumprelu = told.get("jumprelu", name)
     assert (row.schema(False), row.schema(True)) == (name, jumprelu) and row.names == tuple(dict.fromkeys((name, jumprelu)))
@@ -102,7 +107,7 @@ def test_which_files_can_be_of_a_format(name: str) -> None:
         assert row.holds(names - {tensor}, 7) is (tensor in told["optional"]), tensor
     for tensor in row.absent:
         assert not row.holds(names | {tensor}, 7)
-    assert row.absent == {"GemmaScopeNpz": ("W_skip",), "Sae": ("W_skip",), "PltBundle": ("log_thresholds",)}.get(name, ())
+    assert row.absent == {"GemmaScopeNpz": ("W_skip",), "Sae": ("W_skip",), "EmbeddingSae": ("W_skip",), "PltBundle": ("log_thresholds",)}.get(name, ())
 
 
 @pytest.mark.parametrize("name", TABLE)
