@@ -216,7 +216,7 @@ def test_a_repo_or_revision_that_is_not_there(hub: Hub) -> None:
     hub.add(REPO, "a", b"a")
     for repo, revision, error in (("org/none", None, hf.RepositoryNotFoundError), (REPO, "v9", hf.RevisionNotFoundError)):
         with pytest.raises(error):
-            listings.from_hub(hub.url, repo, revision)
+            listings.from_hub(vendored_hf.Hub(hub.url), hub.url, repo, revision)
 
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
