@@ -23,6 +23,7 @@ from oracle.weights.tensors import Data, Section, Tensor, TensorFile, advise, li
 
 HEADER_LIMIT = 64 * 1024
 DIRECTORY_LIMIT = 1024 * 1024
+TAIL = 76 + 22 + 65535  # bytes of zip64's records, the end record and the longest comment behind it
 # One block is being filled or multiplied while the two before it may still be on their way through the checksum.
 BUFFERS = 3
 # Deflate codes at most 258 bytes in 2 bits.
@@ -96,8 +97,8 @@ class Npz(TensorFile):
 
     def _check_directory_size(self) -> None:
         """zipfile reads a central directory of any size into memory: look at its size first, wherever zipfile would."""
-        self._reader.seek(max(0, self._size - 65557))  # the end record, 22 bytes, and the longest comment behind it
-        tail = self._reader.read(65557)
+        self._reader.seek(max(0, self._size - TAIL))
+        tail = self._reader.read(TAIL)
         ends = {end for end in (tail.rfind(b"PK\x05\x06"), len(tail) - 22) if end >= 0 and tail[end : end + 4] == b"PK\x05\x06"}
         if not ends:
             raise zipfile.BadZipFile("it has no zip directory at its end; it is truncated, or something else")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from oracle.weights.formats import ENCODER as ENCODER_FILE
 from oracle.weights.formats import by_name
 from oracle.weights.layer import LayerWeights, OpenFile
-from oracle.weights.npz import Npz
+from oracle.weights.npz import DIRECTORY_LIMIT, Npz
 from oracle.weights.tensors import WeightsError
 from tests.support.places import shared
 from tests.support.small_scope import layer_arrays, npz
@@ -249,6 +250,28 @@ def test_a_directory_that_is_said_to_begin_too_late(tmp_path: Path, by: int) -> 
     place.write_bytes(content[:-6] + (start + by).to_bytes(4, "little") + content[-2:])
     with place.open("rb", buffering=0) as file, pytest.raises(WeightsError, match="W_enc.npy would begin before the file does"):
         Npz(cast(BinaryIO, file), "params.npz").tensor("W_enc")
+
+
+@pytest.mark.parametrize("comment", [0, 1, 65_457, 65_458, 65_459, 65_460, 65_461, 65_535])
+def test_a_directory_of_zip64_is_held_to_the_same_limit(comment: int) -> None:
+    """Its size stands in a record of its own, which counts, wherever the comment puts it."""
+    content = npz(GOOD)
+    body, end = content[:-22], content[-22:-2] + comment.to_bytes(2, "little") + b" " * comment
+    size, start = (int.from_bytes(content[at : at + 4], "little") for at in (-10, -6))
+
+    def zip64(claimed: int) -> bytes:
+        record = struct.pack("<4sQ2H2L4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, len(GOOD), len(GOOD), claimed, start)
+        return body + record + struct.pack("<4sLQL", b"PK\x06\x07", 0, len(body), 1) + end
+
+    assert np.array_equal(encoder_of(zip64(size))[:96], GOOD["b_enc"])
+    for claimed in (DIRECTORY_LIMIT + 1, 1 << 30, 1 << 62):
+        with pytest.raises(WeightsError, match=f"its directory claims {claimed} bytes"):
+            Npz(io.BytesIO(zip64(claimed)), "f")
+
+
+def test_a_tensor_that_is_not_there() -> None:
+    with pytest.raises(WeightsError, match="f: it has no tensor W_skip; it has W_enc, W_dec, b_enc, b_dec, threshold"):
+        Npz(io.BytesIO(npz(GOOD)), "f").tensor("W_skip")
 
 
 def test_a_directory_that_claims_gigabytes_is_refused() -> None:

@@ -10,7 +10,7 @@ from typing import cast
 import numpy as np
 import pytest
 
-from oracle.weights import safetensors, tensors
+from oracle.weights import npz, safetensors, tensors
 from oracle.weights.npz import Npz
 from oracle.weights.safetensors import Safetensors
 from oracle.weights.tensors import Section, Tensor, TensorFile, WeightsError, rows_at_once
@@ -59,6 +59,18 @@ def test_the_limit_is_16_mib(tmp_path: Path, n_columns: int, fits: bool) -> None
         else:
             with pytest.raises(WeightsError, match="rows too long"):
                 next(file.blocks(file.tensor("W_enc")))
+
+
+@pytest.mark.parametrize("kind", ["float32", "npz float32"])
+@pytest.mark.parametrize("shape, fits", [((5,), True), ((5, 5), True), ((6,), False), ((6, 1), False), ((1, 6), False)])
+def test_extents_past_their_limit_are_refused(kind: str, shape: tuple[int, ...], fits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (npz, safetensors):
+        monkeypatch.setattr(module, "EXTENT_LIMIT", 5)
+    if fits:
+        assert opened(kind, np.zeros(shape, np.float32))[1].shape == shape
+    else:
+        with pytest.raises(WeightsError, match=r"W_enc has shape .* 1 to 5"):
+            opened(kind, np.zeros(shape, np.float32))
 
 
 @pytest.mark.parametrize("kind", KINDS)
