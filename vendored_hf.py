@@ -586,15 +586,15 @@ def download(
             with contextlib.closing(_Pieces(partial, metadata.size, fresh)) as pieces:
                 resumed = any(pieces.done)
                 hashes = pieces.fill(source, connections if metadata.size >= SEVERAL_FROM else 1, on_progress, of_git)
-                told = metadata.etag if metadata.sha256 or of_git else source.sha256
-                unnamed = not told or (of_git and not resumed and metadata.location.startswith("https:"))  # TLS vouches for it
-                if told in hashes or unnamed:
-                    if told not in hashes:
+                named = metadata.etag if metadata.sha256 or of_git else source.sha256
+                unnamed = not named or (of_git and not resumed and metadata.location.startswith("https:"))  # TLS vouches for it
+                if named in hashes or unnamed:
+                    if named not in hashes:
                         logger.warning("could not verify %s: the server sends no hash of it", source.shown)
                     return pieces.finish(target if metadata.etag else target.with_name(hashes[0]))
             partial.unlink()
             if not resumed:
-                raise ConsistencyError(f"{source.shown}: sha256 or git's sha1 or sha1 {' or '.join(hashes)}; the server had said {told}")
+                raise ConsistencyError(f"{source.shown}: sha256 or git's sha1 or sha1 {' or '.join(hashes)}; the server had said {named}")
             fresh = True  # once more from the start: what was resumed was something else
     except OSError as error:
         if error.errno and not error.filename:  # a full disk says so without saying where
@@ -629,9 +629,9 @@ class Source:
         if headers.get("Content-Encoding", "identity") != "identity":
             problem = "sent in an encoding that was not asked for"
         elif response.status_code == 206:
-            told = headers.get("Content-Range", "")
-            if told not in (f"bytes {start}-{stop - 1}/{self.size}", f"bytes {start}-{stop - 1}/*"):
-                problem = f"asked for bytes {start} to {stop}, the server sent {ascii(told[:80])}"
+            content_range = headers.get("Content-Range", "")
+            if content_range not in (f"bytes {start}-{stop - 1}/{self.size}", f"bytes {start}-{stop - 1}/*"):
+                problem = f"asked for bytes {start} to {stop}, the server sent {ascii(content_range[:80])}"
         elif length not in (None, str(self.size)):
             problem = f"the server sends {ascii(length[:80])} bytes, after it had said {self.size}"
         seen = {name: _bare(headers[name]) for name in ("ETag", "Last-Modified") if name in headers}

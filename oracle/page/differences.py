@@ -114,7 +114,7 @@ def _values(case: Case, answer: Case, n_features: int, tolerance: float) -> str:
         moved = place if answered_place == place else f"{place} \u2192 {answered_place}"
         difference = answered - value
         text = f"{difference:+.3g}" if difference else "0"
-        if abs(difference) > tolerance + stored(value, answered):
+        if not abs(difference) <= tolerance + stored(value, answered):
             text = flag(f"{text} off")
         rows.append(markup.row(feature, moved, exact(value), exact(answered), text))
     for place, (feature, value) in rest:

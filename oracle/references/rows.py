@@ -77,8 +77,8 @@ def row(
     `write` gives what the object has for it, of the object and what is known above.
     """
     metadata = {"check": check, "key": key, "since": since, "required": since if required is None else required, "write": write}
-    given = {} if since == CANDIDATE and required is None else {"default": default}
-    return dataclasses.field(metadata=metadata, **given, **options)
+    defaults = {} if since == CANDIDATE and required is None else {"default": default}
+    return dataclasses.field(metadata=metadata, **defaults, **options)
 
 
 def parse(kind: type[T], fields: Fields) -> T:
