@@ -91,6 +91,8 @@ def test_a_target_of_several_is_that_one() -> None:
     first, second = decoder.output([sums], np.ones(2, np.float32), 0), decoder.output([sums], None, 1)
     assert first.first_10 == (8.0, 11.0) and second.first_10 == (13.0, 16.0)
     assert (first.tolerance, second.tolerance) == (3.0, 4.0)  # half of 6, and of 8
+    skip, = decoder.skip_connection(Matrix(lambda: iter([np.eye(2, dtype=np.float32)]), False), np.array([[3.0, 5.0]], np.float32))
+    assert decoder.output([sums, skip], None, 0).first_10 == (10.0, 15.0)  # of a part without targets all
 
 
 def test_no_active_feature_gives_b_dec() -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-import vendored_hf
 import vendored_hf as hf
 from oracle.job import Origin
 from oracle.sources import listing as listings
@@ -24,6 +23,14 @@ REPO = "org/weights"
 OLD, NEW = "0" * 40, "1" * 40
 
 
+def from_hub(hub: Hub, repo: str, revision: str | None, *faults: Fault) -> Listing:
+    """As a source asks for it, of a server without a manifest; the faults come behind the question for that."""
+    for fault in faults[:1]:
+        fault.after = 1
+    hub.faults[:] = faults
+    return Source(Origin(repo, mirror=hub.url, stream=True), FileEvents()).listing(repo, revision)
+
+
 # --- of which revision ------------------------------------------------------------------------------------------------
 
 
@@ -32,7 +39,7 @@ def test_the_hub_s_listing_is_of_the_revision_that_is_asked_for(hub: Hub) -> Non
     hub.add(REPO, "b", b"b")
     new = hub.add(REPO, "c", b"c")
     for revision, commit, paths in ((None, new, ("b", "c")), ("main", new, ("b", "c")), ("v1", old, ("a",)), (old, old, ("a",))):
-        assert listings.from_hub(vendored_hf.Hub(hub.url), hub.url, REPO, revision) == Listing(REPO, revision or "main", commit, paths)
+        assert from_hub(hub, REPO, revision) == Listing(REPO, revision or "main", commit, paths)
         for mirror in (hub.url, hub.url + "/"):
             assert Source(Origin(REPO, mirror=mirror), FileEvents()).listing(REPO, revision).paths == paths
     # All of a source is of one commit: what is listed then, and what is fetched.
@@ -176,15 +183,14 @@ def test_values_that_no_manifest_of_ours_has(key: str, wrong: Any) -> None:
 ], ids=str)  # fmt: skip
 def test_one_field_of_another_type_in_the_hub_s_answer(hub: Hub, body: Any) -> None:
     hub.add(REPO, "a", b"a")
-    hub.inject(Fault(host="hub", status=200, body=json.dumps(body).encode()))
     with pytest.raises(ListingError, match="its answer is no such list"):
-        listings.from_hub(vendored_hf.Hub(hub.url), hub.url, REPO, None)
+        from_hub(hub, REPO, None, Fault(host="hub", status=200, body=json.dumps(body).encode()))
 
 
 def test_a_server_that_tells_no_commit(hub: Hub) -> None:
     for more in ({}, {"sha": None}):
-        hub.inject(Fault(host="hub", status=200, body=json.dumps({"siblings": [{"rfilename": "a"}], **more}).encode()))
-        assert listings.from_hub(vendored_hf.Hub(hub.url), hub.url, REPO, None) == Listing(REPO, "main", None, ("a",))
+        body = json.dumps({"siblings": [{"rfilename": "a"}], **more}).encode()
+        assert from_hub(hub, REPO, None, Fault(host="hub", status=200, body=body)) == Listing(REPO, "main", None, ("a",))
 
 
 # --- answers that are errors --------------------------------------------------------------------------------------------
@@ -196,9 +202,9 @@ def test_a_server_that_is_busy_has_not_said_that_there_is_no_list(hub: Hub, tmp_
     hub.add(REPO, "a", b"a")
     source = Source(Origin(REPO, mirror=hub.url), FileEvents())
     assert source.listing(REPO, None).paths == ("a",)
-    asks: tuple[Callable[[], Listing], ...] = (lambda: listings.from_hub(vendored_hf.Hub(hub.url), hub.url, REPO, None), lambda: source.listing(REPO, "main"))
+    busy = [Fault(host="hub", status=status, headers={"Retry-After": "0"}) for _ in range(20)]
+    asks: tuple[Callable[[], Listing], ...] = (lambda: from_hub(hub, REPO, None, *busy), lambda: source.listing(REPO, "main"))
     for ask in asks:
-        hub.faults[:] = [Fault(host="hub", status=status, headers={"Retry-After": "0"}) for _ in range(20)]
         with pytest.raises(hf.HfHubHTTPError) as error:
             ask()
         assert error.value.status_code == status and not isinstance(error.value, ListingError)
@@ -207,16 +213,15 @@ def test_a_server_that_is_busy_has_not_said_that_there_is_no_list(hub: Hub, tmp_
 
 @pytest.mark.parametrize("status", [400, 403, 404, 405, 410, 501])
 def test_a_server_without_a_list_is_told_apart(hub: Hub, status: int) -> None:
-    hub.inject(Fault(host="hub", status=status))
     with pytest.raises(ListingError, match=f"it answers {status}"):
-        listings.from_hub(vendored_hf.Hub(hub.url), hub.url, REPO, None)
+        from_hub(hub, REPO, None, Fault(host="hub", status=status))
 
 
 def test_a_repo_or_revision_that_is_not_there(hub: Hub) -> None:
     hub.add(REPO, "a", b"a")
     for repo, revision, error in (("org/none", None, hf.RepositoryNotFoundError), (REPO, "v9", hf.RevisionNotFoundError)):
         with pytest.raises(error):
-            listings.from_hub(vendored_hf.Hub(hub.url), hub.url, repo, revision)
+            from_hub(hub, repo, revision)
 
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
@@ -230,11 +235,10 @@ def test_a_manifest_that_cannot_be_had_for_now(hub: Hub, status: int) -> None:
 
 def test_a_list_is_read_up_to_its_limit(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.add(REPO, "a", b"a")
-    length = len(listings.fetch(vendored_hf.Hub(hub.url), f"{hub.url}/api/models/{REPO}") or b"")
-    for limit, fits in ((length, True), (length - 1, False)):
-        monkeypatch.setattr(listings, "LIMIT", limit)
-        if fits:
-            assert listings.from_hub(vendored_hf.Hub(hub.url), hub.url, REPO, None).paths == ("a",)
-        else:
-            with pytest.raises(listings.UnreadableError, match=f"has more than {limit} bytes"):
-                listings.from_hub(vendored_hf.Hub(hub.url), hub.url, REPO, None)
+    from_hub(hub, REPO, None)
+    length = hub.seen[-1].sent
+    monkeypatch.setattr(listings, "LIMIT", length)
+    assert from_hub(hub, REPO, None).paths == ("a",)
+    monkeypatch.setattr(listings, "LIMIT", length - 1)
+    with pytest.raises(listings.UnreadableError, match=f"has more than {length - 1} bytes"):
+        from_hub(hub, REPO, None)
