@@ -299,3 +299,17 @@ def test_damage_anywhere_is_found_or_harmless(data: st.DataObject) -> None:
 
 CONTENT = npz(layer_arrays(5, 4, 6))
 ENCODER = encoder_of(CONTENT)
+
+
+def test_extra_fields_of_others_say_nothing_of_the_size() -> None:
+    """A local header may have fields of other programs' behind its name; only zip64's tells sizes, and only where they are left to it."""
+    values = np.arange(6, dtype=np.float32)
+    array = io.BytesIO()
+    np.save(array, values)
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w") as file:
+        info = zipfile.ZipInfo("b_enc.npy")
+        info.extra = b"\xfe\xca" + (24).to_bytes(2, "little") + bytes(range(24))
+        file.writestr(info, array.getvalue())
+    file_read = open_npz(target.getvalue())
+    assert np.array_equal(file_read.read(file_read.tensor("b_enc")), values)
