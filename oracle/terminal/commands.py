@@ -14,11 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from oracle import errors
-from oracle.checking.compare import compare
-from oracle.checking.verdict import Comparison, Verification
 from oracle.errors import BadUse
-from oracle.references.document import Candidate, Reference, to_json
-from oracle.references.reading import read_candidate, read_reference
 from oracle.terminal import github, tables
 from oracle.terminal.options import job_of, origin_of, parser
 from oracle.terminal.output import check_output, dump, write_text
@@ -28,8 +24,10 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
     from contextlib import AbstractContextManager
 
+    from oracle.checking.verdict import Comparison, Verification
     from oracle.diagnosis.explanation import Explanation
     from oracle.job import Job
+    from oracle.references.document import Candidate, Reference
 
 ANY_OUTPUT = "reference.json"  # until the plan says what it is called: the folder is looked at before any work
 
@@ -60,6 +58,7 @@ def main(argv: list[str] | None = None) -> int:
 def _generate(options: argparse.Namespace, job: Job | None = None) -> None:
     """Run a job, by default the one that the options ask for, and write its reference, by default where the plan has it."""
     from oracle.references import workers
+    from oracle.references.document import to_json
     from oracle.references.generate import generate
     from oracle.terminal.progress import ProgressReporter
 
@@ -84,6 +83,7 @@ def _generate(options: argparse.Namespace, job: Job | None = None) -> None:
 
 def _verify(options: argparse.Namespace) -> int:
     from oracle.checking.verify import verify
+    from oracle.references.reading import read_reference
     from oracle.references.recorded import RecordedWeights
     from oracle.terminal.progress import ProgressReporter
 
@@ -106,6 +106,9 @@ def _compare(options: argparse.Namespace) -> int:
 
 def _compared(options: argparse.Namespace) -> tuple[Reference, Candidate, Comparison, Explanation | None]:
     """The files that the options name, the comparison of them, and the cause where they disagree and --explain asks."""
+    from oracle.checking.compare import compare
+    from oracle.references.reading import read_candidate, read_reference
+
     reference = read_reference(options.reference)
     candidate = read_candidate(options.candidate, reference.top_k)
     comparison = compare(reference, candidate)
@@ -131,6 +134,7 @@ def _conclude(outcome: Comparison | Verification, options: argparse.Namespace, e
 
 def _report(options: argparse.Namespace) -> None:
     from oracle.page.page import page
+    from oracle.references.reading import read_reference
 
     if options.explain and options.candidate is None:
         raise BadUse("--explain is about a candidate, and none is named: name one after the reference")

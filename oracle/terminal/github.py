@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from oracle.checking.verdict import CaseVerdict
-from oracle.references.document import Reference
 from oracle.terminal.tables import case_rows, case_texts
 from oracle.terminal.text import say
+
+if TYPE_CHECKING:
+    from oracle.checking.verdict import CaseVerdict
+    from oracle.references.document import Reference
 
 MOST_ROWS = 1000  # GitHub refuses a summary of more than 1 MiB
 

@@ -9,11 +9,13 @@ import os
 import stat
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import vendored_hf
 from oracle.errors import BadUse
-from oracle.references.rows import Document
+
+if TYPE_CHECKING:
+    from oracle.references.rows import Document
 
 
 class OutputError(BadUse, OSError):

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
-from xml.sax.saxutils import quoteattr
 
-from oracle.checking.verdict import CaseVerdict, Comparison, Verification
-from oracle.references.document import Case, CaseId
 from oracle.terminal.output import json_text
 
 if TYPE_CHECKING:
+    from oracle.checking.verdict import CaseVerdict, Comparison, Verification
     from oracle.diagnosis.explanation import Explanation
+    from oracle.references.document import Case, CaseId
 
 MOST_ROWS = 40  # of a table for people; the other formats have them all
 
@@ -89,6 +88,8 @@ def comparison_json(comparison: Comparison, explanation: Explanation | None = No
 
 def comparison_junit(comparison: Comparison, explanation: Explanation | None = None) -> str:
     """The comparison as a JUnit test suite, a test per case."""
+    from xml.sax.saxutils import quoteattr  # not at the top: it takes 30 ms, and few runs need it
+
     failures, skipped = sum(not case.agrees for case in comparison.cases), int(comparison.not_compared is not None)
     counts = f'tests="{len(comparison.cases) + skipped}" failures="{failures}" errors="0" skipped="{skipped}"'
     lines = ['<?xml version="1.0" encoding="UTF-8"?>', f'<testsuite name="oracle compare" {counts}>']
