@@ -193,8 +193,6 @@ FORMATS = (
 REPO_KEYS = tuple(dict.fromkeys(row.repo_key for row in FORMATS))  # what the formats call the repo of their weights
 
 
-
-
 def schemas() -> tuple[str, ...]:
     """What the JSON may call the formats."""
     return tuple(name for row in FORMATS for name in row.names)

@@ -29,10 +29,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from tests.bench import llama, scaling
+from tests.bench.rounds import in_turn, measure
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CURATION_REPO, WEIGHTS_REPO = "mntss/gemma-scope-transcoders", "google/gemma-scope-2b-pt-transcoders"
@@ -192,25 +192,12 @@ def measure_hub(folder: str, runs: int) -> None:
     print(f"bytes of --stream / of whole files: {medians[names[3]][2] / medians[names[2]][2]:.4f}")
 
 
-def measure(command: list[str], environment: dict[str, str], folder: str) -> tuple[float, float]:
-    """Wall seconds and peak MiB of one process, by the kernel's own account."""
-    began = time.perf_counter()
-    process = subprocess.Popen(command, env=environment, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    assert process.stderr is not None
-    errors = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - began
-    if status:
-        raise SystemExit(f"{command} failed:\n{errors.decode()}")
-    return seconds, usage.ru_maxrss / 1024
-
-
 def measure_llama(cache: Path, environment: dict[str, str], runs: int) -> None:
     weights = cache / f"models--{llama.REPO.replace('/', '--')}" / "snapshots" / COMMIT / llama.FILE
     if not weights.exists():
         print(f"making 1 GiB of weights in {cache} ...", file=sys.stderr)
         subprocess.run([*BENCH, "make-llama", str(cache)], check=True, cwd=ROOT)
-    llama.show(measure, environment, str(weights), runs)
+    llama.show(environment, str(weights), runs)
 
 
 def make_llama(cache: Path) -> None:
@@ -240,12 +227,8 @@ def measure_settling(runs: int, environment: dict[str, str], folder: str) -> Non
         "settled": [sys.executable, "-m", "oracle", "-o", os.path.join(folder, "settled.json")],
         "float64 alone": [*BENCH, "unsettled", "-o", os.path.join(folder, "unsettled.json")],
     }
-    seconds: dict[str, list[float]] = {name: [] for name in jobs}
-    for number in range(runs + 1):
-        for name, command in jobs.items():
-            took, _ = measure(command, environment, folder)
-            if number:
-                seconds[name].append(took)
+    figures = in_turn(jobs, environment, folder, runs)
+    seconds = {name: [took for took, _ in rows] for name, rows in figures.items()}
     for name, took in seconds.items():
         print(f"{name:22} {statistics.median(took):8.3f} s")
     ratio = statistics.median(a / b for a, b in zip(seconds["settled"], seconds["float64 alone"]))
@@ -278,9 +261,9 @@ def main() -> None:
     if options.scaling:
         scaling.link_layers(weights, path_of, LAYERS)
         if "layers" in options.scaling:
-            scaling.show_layers(measure, environment, options.runs)
+            scaling.show_layers(environment, options.runs)
         if "seeds" in options.scaling:
-            scaling.show_seeds(measure, environment, options.runs)
+            scaling.show_seeds(environment, options.runs)
         if "workers" in options.scaling:
             scaling.show_workers(environment)
         if "dask" in options.scaling:
@@ -300,12 +283,7 @@ def main() -> None:
         if options.torch_python:
             script = shutil.copy(options.torch_script, scratch)
             jobs["torch script"] = [options.torch_python, str(script)]
-        runs: dict[str, list[tuple[float, float]]] = {name: [] for name in jobs}
-        for number in range(options.runs + 1):
-            for name, command in jobs.items():
-                figures = measure(command, environment, scratch)
-                if number:  # the first round warms the page cache
-                    runs[name].append(figures)
+        runs = in_turn(jobs, environment, scratch, options.runs)
     ours = runs["python -m oracle"]
     print(f"{'median of ' + str(options.runs):22} {'wall s':>8} {'peak MiB':>9} {'ours / it':>10}")
     for name, figures in runs.items():

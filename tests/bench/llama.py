@@ -8,15 +8,15 @@ import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
+
+from tests.bench.rounds import in_turn
 
 REPO = "mntss/transcoder-Llama-3.2-1B"
 FILE = "layer_0.safetensors"
 D_MODEL, N_FEATURES = 2048, 131072
 ROWS = 1024
 FLOOR_ROWS = 2048  # 8 MiB of bfloat16
-Measure = Callable[[list[str], dict[str, str], str], tuple[float, float]]
 
 
 def make(file: Path) -> None:
@@ -69,7 +69,7 @@ def floor(path: str) -> None:
         np.argpartition(np.maximum(pre, 0), -10, axis=0)
 
 
-def show(measure: Measure, environment: dict[str, str], weights: str, runs: int) -> None:
+def show(environment: dict[str, str], weights: str, runs: int) -> None:
     """Prints medians of runs in turn, and the ratio of those that stood side by side; then what --decode takes."""
     with tempfile.TemporaryDirectory() as scratch:
         ours = [sys.executable, "-m", "oracle", "--repo", REPO, "--layers", "0", "-o", os.path.join(scratch, "reference.json")]
@@ -78,12 +78,7 @@ def show(measure: Measure, environment: dict[str, str], weights: str, runs: int)
             "floor (bare NumPy)": [sys.executable, __file__, weights],
             "with --decode": [*ours, "--decode"],
         }
-        figures: dict[str, list[tuple[float, float]]] = {name: [] for name in jobs}
-        for number in range(runs + 1):
-            for name, command in jobs.items():
-                took = measure(command, environment, scratch)
-                if number:  # the first round warms the page cache
-                    figures[name].append(took)
+        figures = in_turn(jobs, environment, scratch, runs)
     its = figures["floor (bare NumPy)"]
     print(f"{'median of ' + str(runs):22} {'wall s':>8} {'peak MiB':>9} {'/ floor':>10}")
     for name, rows in figures.items():

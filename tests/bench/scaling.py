@@ -16,19 +16,20 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.bench.rounds import in_turn, measure
+
 LAYERS = (1, 3, 9, 26)
 SEEDS = (3, 30, 300)
 DASK_LAYERS = 6
-Measure = Callable[[list[str], dict[str, str], str], tuple[float, float]]
 
 
-def link_layers(weights: Path, path_of: Callable[[int], str], there: tuple[int, ...]) -> None:
+def link_layers(weights: Path, path_of: Callable[[int], str], files: tuple[int, ...]) -> None:
     """Give every layer of 26 one of the weight files that are there."""
     for layer in range(26):
         pointer = weights / path_of(layer)
         if not pointer.exists():
             pointer.parent.mkdir(parents=True, exist_ok=True)
-            pointer.symlink_to(os.path.relpath(os.path.realpath(weights / path_of(there[layer % len(there)])), pointer.parent))
+            pointer.symlink_to(os.path.relpath(os.path.realpath(weights / path_of(files[layer % len(files)])), pointer.parent))
 
 
 def command(layers: int, seeds: int = 3, *options: str) -> list[str]:
@@ -36,9 +37,9 @@ def command(layers: int, seeds: int = 3, *options: str) -> list[str]:
     return [sys.executable, "-m", "oracle", "--layers", numbers, "--seeds", str(seeds), "-o", "reference.json", *options]
 
 
-def measure_layers(measure: Measure, environment: dict[str, str], runs: int) -> dict[int, tuple[float, float]]:
+def measure_layers(environment: dict[str, str], runs: int) -> dict[int, tuple[float, float]]:
     """Wall seconds and peak MiB by the number of layers, medians of runs in turn."""
-    return _medians(measure, environment, runs, {n: command(n) for n in LAYERS})
+    return _medians(environment, runs, {n: command(n) for n in LAYERS})
 
 
 def of_a_line(figures: dict[int, tuple[float, float]]) -> list[float]:
@@ -48,21 +49,14 @@ def of_a_line(figures: dict[int, tuple[float, float]]) -> list[float]:
     return [seconds / (first_s + each * (n - first)) for n, (seconds, _) in figures.items()]
 
 
-def measure_seeds(measure: Measure, environment: dict[str, str], runs: int) -> dict[int, tuple[float, float]]:
+def measure_seeds(environment: dict[str, str], runs: int) -> dict[int, tuple[float, float]]:
     """The same by the number of seeds, of one layer."""
-    return _medians(measure, environment, runs, {n: command(1, n) for n in SEEDS})
+    return _medians(environment, runs, {n: command(1, n) for n in SEEDS})
 
 
-def _medians(
-    measure: Measure, environment: dict[str, str], runs: int, commands: dict[int, list[str]]
-) -> dict[int, tuple[float, float]]:
-    figures: dict[int, list[tuple[float, float]]] = {n: [] for n in commands}
+def _medians(environment: dict[str, str], runs: int, commands: dict[int, list[str]]) -> dict[int, tuple[float, float]]:
     with tempfile.TemporaryDirectory() as scratch:
-        for number in range(runs + 1):
-            for n, arguments in commands.items():
-                took = measure(arguments, environment, scratch)
-                if number:  # the first round warms the page cache
-                    figures[n].append(took)
+        figures = in_turn(commands, environment, scratch, runs)
     return {n: (statistics.median(s for s, _ in rows), statistics.median(m for _, m in rows)) for n, rows in figures.items()}
 
 
@@ -138,16 +132,16 @@ def _proportional(pid: int) -> int:
     return 0
 
 
-def show_layers(measure: Measure, environment: dict[str, str], runs: int) -> None:
-    figures = measure_layers(measure, environment, runs)
+def show_layers(environment: dict[str, str], runs: int) -> None:
+    figures = measure_layers(environment, runs)
     print(f"{'layers':>8} {'wall s':>8} {'peak MiB':>9} {'of a line':>10}")
     for (n, (seconds, mebibytes)), ratio in zip(figures.items(), of_a_line(figures)):
         print(f"{n:8} {seconds:8.2f} {mebibytes:9.1f} {ratio:10.2f}")
 
 
-def show_seeds(measure: Measure, environment: dict[str, str], runs: int) -> None:
+def show_seeds(environment: dict[str, str], runs: int) -> None:
     print(f"{'seeds':>8} {'wall s':>8} {'peak MiB':>9} {'ms a seed':>10} {'JSON MiB':>9}")
-    for n, (seconds, mebibytes) in measure_seeds(measure, environment, runs).items():
+    for n, (seconds, mebibytes) in measure_seeds(environment, runs).items():
         with tempfile.TemporaryDirectory() as scratch:
             measure(command(1, n), environment, scratch)
             size = os.path.getsize(os.path.join(scratch, "reference.json")) / 2**20

@@ -33,12 +33,6 @@ def filled(hub: Hub) -> Hub:
     return hub
 
 
-@pytest.fixture
-def several(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several connections for the test's small file too."""
-    monkeypatch.setattr(hf, "SEVERAL_FROM", 1 << 20)
-
-
 def fetch(hub: Hub, **options: Any) -> Path:
     return Path(hf.hf_hub_download(REPO, PATH, endpoint=hub.url, **options))
 

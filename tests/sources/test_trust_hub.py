@@ -31,16 +31,6 @@ CONTENT = random.Random(11).randbytes(1_500_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hf, "FIRST_WAIT", 0.02)
-
-
-@pytest.fixture
-def several(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hf, "SEVERAL_FROM", 1 << 20)
-
-
 @pytest.fixture
 def filled(hub: Hub) -> Hub:
     hub.add(REPO, PATH, CONTENT)

@@ -29,16 +29,6 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 COMMIT = "5" * 40
 
 
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hf, "FIRST_WAIT", 0.02)
-
-
-@pytest.fixture
-def several(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hf, "SEVERAL_FROM", 1 << 20)
-
-
 @pytest.fixture
 def filled(hub: Hub) -> Hub:
     hub.add(REPO, PATH, CONTENT)
