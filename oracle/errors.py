@@ -12,6 +12,10 @@ class BadData(Exception):
     """A file is damaged, or is not what it should be."""
 
 
+class WeightsError(BadData, ValueError):
+    """A weight file is damaged, or is not what its format says; or what stands beside it is."""
+
+
 class BadUse(Exception):
     """What was asked for cannot be, on this machine or at all."""
 

@@ -9,13 +9,13 @@ halves. No BLAS, no NumPy reduction, whose orders are their own affair.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from oracle.arithmetic.encoder import ActiveFeatures
 from oracle.arithmetic.products import Matrix
-from oracle.arithmetic.settling import ActiveFeatures
 
 GROUP = 32
 UNIT_ROUNDOFF_32 = 2.0**-24
@@ -73,6 +73,16 @@ class Sums:
         for total, power in ((self.values, 1), (self.squares, 2), (self.spread, 2), (self.flips, 1)):
             total *= factor**power
 
+    @classmethod
+    def joined(cls, parts: list[Sums]) -> Sums:
+        """The sums of outputs that follow each other, of [n_i] each: [all n_i]."""
+        whole = cls((0,))
+        whole.values, whole.squares, whole.spread, whole.flips = (
+            np.concatenate([getattr(part, name) for part in parts]) for name in ("values", "squares", "spread", "flips")
+        )
+        whole.count = parts[0].count
+        return whole
+
     def _fold(self, n_rows: int) -> None:
         parts = [np.concatenate(part) for part in zip(*self._waiting)]
         self._waiting = [tuple(part[n_rows:] for part in parts)] if n_rows < len(parts[0]) else []
@@ -115,6 +125,44 @@ def decode(rows: Iterable[tuple[np.ndarray, np.ndarray]], cases: list[ActiveFeat
     return sums
 
 
+def decode_columns(blocks: Iterable[np.ndarray], cases: list[ActiveFeatures]) -> list[Sums]:
+    """The same of a W_dec that lies the other way round, in blocks of outputs, float32 [outputs, n_features]: float64 [d_model]."""
+    parts: list[list[Sums]] = [[] for _ in cases]
+    for block in blocks:
+        for active, own in zip(cases, parts):
+            part = Sums((len(block),))
+            if len(active.features):
+                part.add(block[:, active.features].T, active.activations, active.slack, active.at_gate)
+            part.close()
+            own.append(part)
+    return [Sums.joined(own) for own in parts]
+
+
+def divided(active: ActiveFeatures, norms: np.ndarray) -> ActiveFeatures:
+    """Features whose activations are divided by `norms`, float32 [n_features], before W_dec."""
+    own = norms[active.features].astype(np.float64)
+    return replace(active, activations=active.activations / own, slack=active.slack / own)
+
+
+def norms(blocks: Iterator[np.ndarray], *, features_first: bool) -> np.ndarray:
+    """The norm of each feature's row of W_dec, rounded to float32: float32 [n_features]. The order of the sums is fixed.
+
+    `blocks` are float32 [features, d_model] or, not `features_first`, [outputs, n_features].
+    """
+    if features_first:
+        squares = np.concatenate([fold(_padded(block.astype(np.float64) ** 2)) for block in blocks])
+    else:
+        squares = sum((row.astype(np.float64) ** 2 for block in blocks for row in block), start=np.zeros(()))
+    return np.asarray(np.sqrt(squares), np.float32)
+
+
+def _padded(values: np.ndarray) -> np.ndarray:
+    """Rows filled up with zeros to a length that is a power of two."""
+    padded = np.zeros((len(values), 1 << (values.shape[1] - 1).bit_length()))
+    padded[:, : values.shape[1]] = values
+    return padded
+
+
 def skip_connection(w_skip: Matrix, residuals: np.ndarray) -> list[Sums]:
     """What W_skip gives for each of float32 residuals [n, d_model]: float64 [d_model].
 
@@ -137,15 +185,15 @@ def skip_connection(w_skip: Matrix, residuals: np.ndarray) -> list[Sums]:
 
 def _add_outputs(total: Sums, span: slice, block: np.ndarray, residual: np.ndarray) -> None:
     """Outputs of whole rows, [rows, d_model] * [d_model], folded along their inputs."""
-    n_inputs = 1 << (block.shape[1] - 1).bit_length()
-    terms = np.zeros((len(block), n_inputs))
-    terms[:, : block.shape[1]] = block.astype(np.float64) * residual.astype(np.float64)
+    terms = _padded(block.astype(np.float64) * residual.astype(np.float64))
     total.values[span], total.squares[span] = fold(terms), fold(terms * terms)
     total.count = block.shape[1]
 
 
-def output(parts: list[Sums], b_dec: np.ndarray | None, target: int | None = None) -> Output:
-    """The sum of the parts, and b_dec where there is one; of parts [n_targets, d_model] that of one target.
+def output(
+    parts: list[Sums], b_dec: np.ndarray | None, target: int | None = None, *, factor: float = 1.0, offset: float = 0.0
+) -> Output:
+    """The sum of the parts, and b_dec where there is one, times a factor, plus an offset; of parts [n_targets, d_model] that of one target.
 
     The tolerance is what the features at their gates move together, three times what the slack of the others moves by
     chance in either direction, and four times what adding `count` terms up in float32 may, which goes with the square
@@ -160,7 +208,10 @@ def output(parts: list[Sums], b_dec: np.ndarray | None, target: int | None = Non
     )
     n_terms = 1 + sum(sums.count for sums, _ in chosen)
     rounding = UNIT_ROUNDOFF_32 * math.sqrt(n_terms) * (np.abs(values) + np.sqrt(squares))
-    worst = float(np.max(flips + SLACK_DEVIATIONS * np.sqrt(spread) + ROUNDING_DEVIATIONS * rounding))
+    worst = float(np.max(flips + SLACK_DEVIATIONS * np.sqrt(spread) + ROUNDING_DEVIATIONS * rounding)) * abs(factor)
+    if (factor, offset) != (1.0, 0.0):
+        values = values * factor + offset
+        worst += ROUNDING_DEVIATIONS * UNIT_ROUNDOFF_32 * float(np.max(np.abs(values)))
     sum_of_squares = math.fsum((values * values).tolist())
     return Output(
         norm=math.sqrt(sum_of_squares),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""Blocks of W_enc in; pre-activations, active features, the top k and how near they are to flipping out.
+"""Blocks of W_enc in; active features, the top k and how near they are to flipping out.
 
 float32 products give every pre-activation the way the ports compute it and pick the candidates. A float64
 accumulation over the same blocks settles the gate, the order and the values, and where its error bound leaves
@@ -9,13 +9,68 @@ one of these open, exact arithmetic does. So the answer depends on no BLAS, no t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from oracle.arithmetic.chain import Condition, Gate
+from oracle.arithmetic.numbers import UNIT_ROUNDOFF, Numbers, Settled, classes, round_to_float32, settle
 from oracle.arithmetic.products import Matrix, NotFiniteError, multiply
-from oracle.arithmetic.settling import Draft, Encoding, settle
 
-_UNIT_ROUNDOFF = 2.0**-53
+if TYPE_CHECKING:
+    from fractions import Fraction
+
+MARGIN_DECIMALS = 6
+
+
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """What is computed of an input: product = input . W_enc[:, j]; value = scale_j * product + offset_j; and whether it fires.
+
+    `offset` is float64 [n_features], each the exact product of two float32 at most; `scale` float32 [n_features], None for 1.
+    """
+
+    w_enc: Matrix
+    offset: np.ndarray
+    gate: Gate
+    scale: np.ndarray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ActiveFeatures:
+    """All features that are active, in ascending order: int [n], and their float32 activations [n].
+
+    `slack` [n], float64, is how far a correct port's activation may be from this one: the tolerance, and where a
+    feature is `at_gate`, bool [n], so that it may fire or not, all of it. Such a feature is here too if it does not fire,
+    with 0.
+    """
+
+    features: np.ndarray
+    activations: np.ndarray
+    slack: np.ndarray
+    at_gate: np.ndarray
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What one residual gives.
+
+    `top` holds (feature index, activation): activations are float32 values, descending, then by index.
+    `rank_margin` is None where fewer than two features are ranked. Margins are in the units of the activations.
+    `gate_ties` are the features, ascending, that may fire or not within the tolerance: as many as the bounds are apart, or
+    more where one fires for another. The flags are decided by the exact margins, not by the rounded ones.
+    `active` is there if it was asked for.
+    """
+
+    n_active: int
+    n_active_bounds: tuple[int, int]
+    top: list[tuple[int, float]]
+    rank_margin: float | None
+    gate_margin: float
+    gate_ties: list[int]
+    flags: list[str]
+    active: ActiveFeatures | None = None
 
 
 @dataclass(frozen=True)
@@ -27,35 +82,228 @@ class LayerEncoding:
     n_settled: int
 
 
-def encode(
-    w_enc: Matrix, b_enc: np.ndarray, gate: np.ndarray, residuals: np.ndarray, *, k: int, tolerance: float, with_active: bool = False
-) -> LayerEncoding:
-    """Encode float32 residuals [n_seeds, d_model]; b_enc and gate are float32 [n_features].
+def encode(encoder: Encoder, inputs: np.ndarray, *, k: int, tolerance: float, with_active: bool = False) -> LayerEncoding:
+    """Encode float32 inputs [n_cases, d_model]. `with_active` asks for all features that are active, not for the top k alone.
 
-    A feature is active iff pre = residual . W_enc[:, j] + b_enc_j is greater than gate_j; its activation is then pre.
-    `with_active` asks for all features that are active, not for the top k alone. Raises NotFiniteError.
+    Raises NotFiniteError.
     """
-    products = multiply(w_enc, residuals)
-    pre32, pre64 = products.float32, products.float64
+    products = multiply(encoder.w_enc, inputs)
+    scale = 1.0 if encoder.scale is None else encoder.scale
     with np.errstate(all="ignore"):  # what overflows is counted here, and refused
-        pre32 += b_enc
-        pre64 += b_enc
-    n_bad = int(np.count_nonzero(~np.isfinite(pre32)))
+        values32 = products.float32
+        values32 *= scale
+        values32 += encoder.offset.astype(np.float32)
+        values64 = products.float64 * scale + encoder.offset
+    n_bad = int(np.count_nonzero(~np.isfinite(values32)))
     if n_bad:
         raise NotFiniteError(f"{n_bad} pre-activations overflow float32: the weights are too large to be real")
-    error32 = float(np.max(np.abs(pre32 - pre64)))
+    error32 = float(np.max(np.abs(values32 - values64)))
 
     # |computed - exact| <= depth u sum |terms|, where depth is the most additions that a term goes through (Higham,
-    # "Accuracy and Stability of Numerical Algorithms", section 4.2); float64 products of float32 are exact. Four
-    # more are for b_enc and the roundings of the comparisons with gate and tolerance, whose sizes are in the sum.
-    others = np.abs(b_enc).astype(np.float64) + gate + tolerance  # [n_features]
-    sizes: np.ndarray = products.largest_weight * np.abs(residuals).sum(axis=1, dtype=np.float64)  # [n_seeds]
-    unit = (products.depth + 4) * _UNIT_ROUNDOFF
-
+    # "Accuracy and Stability of Numerical Algorithms", section 4.2); float64 products of float32 are exact.
+    sizes: np.ndarray = np.abs(inputs).sum(axis=1, dtype=np.float64)  # [n_cases]
+    unit = (products.depth + 4) * UNIT_ROUNDOFF
     drafts = [
-        Draft.of(pre32[seed], pre64[seed], gate, unit * (sizes[seed] + others), error32, k, tolerance, with_active)
-        for seed in range(len(residuals))
+        _Draft(encoder, Numbers(product, unit * size * products.largest_weights, Settled.nothing()), values, error32, k, tolerance, with_active)
+        for product, values, size in zip(products.float64, values32, sizes)
     ]
-    settled = settle(w_enc, b_enc, residuals, [draft.open_features for draft in drafts])
-    encodings = [draft.close(exact) for draft, exact in zip(drafts, settled)]
-    return LayerEncoding(encodings, error32, sum(map(len, settled)))
+    n_settled = 0
+    while any(len(draft.open_features) for draft in drafts):
+        settled = settle(encoder.w_enc, inputs, [draft.open_features for draft in drafts])
+        n_settled += sum(len(exact.features) for exact in settled)
+        for draft, exact in zip(drafts, settled):
+            draft.learn(exact)
+    return LayerEncoding([draft.close() for draft in drafts], error32, n_settled)
+
+
+class _Draft:
+    """One case: what its numbers decide, and `open_features`, int [n], which have to be settled first.
+
+    `product` are the products with W_enc's columns, `values32` float32's values, which are at most `error32` off.
+    """
+
+    def __init__(
+        self, encoder: Encoder, product: Numbers, values32: np.ndarray, error32: float, k: int, tolerance: float, with_active: bool
+    ):
+        self._encoder, self._product, self._values32, self._error32 = encoder, product, values32, error32
+        self._k, self._tolerance, self._with_active = k, tolerance, with_active
+        self._look()
+
+    def learn(self, settled: Settled) -> None:
+        """Take in the exact products of the open features."""
+        self._product = self._product.with_settled(settled)
+        self._look()
+
+    def _look(self) -> None:
+        self._value = self._product.affine(self._encoder.scale, self._encoder.offset)
+        self._decision = self._encoder.gate.decide(self._product, self._value)
+        if self._decision.undecided is not None:
+            self.open_features = self._decision.undecided
+            return
+        conditions, tolerance = self._decision.conditions, self._tolerance
+        is_open = np.zeros(len(self._value.near), bool)
+        at_gate = np.zeros(len(is_open), bool)
+        for condition in conditions:
+            unsure, off = condition.distance.is_open(0.0), condition.reach * tolerance
+            if self._decides(condition):
+                at_gate |= unsure
+            is_open |= condition.needs(unsure | condition.distance.is_open(off) | condition.distance.is_open(-off))
+        if self._decision.inside is not None:  # what is inside and 0 does not fire
+            unsure = self._decision.inside & self._value.is_open(0.0)
+            at_gate |= unsure
+            is_open |= unsure
+        is_open |= self._margin_is_open()
+        is_open |= self._ranks_are_open(at_gate)
+        self.open_features = np.flatnonzero(is_open & self._product.is_vague)
+
+    def _decides(self, condition: Condition) -> bool:
+        """Whether a condition has to hold: where `inside` is known the boundary of the largest has been passed."""
+        return self._decision.inside is None or condition.reach == 1
+
+    def _possible(self) -> np.ndarray:
+        """bool [n]: what may be active."""
+        inside = self._decision.inside
+        possible = np.ones(len(self._value.near), bool) if inside is None else inside & ((self._value.low != 0) | (self._value.high != 0))
+        for condition in self._decision.conditions:
+            if self._decides(condition):
+                possible &= condition.distance.high > 0
+        return possible
+
+    def _margins(self) -> tuple[np.ndarray, np.ndarray]:
+        """float64 [n] twice: the least and the most that each feature may be from its gate."""
+        conditions = self._decision.conditions
+        low = reduce(np.minimum, [condition.distance.low for condition in conditions])
+        high = reduce(np.minimum, [condition.distance.high for condition in conditions])
+        across = (low <= 0) & (high >= 0)
+        least = np.where(across, 0.0, np.minimum(np.abs(low), np.abs(high)))
+        return least, np.maximum(np.abs(low), np.abs(high))
+
+    def _margin_is_open(self) -> np.ndarray:
+        """bool [n]: the features that may be nearest to their gates, where it is open how that margin is rounded."""
+        least, most = self._margins()
+        if not _rounds_apart(float(least.min()), float(most.min())):
+            return np.zeros(len(least), bool)
+        near = least <= float(most.min())
+        return reduce(np.logical_or, [condition.needs(near) for condition in self._decision.conditions])
+
+    def _ranks_are_open(self, at_gate: np.ndarray) -> np.ndarray:
+        """bool [n]: the features whose place among the top k, or whose value there, is open; `candidates` are those that may be there."""
+        value, bound, k = self._value.near, self._value.bound, self._k
+        is_open = np.zeros(len(value), bool)
+        counts = self._possible()
+        possible = np.flatnonzero(counts)
+        if self._with_active:
+            with np.errstate(over="ignore"):
+                ends = [(value + off).astype(np.float32) for off in (-bound, bound)]
+            for condition in self._decision.conditions:
+                counts = counts | (np.abs(condition.distance.near) <= condition.reach * self._tolerance + condition.distance.bound)
+            is_open |= counts & (ends[0] != ends[1])
+        # The k + 1 first of the active features are among the k + 1 + n_open first of those that may be active, and
+        # a feature that float32 puts more than twice its error below the last of these is not.
+        count = k + 1 + int(np.count_nonzero(at_gate[possible]))
+        self._candidates = possible
+        if count < len(possible):
+            values = self._values32[possible]
+            chosen = np.argpartition(values, -count)[-count:]
+            off = self._error32 + bound[possible]  # |value32 - exact| at most
+            self._candidates = possible[values + off >= float((values - off)[chosen].min())]
+
+        ranked = self._candidates[np.argsort(value[self._candidates])[::-1]]
+        low, high = self._value.low[ranked], self._value.high[ranked]
+        # Each gap to its next lies between these two. Bounds may overlap beyond neighbours, where one is far wider.
+        gap_low, gap_high = low[:-1] - high[1:], high[:-1] - low[1:]
+        overlap = np.minimum.accumulate(low)[:-1] <= np.maximum.accumulate(high[::-1])[::-1][1:]
+        with np.errstate(over="ignore"):
+            values_open = low[: k + 1].astype(np.float32) != high[: k + 1].astype(np.float32)
+        if (
+            np.any(values_open)
+            or np.any(overlap)
+            or np.any(at_gate[self._candidates])
+            or (len(gap_low) and _leaves_open(float(gap_low[:k].min()), float(gap_high[:k].min()), 2 * self._tolerance))
+        ):
+            is_open[self._candidates] = True
+        return is_open
+
+    def close(self) -> Encoding:
+        """The encoding, where nothing is open."""
+        conditions, tolerance, inside = self._decision.conditions, self._tolerance, self._decision.inside
+        n = len(self._value.near)
+        active = np.ones(n, bool) if inside is None else inside & (self._value.signs(0.0) != 0)
+        surely, maybe, tie = (np.ones(n, bool) for _ in range(3))
+        fewest, most = (np.ones(n, bool) for _ in range(2))
+        for condition in conditions:
+            off = condition.reach * tolerance
+            above, over, under = (condition.distance.signs(limit) for limit in (0.0, off, -off))
+            surely &= over > 0
+            maybe &= under > 0
+            tie &= under >= 0
+            if self._decides(condition):
+                active &= above > 0
+                fewest &= over > 0
+                most &= under > 0
+        n_active = int(np.count_nonzero(active))
+        bounds = self._decision.counted(fewest), self._decision.counted(most)
+        if not any(condition.reach == 1 for condition in conditions):  # what fires may be negative, and is off where it is 0
+            near_0 = active & (np.abs(self._value.near) <= tolerance)
+            bounds = n_active - int(np.count_nonzero(near_0)), self._decision.counted(np.ones(n, bool))
+        least, _ = self._margins()
+        ranked = self._value.order(self._candidates[active[self._candidates]]).tolist()[: self._k + 1]
+        values = [self._value.value(feature) for feature in ranked]
+        rank_margin = min((a - b for a, b in zip(values[: self._k], values[1:])), default=None)
+        at_gate = maybe & ~surely
+
+        # Whatever float64 may put on the wrong side of these two has been settled.
+        flags = []
+        if rank_margin is not None and rank_margin <= 2 * tolerance:
+            flags.append("rank-tie")
+        if np.any(tie & ~surely):
+            flags.append("gate-tie")
+        if n_active == 0:
+            flags.append("no-active-features")
+        return Encoding(
+            n_active=n_active,
+            n_active_bounds=bounds,
+            top=[(feature, round_to_float32(value)) for feature, value in zip(ranked[: self._k], values)],
+            rank_margin=None if rank_margin is None else _round_margin(rank_margin),
+            gate_margin=_round_margin(self._gate_margin()),
+            gate_ties=np.flatnonzero(at_gate).tolist(),
+            flags=flags,
+            active=self._active_features(active, at_gate) if self._with_active else None,
+        )
+
+    def _gate_margin(self) -> float | Fraction:
+        """The least distance of a feature from its gate, exact where it is settled."""
+        distances = [condition.distance for condition in self._decision.conditions]
+        least, most = self._margins()
+        near = np.flatnonzero(least <= float(most.min()))
+        # Of features that are equal one is enough.
+        first, _ = classes([key for distance in distances for key in (distance.near[near], distance.identities(near))])
+        margins: list[float | Fraction] = []
+        for feature in near[first].tolist():
+            values: list[Any] = [distance.value(feature) for distance in distances]  # floats and Fractions compare exactly
+            margins.append(abs(min(values)))
+        return min(margins)
+
+    def _active_features(self, active: np.ndarray, at_gate: np.ndarray) -> ActiveFeatures:
+        with np.errstate(over="ignore"):
+            values = self._value.near.astype(np.float32)
+        settled = self._value.settled
+        if len(settled.features):
+            values[settled.features] = np.array([round_to_float32(value) for value in settled.values], np.float32)[settled.of]
+        features = np.flatnonzero(active | at_gate)
+        slack = np.where(at_gate, np.abs(values.astype(np.float64)), 0.0) + self._tolerance
+        return ActiveFeatures(features, np.where(active, values, 0)[features], slack[features], at_gate[features])
+
+
+def _round_margin(value: float | Fraction) -> float:
+    return round(value, MARGIN_DECIMALS) if isinstance(value, float) else float(round(value, MARGIN_DECIMALS))
+
+
+def _rounds_apart(low: float, high: float) -> bool:
+    """Whether two bounds of one margin, which is not negative, leave open how it is rounded."""
+    return round(max(low, 0.0), MARGIN_DECIMALS) != round(high, MARGIN_DECIMALS)
+
+
+def _leaves_open(low: float, high: float, limit: float) -> bool:
+    """Whether two bounds of one margin leave open how it is rounded, or whether it is at most `limit`."""
+    return _rounds_apart(low, high) or low <= limit < high

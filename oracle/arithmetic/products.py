@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -32,39 +31,62 @@ class Matrix:
         return np.ascontiguousarray(np.concatenate(rows).T)
 
 
+    def column_parts(self, features: np.ndarray) -> Iterator[tuple[slice | np.ndarray, slice, np.ndarray]]:
+        """The encoder vectors of some features in ascending order, in parts, by a pass over it.
+
+        Each is float32 [inputs, n]: of which of the `features`, by their places, of which inputs, and the part itself.
+        """
+        start = 0
+        for block in self.blocks():
+            span = slice(start, start + len(block))
+            start = span.stop
+            if self.features_first:
+                first, last = np.searchsorted(features, (span.start, span.stop))
+                if first < last:
+                    yield np.arange(first, last), slice(0, block.shape[1]), block[features[first:last] - span.start].T
+            else:
+                yield slice(0, len(features)), span, block[:, features]
+
+
 class NotFiniteError(ValueError):
     """W_enc, or a pre-activation, holds NaN or infinities."""
 
 
 @dataclass(frozen=True)
 class Products:
-    """Residuals times W_enc: float32 and float64 [n_seeds, n_features], the largest |W_enc|, the depth of the float64 sums."""
+    """Inputs times W_enc: float32 and float64 [n_cases, n_features], each feature's largest |W_enc|, float64 [n_features], and
+    the depth of the float64 sums."""
 
     float32: np.ndarray
     float64: np.ndarray
-    largest_weight: float
+    largest_weights: np.ndarray
     depth: int
 
 
-def multiply(w_enc: Matrix, residuals: np.ndarray) -> Products:
-    """One pass over W_enc for float32 residuals [n_seeds, d_model]. Raises NotFiniteError where W_enc holds NaN or infinities."""
-    largest, n_bad = 0.0, 0
+def multiply(w_enc: Matrix, inputs: np.ndarray) -> Products:
+    """One pass over W_enc for float32 inputs [n_cases, d_model]. Raises NotFiniteError where W_enc holds NaN or infinities."""
+    peaks: list[np.ndarray] = []  # of the features of a block, or of all that there are
+    n_bad = 0
 
     def checked() -> Iterator[np.ndarray]:
-        nonlocal largest, n_bad
+        nonlocal n_bad
+        axis = 1 if w_enc.features_first else 0
         for block in w_enc.blocks():
-            peak = max(float(block.max()), -float(block.min()))  # max and min both return NaN where there is one
-            if not math.isfinite(peak):
+            peak = np.maximum(block.max(axis=axis), -block.min(axis=axis))  # max and min both return NaN where there is one
+            if not np.all(np.isfinite(peak)):
                 n_bad += int(np.count_nonzero(~np.isfinite(block)))
-            largest = max(largest, peak)
+            if w_enc.features_first or not peaks:
+                peaks.append(peak)
+            else:
+                np.maximum(peaks[0], peak, out=peaks[0])
             yield block
 
     multiply_blocks = _multiply_features if w_enc.features_first else _multiply_inputs
     with np.errstate(all="ignore"):  # the caller finds what overflows
-        product32, product64, depth = multiply_blocks(checked(), residuals)
+        product32, product64, depth = multiply_blocks(checked(), inputs)
     if n_bad:
         raise NotFiniteError(f"W_enc has {n_bad} values that are NaN or infinite")
-    return Products(product32, product64, largest, depth)
+    return Products(product32, product64, np.concatenate(peaks).astype(np.float64), depth)
 
 
 def _multiply_inputs(blocks: Iterator[np.ndarray], residuals: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:

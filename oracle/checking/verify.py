@@ -7,13 +7,13 @@ from dataclasses import fields, replace
 
 import numpy as np
 
-from oracle.arithmetic.generator import seeds
+from oracle.arithmetic.constants import seeds
 from oracle.arithmetic.residual import fingerprint
 from oracle.checking.lists import compare_case
 from oracle.checking.reconstructions import reconstruction_problems
 from oracle.checking.verdict import DIFFERS, SAME, CaseVerdict, Verification
 from oracle.references.document import Case, CaseId, Reference
-from oracle.references.layer import encode_residuals, skipped_seeds
+from oracle.references.layer import encode_residuals, input_of, skipped_seeds
 from oracle.references.recorded import RecordedLayer, RecordedWeights, residual_of
 from oracle.weights.layer import LayerWeights
 
@@ -60,14 +60,15 @@ def _formula_problems(reference: Reference, weights: LayerWeights) -> list[str]:
     if not reference.is_ours:
         return []
     problems = []
-    schema = weights.format.schema(weights.has_threshold)
-    if reference.schema != schema:
-        problems.append(f"wrong schema: {ascii(reference.schema)}, its weights are of {schema}")
-    if reference.encoder_input != weights.encoder_input.record:
+    if reference.schema != weights.schema:
+        problems.append(f"wrong schema: {ascii(reference.schema)}, its weights are of {weights.schema}")
+    if input_of(reference.encoder_input or {}, weights.layer) != weights.encoder_input.record:
         problems.append(f"wrong encoder_input: its weights are encoded with {weights.encoder_input.record}")
-    formula = weights.format.encoder_formula(weights.has_threshold, weights.n_negative_thresholds > 0)
+    if any((reference.gate or {}).get(key) != value for key, value in weights.gate.record.items()):
+        problems.append(f"wrong gate: its weights have {weights.gate.record}")
+    formula = weights.formula(weights.n_negative_thresholds > 0)
     # Of several layers it is enough that one has a negative threshold.
-    if reference.encoder_formula not in (formula, weights.format.encoder_formula(weights.has_threshold, True)):
+    if reference.encoder_formula not in (formula, weights.formula(True)):
         shown = ascii((reference.encoder_formula or "")[:80])
         problems.append(f"wrong encoder_formula: {shown}, its weights are encoded by {formula!r}")
     return problems

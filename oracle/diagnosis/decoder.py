@@ -44,12 +44,12 @@ class DecoderTrial:
         self._printed = [(number, *output) for number, item in enumerate(layer.cases) for output in answered(item.case, item.answer)]
         residuals = np.stack([item.residual for item in layer.cases])  # [n_cases, d_model]
         with layer.opened(OWN) as weights:
-            [products] = multiply(weights.w_enc, weights.n_features, [weights.encoder_input.apply(residuals)], [()])
+            [products] = multiply(weights.w_enc, weights.n_features, [weights.encoder_input.apply(residuals).values], [()])
             pre = products + weights.b_enc
             in_top = np.zeros(pre.shape, bool)
             for row, item in zip(in_top, layer.cases):
                 row[[index for index, _ in listed(item.case)]] = True
-            self._input = DecoderInput(pre, weights.gate, in_top)
+            self._input = DecoderInput(pre, np.maximum(weights.threshold, 0), in_top)
             self._b_dec = weights.b_dec.astype(np.float64)
             # Past the features: through W_skip, through its transpose, as they are. [n_cases, 3, d_model]
             self._skip_outputs = np.zeros((len(residuals), 3, self._d_model))
@@ -119,7 +119,7 @@ class DecoderTrial:
         skip = np.array([port.skip.w_skip, port.skip.transposed, port.skip.residual])
         for number, place, expected, answer in self._printed:
             if 0 <= place + port.target < n_targets:
-                output = by_target[number, place + port.target] * weights.output_factor
+                output = by_target[number, place + port.target] * weights.row_factor
                 if place == 0:
                     output = output + skip @ self._skip_outputs[number, :, :n]
                 yield number, expected, answer, output + port.b_dec[min(place, 1)] * self._b_dec[:n]

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from oracle.arithmetic.generator import SEED_STRIDE
+from oracle.arithmetic.constants import SEED_STRIDE
 from oracle.arithmetic.products import Matrix
 from oracle.arithmetic.residual import residual
 from oracle.checking.lists import listed
@@ -68,7 +68,7 @@ class EncoderTrial:
             if port.source != Source():
                 layer, _, seed = item.case.id
                 row = _generated(*port.source.of((seed - layer) // SEED_STRIDE, layer), len(row))
-            row = weights.encoder_input.apply(port.input(row, weights.b_dec))
+            row = weights.encoder_input.apply(port.input(row, weights.b_dec)[np.newaxis]).values[0]
             for step in (port.norm, port.residual_rounding, port.product_rounding):
                 row = step(row)
             rows.append(row)

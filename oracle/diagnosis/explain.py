@@ -31,6 +31,7 @@ from oracle.references.recorded import RecordedLayer, RecordedWeights, residual_
 from oracle.references.rows import DataError
 from oracle.weights.formats import ENCODER
 from oracle.weights.layer import LayerWeights
+from oracle.weights.sidefiles import W_DEC
 
 MOST_CASES_PER_LAYER = 6  # examined; those that disagree come first
 MOST_ROWS = 192  # of products that are evaluated of one matrix
@@ -109,7 +110,7 @@ class _Search:
         return explanation
 
     def _search(self, weights: RecordedWeights) -> Explanation:
-        neighbourhood = Neighbourhood(weights, ENCODER if self._trial is EncoderTrial else weights.format.w_dec.role)
+        neighbourhood = Neighbourhood(weights, ENCODER if self._trial is EncoderTrial else weights.format.of_part(W_DEC)[0].role)
         for layer in self._layers:
             layer.neighbours = neighbourhood.beside(layer.own)
         examined, not_tried = sum(len(layer.cases) for layer in self._layers), tuple(neighbourhood.not_tried)
@@ -140,7 +141,7 @@ class _Search:
         has_threshold = True
         for layer in self._layers:
             with layer.opened(OWN) as weights:
-                available.add(SEVERAL_TARGETS if "n_targets" in weights.format.w_dec.axes else ONE_TARGET)
+                available.add(SEVERAL_TARGETS if weights.format.has_targets else ONE_TARGET)
                 has_threshold &= weights.has_threshold
                 available |= {W_SKIP} if weights.w_skip else set()
                 available |= {NEGATIVE} if weights.n_negative_thresholds else set()

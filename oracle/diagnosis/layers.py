@@ -15,12 +15,12 @@ import numpy as np
 import vendored_hf
 from oracle.diagnosis.mistakes import Mistake
 from oracle.diagnosis.port import LAYER_ABOVE, LAYER_BELOW, OWN
+from oracle.errors import WeightsError
 from oracle.references.document import Case
 from oracle.references.plan import LayerFiles
 from oracle.references.recorded import RecordedLayer, RecordedWeights
 from oracle.weights.formats import ENCODER, Format
 from oracle.weights.layer import LayerWeights, OpenFile
-from oracle.weights.tensors import WeightsError
 
 MOST_VARIANTS = 3  # of other L0
 

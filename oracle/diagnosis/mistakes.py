@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from oracle.arithmetic.generator import SEED_STRIDE
+from oracle.arithmetic.constants import SEED_STRIDE
 from oracle.diagnosis.port import LAYER_ABOVE, LAYER_BELOW, RESHAPED, W_DEC, DecoderInput, Gate, Port, Rounding, Selection, Skip, Source, right_index
 
 # What there must be for a port to make a mistake. Without a threshold a mistake about it gives the right numbers.

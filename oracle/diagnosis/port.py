@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from oracle.arithmetic.generator import MAX_U64, SEED_STRIDE
+from oracle.arithmetic.constants import MAX_U64, SEED_STRIDE
 
 Rounding = Callable[[np.ndarray], np.ndarray]  # float32 -> float32 of the same shape
 

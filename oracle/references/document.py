@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from oracle.arithmetic.generator import FNV_OFFSET_BASIS, FNV_PRIME, LN_2, LN_LAST_TERM, MAX_U64, MULTIPLIER, NAME, SEED_STRIDE, SQRT_HALF, VERSION
+from oracle.arithmetic.constants import FNV_OFFSET_BASIS, FNV_PRIME, LN_2, LN_LAST_TERM, MAX_U64, MULTIPLIER, NAME, SEED_STRIDE, SELECTIONS, SQRT_HALF, VERSION
 from oracle.job import MAX_TOLERANCE
 from oracle.references.rows import (
     NOBODY,
@@ -98,7 +98,8 @@ def _gate_ties(fields: Fields, key: str) -> tuple[int, ...]:
     if not all(is_integer(tie) and 0 <= tie < n_features for tie in ties) or ties != sorted(set(ties)):
         raise fields.error(f"not ascending indices of the {n_features} features", key)
     fewest, most = fields.known["n_active_bounds"]
-    if len(ties) != most - fewest:
+    selects = (fields.above("gate") or {}).get("kind") in SELECTIONS  # there one may fire for another
+    if len(ties) < most - fewest if selects else len(ties) != most - fewest:
         raise fields.error(f"{len(ties)} long, but n_active_bounds are {most - fewest} apart", key)
     return tuple(ties)
 
@@ -188,6 +189,11 @@ class LayerRecord:
     decoder_sha256: str | None = row(
         or_none(text), required=NOBODY,
         write=lambda record, _: {"decoder_sha256": record.decoder_sha256} if record.decoder_path else {},
+    )  # fmt: skip
+    side_path: str | None = row(text, required=NOBODY)
+    side_sha256: str | None = row(
+        or_none(text), required=NOBODY,
+        write=lambda record, _: {"side_sha256": record.side_sha256} if record.side_path else {},
     )  # fmt: skip
 
 

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from oracle import errors
-from oracle.errors import LayersFailed
+from oracle.errors import BadUse, LayersFailed, WeightsError
 from oracle.job import CURATION_REPO, Job
 from oracle.references.document import FORMAT_VERSION, Case, Reference, WeightsRepo, generator_record
-from oracle.references.layer import LayerResult, LayerTask, encode_layer
+from oracle.references.layer import LayerResult, LayerTask, encode_layer, input_record
 from oracle.references.plan import Plan, plan
 from oracle.references.rows import Document
 from oracle.references.workers import LayerFailure, run
@@ -27,7 +27,7 @@ from oracle.sources.curation import HubFile
 from oracle.sources.listing import Listing
 from oracle.sources.source import FileEvents, Source
 from oracle.version import VERSION
-from oracle.weights.tensors import WeightsError
+from oracle.weights.sidefiles import Context
 
 METHODOLOGY = "from-first-principles encoder oracle in NumPy (float32 products, float64 and exact referee; no torch)"
 
@@ -68,10 +68,12 @@ class Run:
                 self.events.encoded(case, result.n_features)
             self.events.layer_done(result.record.layer)
             results.append(result)
-            if result.n_negative_thresholds:
+            for note in result.arithmetic.notes:
+                self.events.warned(f"layer {result.record.layer}: {note}")
+            if result.arithmetic.n_negative_thresholds:
                 self.events.warned(
-                    f"layer {result.record.layer}: {result.n_negative_thresholds} thresholds are negative; nothing negative is let through "
-                    "here, as SAELens has it; circuit-tracer lets it through"
+                    f"layer {result.record.layer}: {result.arithmetic.n_negative_thresholds} thresholds are negative; nothing negative is let "
+                    "through here, as SAELens has it; circuit-tracer lets it through"
                 )
         return _assemble(self.job, self.plan, results)
 
@@ -122,7 +124,16 @@ def _in_turn(job: Job, job_plan: Plan, source: Source) -> Iterator[LayerResult]:
 
 
 def _tasks(job: Job, job_plan: Plan) -> list[LayerTask]:
-    return [LayerTask(job, job_plan.format, files.read(job.decode), job_plan.side.activation) for files in job_plan.layers.values()]
+    side, origin = job_plan.side, job.origin
+    if side.k is not None and origin.k not in (None, side.k):
+        raise BadUse(f"--k says {origin.k}, and the config.yaml says {side.k}: leave --k out")
+    return [
+        LayerTask(
+            job, job_plan.format, files.read(job.decode),
+            Context(files.encoder.repo, side.activation, origin.k if side.k is None else side.k, origin.input_scale, origin.ignore_key),
+        )
+        for files in job_plan.layers.values()
+    ]  # fmt: skip
 
 
 def _submit(
@@ -170,13 +181,15 @@ def _assemble(job: Job, job_plan: Plan, results: list[LayerResult]) -> Reference
                 f"{result.record.path}: W_enc has [d_model, n_features] = {[result.d_model, result.n_features]}, "
                 f"but that of layer {first.record.layer} has {[first.d_model, first.n_features]}"
             )
-        if result.has_threshold != first.has_threshold:
-            raise WeightsError(
-                f"{result.record.path}: it has {'a' if result.has_threshold else 'no'} threshold, unlike layer "
-                f"{first.record.layer}: one reference has one formula"
-            )
+        for word, (own, other) in {"gate": _gates(result, first), "encoder_input": _inputs_but_factor(result, first)}.items():
+            if own != other:
+                raise WeightsError(
+                    f"{result.record.path}: its {word} is {_in_words(own)}, and that of layer {first.record.layer} is {_in_words(other)}: "
+                    "one reference has one formula"
+                )
     _check_targets(job_plan, results)
-    n_negative = sum(result.n_negative_thresholds for result in results)
+    negative = [result for result in results if result.arithmetic.n_negative_thresholds]
+    ignored = dict.fromkeys([*job_plan.side.ignored, *(key for result in results for key in result.arithmetic.ignored)])
     return Reference(
         format_version=FORMAT_VERSION,
         repo=WeightsRepo(job_plan.format.repo_key, first.record.repo),
@@ -184,11 +197,13 @@ def _assemble(job: Job, job_plan: Plan, results: list[LayerResult]) -> Reference
         curation_repo=(job.origin.repo or CURATION_REPO) if job_plan.curated else None,
         curation_revision=job_plan.commit if job_plan.curated else None,
         methodology=METHODOLOGY,
-        schema=job_plan.format.schema(first.has_threshold),
-        encoder_formula=job_plan.format.encoder_formula(first.has_threshold, n_negative > 0),
-        gate=_gate(first.has_threshold, n_negative),
-        encoder_input=first.encoder_input.record,
-        ignored_keys=job_plan.side.ignored or None,
+        schema=first.arithmetic.schema,
+        encoder_formula=first.arithmetic.negative_formula if negative else first.arithmetic.formula,
+        gate=first.arithmetic.gate if not negative else {
+            **negative[0].arithmetic.gate, "n_negative_thresholds": sum(result.arithmetic.n_negative_thresholds for result in results)
+        },
+        encoder_input=input_record({result.record.layer: result.arithmetic.encoder_input for result in results}),
+        ignored_keys=tuple(ignored) or None,
         d_model=first.d_model,
         n_features=first.n_features,
         top_k=job.top_k,
@@ -203,16 +218,23 @@ def _assemble(job: Job, job_plan: Plan, results: list[LayerResult]) -> Reference
     )
 
 
-def _gate(has_threshold: bool, n_negative: int) -> Document:
-    """The gate as the JSON has it; peers differ in what they make of negative thresholds."""
-    if not n_negative:
-        return {"kind": "jumprelu" if has_threshold else "relu"}
-    return {"kind": "jumprelu", "n_negative_thresholds": n_negative, "negative_values": "never active"}
+def _gates(*results: LayerResult) -> list[Document]:
+    """Gates without what may differ from layer to layer."""
+    counts = ("n_negative_thresholds", "negative_values")
+    return [{key: value for key, value in result.arithmetic.gate.items() if key not in counts} for result in results]
+
+
+def _inputs_but_factor(*results: LayerResult) -> list[Document]:
+    return [{key: value for key, value in result.arithmetic.encoder_input.items() if key != "factor"} for result in results]
+
+
+def _in_words(record: Document) -> str:
+    return ", ".join(str(value) if key == "kind" else f"{key} {value}" for key, value in record.items())
 
 
 def _check_targets(job_plan: Plan, results: list[LayerResult]) -> None:
     """All layers of a cross-layer transcoder write up to its last one. Raises WeightsError."""
-    if "n_targets" not in job_plan.format.w_dec.axes:
+    if not job_plan.format.has_targets:
         return
     last = {
         case.id.layer: case.outputs[-1].target_layer for result in results for case in result.cases if case.outputs

@@ -10,20 +10,20 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from oracle.arithmetic import decoder, encoder
-from oracle.arithmetic.generator import seeds
-from oracle.arithmetic.inputs import EncoderInput
+from oracle.arithmetic.chain import Inputs
+from oracle.arithmetic.constants import seeds
+from oracle.arithmetic.encoder import Encoding
 from oracle.arithmetic.products import NotFiniteError
 from oracle.arithmetic.residual import fingerprint, residual
-from oracle.arithmetic.settling import Encoding
-from oracle.errors import BadData
+from oracle.errors import BadData, WeightsError
 from oracle.job import Job
 from oracle.references.document import Case, CaseId, LayerRecord, Reconstruction, SkippedSeed, TopFeature, seed_case
 from oracle.references.plan import LayerFiles
-from oracle.sources.curation import JUMPRELU, RELU
+from oracle.references.rows import Document
 from oracle.sources.source import SourceFile
-from oracle.weights.formats import DECODER, ENCODER, Format
+from oracle.weights.formats import DECODER, ENCODER, SIDE, Format
 from oracle.weights.layer import LayerWeights
-from oracle.weights.tensors import WeightsError
+from oracle.weights.sidefiles import Context
 
 SEEDS_AT_ONCE = 16  # a pass over W_enc for each group: its products take less than the results of 300 seeds
 MOST_SKIPPED = 100  # seeds of a layer that --robust passes over before it gives up
@@ -35,12 +35,59 @@ class RobustError(BadData, ValueError):
 
 @dataclass(frozen=True)
 class LayerTask:
-    """All that a layer's cases depend on: the job, those of the layer's files that it reads, and what a config.yaml says of its gate."""
+    """All that a layer's cases depend on: the job, those of the layer's files that it reads, and what is said of it elsewhere."""
 
     job: Job
     format: Format
     files: LayerFiles
-    activation: str | None
+    context: Context
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """What a layer's weights are encoded by, as the JSON has it; `negative_formula` is that of layers with negative thresholds.
+
+    `ignored` are keys of its side file that were passed over on demand, `notes` what a user should know.
+    """
+
+    schema: str
+    formula: str
+    negative_formula: str
+    gate: Document
+    encoder_input: Document
+    ignored: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, weights: LayerWeights) -> Arithmetic:
+        settings = weights.settings
+        return cls(
+            weights.schema, weights.formula(False), weights.formula(True), weights.gate_record, weights.encoder_input.record,
+            settings.ignored, settings.notes,
+        )  # fmt: skip
+
+    @property
+    def n_negative_thresholds(self) -> int:
+        count: int = self.gate.get("n_negative_thresholds", 0)
+        return count
+
+
+def input_record(of_layers: dict[int, Document]) -> Document:
+    """What the JSON says of the encoder's input, of all layers: a factor that differs stands with each layer."""
+    records = list(of_layers.values())
+    if all(record == records[0] for record in records):
+        return records[0]
+    factors = {str(layer): record["factor"] for layer, record in of_layers.items()}
+    return {key: value for key, value in records[0].items() if key != "factor"} | {"factor_of_layer": factors}
+
+
+def input_of(record: Document, layer: int) -> Document:
+    """What such a record says of one layer."""
+    factors = record.get("factor_of_layer")
+    if not isinstance(factors, dict):
+        return record
+    own = {key: value for key, value in record.items() if key != "factor_of_layer"}
+    return {"kind": own.pop("kind", None), "factor": factors.get(str(layer)), **own}
 
 
 @dataclass(frozen=True)
@@ -55,9 +102,7 @@ class LayerResult:
     skipped: list[SkippedSeed]
     d_model: int
     n_features: int
-    has_threshold: bool
-    n_negative_thresholds: int
-    encoder_input: EncoderInput
+    arithmetic: Arithmetic
     float32_max_abs_error: float
     n_settled: int
 
@@ -102,16 +147,19 @@ def encode_layer(task: LayerTask, files: Mapping[str, SourceFile]) -> LayerResul
     Raises WeightsError, RobustError, or what the reader raises.
     """
     job, layer = task.job, task.files.layer
-    weights = LayerWeights(task.format, layer, {role: file.open for role, file in files.items()})
-    _check_gate(task, weights)
+    weights = LayerWeights(task.format, layer, {role: file.open for role, file in files.items()}, task.context)
+    if job.origin.schema == task.format.jumprelu_name is not None and not weights.has_threshold:
+        raise WeightsError(f"{weights.label}: it has no threshold, so that it is no {task.format.jumprelu_name}: leave --schema out")
     chosen, skipped, searched = _robust_seeds(job, weights) if job.robust else (seeds(layer, range(job.seeds)), [], Encodings())
     residuals = _residuals(chosen, weights)
     encodings = encode_residuals(weights, residuals, job.top_k, job.tolerance, decode=job.decode)
     encodings.count(searched.float32_max_abs_error, searched.n_settled)
-    main, apart = files[ENCODER], files.get(DECODER)
+    main, apart, side = files[ENCODER], files.get(DECODER), files.get(SIDE)
     record = LayerRecord(layer=layer, path=main.open.path, sha256=main.sha256, repo=main.repo, revision=main.commit)
     if apart:
         record = replace(record, decoder_path=apart.open.path, decoder_sha256=apart.sha256)
+    if side:
+        record = replace(record, side_path=side.open.path, side_sha256=side.sha256)
     cases = [
         replace(case, stream=layer, residual=values, residual_fingerprint=fingerprint(values))
         for case, values in zip(encodings.cases([seed_case(layer, seed) for seed in chosen]), residuals)
@@ -122,21 +170,10 @@ def encode_layer(task: LayerTask, files: Mapping[str, SourceFile]) -> LayerResul
         skipped,
         weights.d_model,
         weights.n_features,
-        weights.has_threshold,
-        weights.n_negative_thresholds,
-        weights.encoder_input,
+        Arithmetic.of(weights),
         encodings.float32_max_abs_error,
         encodings.n_settled,
     )
-
-
-def _check_gate(task: LayerTask, weights: LayerWeights) -> None:
-    """Hold the gate that the weights have against what was said of it. Raises WeightsError."""
-    has = f"it has {'a' if weights.has_threshold else 'no'} threshold"
-    if task.activation == (RELU if weights.has_threshold else JUMPRELU):
-        raise WeightsError(f"{weights.label}: {has}, but the config.yaml says that its activation is {task.activation}")
-    if task.job.origin.schema == task.format.jumprelu_name is not None and not weights.has_threshold:
-        raise WeightsError(f"{weights.label}: {has}, so that it is no {task.format.jumprelu_name}: leave --schema out")
 
 
 def encode_residuals(weights: LayerWeights, residuals: np.ndarray, k: int, tolerance: float, *, decode: bool) -> Encodings:
@@ -145,16 +182,14 @@ def encode_residuals(weights: LayerWeights, residuals: np.ndarray, k: int, toler
     for start in range(0, len(residuals), SEEDS_AT_ONCE):
         group = residuals[start : start + SEEDS_AT_ONCE]
         inputs = weights.encoder_input.apply(group)
-        if inputs is not group:
-            encodings.input_fingerprints += map(fingerprint, inputs)
+        if not weights.encoder_input.is_identity:
+            encodings.input_fingerprints += map(fingerprint, inputs.values)
         try:
-            encoded = encoder.encode(
-                weights.w_enc, weights.b_enc, weights.gate, inputs, k=k, tolerance=tolerance, with_active=decode
-            )
+            encoded = encoder.encode(weights.encoder, inputs.values, k=k, tolerance=tolerance, with_active=decode)
         except NotFiniteError as error:
             raise WeightsError(f"{weights.label}: {error}") from error
         if decode:
-            encodings.reconstructions += _reconstructions(weights, group, encoded.encodings)
+            encodings.reconstructions += _reconstructions(weights, group, inputs, encoded.encodings)
         encodings.encodings += [replace(encoding, active=None) for encoding in encoded.encodings]
         encodings.count(encoded.float32_max_abs_error, encoded.n_settled)
     return encodings
@@ -220,7 +255,7 @@ def _hopeless(job: Job, weights: LayerWeights, n_kept: int, skipped: list[Skippe
 
 
 def _reconstructions(
-    weights: LayerWeights, residuals: np.ndarray, encodings: list[Encoding]
+    weights: LayerWeights, residuals: np.ndarray, inputs: Inputs, encodings: list[Encoding]
 ) -> list[tuple[Reconstruction, ...]]:
     """For each case its reconstructions: one, or one for each target layer.
 
@@ -228,17 +263,24 @@ def _reconstructions(
     are counted in where the source is the target itself.
     """
     active = [encoding.active for encoding in encodings if encoding.active]
-    row_shape = weights.w_dec.header.row_shape
+    if weights.settings.by_decoder_norm:
+        active = [decoder.divided(features, weights.decoder_norms) for features in active]
+    w_dec = weights.w_dec
+    row_shape = w_dec.header.row_shape if w_dec.features_first else (weights.d_out,)
     several = len(row_shape) > 1
-    features = decoder.decode(weights.w_dec.rows(decoder.active_in_any(active)), active, row_shape)
+    if w_dec.features_first:
+        features = decoder.decode(w_dec.rows(decoder.active_in_any(active)), active, row_shape)
+    else:
+        features = decoder.decode_columns(w_dec.blocks(), active)
     for sums in features:
-        sums.scale(weights.output_factor)
+        sums.scale(weights.row_factor)
     skips: list[list[decoder.Sums]] = [[] for _ in active]
     if weights.w_skip:
         skips = [[sums] for sums in decoder.skip_connection(weights.w_skip, residuals)]
     cases = []
-    for sums, skip in zip(features, skips):
-        outputs = [decoder.output([sums, *skip], weights.b_dec, 0 if several else None)]
+    for number, (sums, skip) in enumerate(zip(features, skips)):
+        factor, offset = (float(values[number, 0]) if weights.settings.restores else neutral for values, neutral in ((inputs.factor, 1.0), (inputs.offset, 0.0)))
+        outputs = [decoder.output([sums, *skip], weights.b_dec, 0 if several else None, factor=factor, offset=offset)]
         outputs += [decoder.output([sums], None, target) for target in range(1, row_shape[0] if several else 1)]
         cases.append(tuple(Reconstruction(target_layer=weights.layer + target, **vars(output)) for target, output in enumerate(outputs)))
     return cases

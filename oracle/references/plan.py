@@ -11,18 +11,18 @@ from dataclasses import dataclass, replace
 
 import vendored_hf
 from oracle.errors import BadUse
-from oracle.job import ALL, CURATION_REPO, SAMPLE, Job
+from oracle.job import ALL, CURATION_REPO, SAMPLE, Job, Origin
 from oracle.sources import curation
 from oracle.sources.curation import Config, CurationError, HubFile
 from oracle.sources.listing import Listing, ListingError
 from oracle.sources.source import Source
 from oracle.weights import formats
-from oracle.weights.formats import DECODER, ENCODER, FORMATS, LIST, NAMES, PATH, Format
+from oracle.weights.formats import DECODER, ENCODER, FORMATS, LIST, NAMES, PATH, SIDE, Format
 
 CONFIG_FILE = "config.yaml"
 MOST_SHOWN = 8
-# Files of formats that are not read yet: their tensors are called like ours, and mean something else.
-FOREIGN = {"sae_weights.safetensors": "SAELens", "sae.safetensors": "sparsify", "final.safetensors": "Llama Scope", "ae.pt": "dictionary_learning"}
+# Files of what is no map of one vector.
+FOREIGN = {"latest_ckpt.safetensors": "a temporal SAE's, whose features depend on the tokens before"}
 KINDS_OF_WEIGHTS = frozenset("transcoder transcoders clt clts plt plts sae saes scope lowl0".split())
 
 
@@ -40,9 +40,9 @@ class LayerFiles:
     @classmethod
     def beside(cls, weights_format: Format, layer: int, encoder: HubFile) -> LayerFiles:
         """All files of a layer, which lie beside that of its encoder."""
-        folder = posixpath.dirname(encoder.path)
+        folder, stem = posixpath.dirname(encoder.path), weights_format.stem(encoder.path)
         others = {
-            role: replace(encoder, path=posixpath.join(folder, name.format(layer=layer)))
+            role: replace(encoder, path=posixpath.normpath(posixpath.join(folder, name.format(layer=layer, stem=stem))))
             for role, name in weights_format.files.items()
             if role != ENCODER
         }
@@ -122,11 +122,12 @@ def _layer_in(rows: Iterable[Format], path: str) -> int | None:
 
 def plan(job: Job, source: Source) -> Plan:
     """Find out what a job reads. Raises LayerError, CurationError, WeightsError, or what the source raises."""
-    origin = job.origin
+    origin = job.origin.folder_apart
+    job = replace(job, origin=origin)
     repo = origin.repo or CURATION_REPO
     if origin.schema is not None and origin.schema not in formats.schemas():
         raise CurationError(f"there is no schema {ascii(origin.schema)}; there are {', '.join(formats.schemas())}")
-    are_files = {path.endswith(formats.SUFFIXES) for path in origin.path}
+    are_files = {_is_file(path, repo, source, origin) for path in origin.path}
     if are_files == {True, False}:
         raise LayerError(f"--path {' --path '.join(origin.path)}: name weight files or a folder of them, not both")
     if True in are_files:
@@ -145,6 +146,9 @@ def plan(job: Job, source: Source) -> Plan:
                 raise  # the server is out of reach: nobody knows whether there is one
             missing = error
     else:
+        paths = _files_in(folders, repo, source, origin)
+        if paths:
+            return _of_paths(replace(job, origin=replace(origin, path=paths)), repo, source)
         return _of_names(job, repo, source, missing=missing)
     side = curation.parse_config(text, config_file.path, origin.ignore_key)
     if side.files is None or (origin.path and config_file.path == CONFIG_FILE):
@@ -156,8 +160,63 @@ def plan(job: Job, source: Source) -> Plan:
     return Plan(row, _beside(row, files), _beside(row, known), config_file, file.commit, True, side)
 
 
+def _named_rows(paths: tuple[str, ...], repo: str) -> list[Format]:
+    """The formats whose files are called like all these, those that say most of the names."""
+    rows = [row for row in FORMATS if PATH in row.found_by and all(row.names_file(path) for path in paths)]
+    most = max((row.how_specific(paths[0]) for row in rows), default=0)
+    rows = [row for row in rows if row.how_specific(paths[0]) == most]
+    return [row for row in rows if row.owner == repo.split("/")[0]] or rows
+
+
+def _has_side_file(row: Format, layer: int, encoder: HubFile, source: Source) -> bool:
+    """Whether the repo's listing, where there is one, has the side file of a format."""
+    with contextlib.suppress(OSError, ValueError, vendored_hf.EntryNotFoundError):
+        return LayerFiles.beside(row, layer, encoder).files[SIDE].path in source.listing(encoder.repo, encoder.revision).paths
+    return False
+
+
 def _beside(row: Format, encoders: dict[int, HubFile]) -> dict[int, LayerFiles]:
     return {layer: LayerFiles.beside(row, layer, file) for layer, file in encoders.items()}
+
+
+def _is_file(path: str, repo: str, source: Source, origin: Origin) -> bool:
+    """Whether a path is that of a weight file. SAELens's directory has folders that are called like one."""
+    if not path.endswith(formats.SUFFIXES):
+        return False
+    if path.endswith((".npz", ".safetensors")) or any(row.how_specific(path) > len(".pth") and row.names_file(path) for row in FORMATS):
+        return True
+    with contextlib.suppress(OSError, ValueError, vendored_hf.EntryNotFoundError):
+        listing = source.listing(repo, origin.weights_revision or origin.revision)
+        return not any(other.startswith(f"{path}/") for other in listing.paths)
+    return True
+
+
+def _files_in(folders: list[str], repo: str, source: Source, origin: Origin) -> tuple[str, ...]:
+    """The weight file of each folder, where one is in it that is called like those of a path; none where there is none in any."""
+    if not folders:
+        return ()
+    try:
+        listing = source.listing(repo, origin.weights_revision or origin.revision)
+    except ListingError:
+        return ()
+    rows = [row for row in FORMATS if PATH in row.found_by and NAMES not in row.found_by and origin.schema in (None, *row.names)]
+    paths = []
+    for folder in folders:
+        beside = [path[len(folder) + 1 :] for path in listing.paths if path.startswith(f"{folder}/")]
+        _refuse_foreign(HubFile(repo, None, f"{folder}/{path}") for path in beside)
+        named = {
+            path: row.how_specific(path)
+            for path in beside for row in rows
+            if path.count("/") == row.encoder_file.count("/") and row.names_file(f"{folder}/{path}")
+        }  # fmt: skip
+        best = [path for path, specific in named.items() if specific == max(named.values())]
+        if len(best) > 1:
+            raise CurationError(f"--path {folder}: it has the weight files {_shown(best)}: name one of them")
+        paths += [f"{folder}/{path}" for path in best]
+    if paths and len(paths) < len(folders):
+        lacking = next(folder for folder in folders if not any(path.startswith(f"{folder}/") for path in paths))
+        raise CurationError(f"--path {lacking}: {repo} has no weight file there")
+    return tuple(paths)
 
 
 def _of_paths(job: Job, repo: str, source: Source) -> Plan:
@@ -168,7 +227,7 @@ def _of_paths(job: Job, repo: str, source: Source) -> Plan:
             file = curation.parse_uri(f"hf://{repo}/{path}")
         except CurationError as error:
             raise CurationError(f"--path {path}: {error}") from error
-        layer = _layer_in(FORMATS, path)
+        layer = _layer_in(_named_rows((path,), repo) or FORMATS, path)
         if layer is None and len(job.origin.path) == 1:
             layer = job.layers[0] if isinstance(job.layers, tuple) and len(job.layers) == 1 else 0
         if layer is None:
@@ -179,12 +238,12 @@ def _of_paths(job: Job, repo: str, source: Source) -> Plan:
     if isinstance(job.layers, tuple) and set(job.layers) != set(files):
         raise LayerError(f"the paths are of the layers {sorted(files)}, and --layers says {sorted(set(job.layers))}")
     files = dict(sorted(files.items()))
-    rows = [row for row in FORMATS if PATH in row.found_by and all(row.names_file(path) for path in job.origin.path)]
+    rows = _named_rows(job.origin.path, repo)
     rows = [row for row in rows if row.folder] or rows  # a folder's files are of its format alone
     if rows and rows[0].folder and job.origin.schema not in (None, rows[0].name):
         raise CurationError(f"{job.origin.path[0]} is of the schema {rows[0].name}, not {job.origin.schema}: leave --schema out")
     if not rows and job.origin.schema is None:
-        _refuse_foreign(files)
+        _refuse_foreign(files.values())
         names = ", ".join(f"{row.name} has {row.encoder_file}" for row in FORMATS if PATH in row.found_by)
         raise CurationError(f"{job.origin.path[0]}: no schema's files are called so: {names}; choose by --schema")
     row = _format(job, source, rows, files, "the path")
@@ -278,22 +337,26 @@ def _wanted(job: Job, repo: str, known: dict[int, HubFile], n_layers: int) -> di
 
 def _format(job: Job, source: Source, rows: list[Format], files: dict[int, HubFile], where: str) -> Format:
     """The one row that fits what is seen: how the files end, and where that leaves several, the first one's tensors."""
-    _refuse_foreign(files)
+    _refuse_foreign(files.values())
     if job.origin.schema is not None:
         rows = [formats.by_name(job.origin.schema)]
     layer, first = next(iter(files.items()))
-    left = [row for row in rows if all(file.path.endswith(row.suffix) for file in files.values())]
+    left = [row for row in rows if all(file.path.endswith(row.suffixes) for file in files.values())]
     if not left:
-        known = {suffix: file.path for file in files.values() for suffix in {row.suffix for row in rows} if file.path.endswith(suffix)}
+        suffixes = {suffix for row in rows for suffix in row.suffixes}
+        known = {suffix: file.path for file in files.values() for suffix in suffixes if file.path.endswith(suffix)}
         if len(known) > 1:
             raise CurationError(f"{' and '.join(known.values())}: {where} names files of several formats, and a schema has one")
         odd = next((file.path for file in files.values() if not file.path.endswith(tuple(known))), first.path)
         raise CurationError(
             f"{odd}: no schema that {where} can name has such files; "
-            f"{', '.join(f'{row.name} has *{row.suffix}' for row in rows) or 'there is none of that kind'}"
+            f"{', '.join(f'{row.name} has *{row.suffixes[0]}' for row in rows) or 'there is none of that kind'}"
         )
     if len(left) == 1:
         return left[0]
+    beside = [row for row in left if row.side_file and _has_side_file(row, layer, first, source)]
+    if len(beside) == 1 and all(row.side_file for row in left):
+        return beside[0]
     with source.open(first) as file:
         names = file.open.tensors().names
     seen = f"{first.path} has the tensors {_shown(names)}"
@@ -305,12 +368,12 @@ def _format(job: Job, source: Source, rows: list[Format], files: dict[int, HubFi
     return fitting[0]
 
 
-def _refuse_foreign(files: dict[int, HubFile]) -> None:
-    """Raise CurationError for files that are called like those of a format that is not read yet."""
-    for file in files.values():
+def _refuse_foreign(files: Iterable[HubFile]) -> None:
+    """Raise CurationError for files of what cannot be read."""
+    for file in files:
         owner = FOREIGN.get(posixpath.basename(file.path))
         if owner:
-            raise CurationError(f"{file.path} is a file of {owner}'s, whose tensors mean something else than those read here: it is not read yet")
+            raise CurationError(f"{file.path} is {owner}: it is no map of one vector, and is not read")
 
 
 def _is_of_kind(row: Format, kind: str | None) -> bool:

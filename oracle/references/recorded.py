@@ -11,10 +11,12 @@ from typing import BinaryIO, cast
 import numpy as np
 
 import vendored_hf
+from oracle.arithmetic.constants import TOPK
 from oracle.arithmetic.residual import residual
 from oracle.job import Job, Origin
 from oracle.references.document import Case, LayerRecord, Reference
 from oracle.references.generate import Events
+from oracle.references.layer import input_of
 from oracle.references.plan import LayerFiles, plan, sibling_files
 from oracle.references.rows import DataError
 from oracle.sources import curation
@@ -22,8 +24,9 @@ from oracle.sources.curation import HubFile
 from oracle.sources.hashes import sha256_of
 from oracle.sources.source import Source
 from oracle.weights import formats
-from oracle.weights.formats import DECODER, ENCODER, Format
+from oracle.weights.formats import DECODER, ENCODER, SIDE, Format
 from oracle.weights.layer import LayerWeights, OpenFile
+from oracle.weights.sidefiles import Context
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class RecordedLayer:
     format: Format
     files: dict[str, RecordedFile]
     cases: list[Case]
+    context: Context
 
     @property
     def problems(self) -> list[str]:
@@ -62,13 +66,13 @@ class RecordedLayer:
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[LayerWeights]:
-        """The layer's weights. Raises WeightsError."""
+        """The layer's weights, and what the reference says of them. Raises WeightsError."""
         with contextlib.ExitStack() as stack:
             files = {}
             for role, file in self.files.items():
                 reader = cast(BinaryIO, stack.enter_context(open(file.path, "rb", buffering=0)))
                 files[role] = OpenFile(reader, file.file.path, file.file.path)
-            yield LayerWeights(self.format, self.layer, files)
+            yield LayerWeights(self.format, self.layer, files, self.context)
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ class RecordedWeights:
         layers = self._planned(tuple(cases), source) if self.ignore_recorded_files else self._recorded(tuple(cases))
         self.events.layers(len(layers))
         for layer, files in layers.items():
-            yield RecordedLayer(layer, self.format, self._fetched(source, files), cases[layer])
+            yield RecordedLayer(layer, self.format, self._fetched(source, files), cases[layer], self._context(layer, files))
             self.events.layer_done(layer)
 
     def known_files(self) -> tuple[dict[int, LayerFiles], bool]:
@@ -136,6 +140,18 @@ class RecordedWeights:
         """The local path of a weight file that no reference names. Raises as Source.fetch does."""
         return str(Source(self.origin, self.events).fetch(file).path)
 
+    def _context(self, layer: int, files: LayerFiles) -> Context:
+        """What is said of a layer's arithmetic beside its files: the reference has it on record."""
+        gate, origin = self.reference.gate or {}, self.origin
+        k, scale = gate.get("k"), input_of(self.reference.encoder_input or {}, layer).get("factor")
+        return Context(
+            files.encoder.repo,
+            TOPK if gate.get("kind") == TOPK else None,
+            k if type(k) is int else origin.k,
+            scale if type(scale) is float else origin.input_scale,
+            (*(self.reference.ignored_keys or ()), *origin.ignore_key),
+        )
+
     def _job(self, layers: tuple[int, ...]) -> Job:
         return Job(replace(self.origin, schema=self.format.name), layers)
 
@@ -150,16 +166,18 @@ class RecordedWeights:
             if record is not None:
                 encoder = _hub_file(record, record.path)
                 files[layer] = LayerFiles.beside(self.format, layer, encoder)
-                if record.decoder_path:
-                    files[layer].files[DECODER] = _hub_file(record, record.decoder_path)
+                for role, path in ((DECODER, record.decoder_path), (SIDE, record.side_path)):
+                    if path:
+                        files[layer].files[role] = _hub_file(record, path)
         return files
 
     def _fetched(self, source: Source, layer: LayerFiles) -> dict[str, RecordedFile]:
         """A layer's files on disk, that of the decoder where the reference decodes."""
-        if not layer.encoder.path.endswith(self.format.suffix):
-            raise DataError(f"the reference's schema is {self.format.name}, but {layer.encoder.path} is no {self.format.suffix} file")
+        if not layer.encoder.path.endswith(self.format.suffixes):
+            kind = " or ".join(self.format.suffixes)
+            raise DataError(f"the reference's schema is {self.format.name}, but {layer.encoder.path} is no {kind} file")
         record = self.reference.record_of(layer.layer)
-        recorded = {ENCODER: record.sha256, DECODER: record.decoder_sha256} if record else {}
+        recorded = {ENCODER: record.sha256, DECODER: record.decoder_sha256, SIDE: record.side_sha256} if record else {}
         files = {}
         for role, file in layer.read(self.reference.decodes).files.items():
             local = source.fetch(file)

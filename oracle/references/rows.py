@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from oracle.arithmetic.generator import MAX_U64
+from oracle.arithmetic.constants import MAX_U64
 from oracle.errors import BadData
 
 Document = dict[str, Any]

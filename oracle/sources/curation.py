@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from oracle.arithmetic.constants import JUMPRELU, RELU, TOPK
 from oracle.errors import BadData
 
 SIZE_LIMIT = 1024 * 1024
@@ -18,7 +19,6 @@ ENTRY_LIMIT = 1024
 # Of a config.yaml: what is obeyed, and what says nothing of the numbers, or is known from elsewhere.
 OBEYED = ("transcoders", "model_name", "model_kind", "activation", "k")
 NO_BEARING = ("scan", "feature_input_hook", "feature_output_hook", "repo_id", "revision", "subfolder")
-RELU, JUMPRELU, TOPK = "relu", "jumprelu", "topk"
 
 _SCHEME = "hf://"
 _REPO_PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?")
@@ -43,7 +43,7 @@ class HubFile:
 class Config:
     """What a config.yaml says: `files` by layer in the list's order, or None where it has no list.
 
-    `model_name` is the model that was transcoded, `activation` the gate; each None where it is not said. `ignored` are
+    `model_name` is the model that was transcoded, `activation` the gate, with its `k`; each None where it is not said. `ignored` are
     the keys that were passed over because somebody said so.
     """
 
@@ -51,6 +51,7 @@ class Config:
     model_kind: str | None = None
     files: dict[int, HubFile] | None = None
     activation: str | None = None
+    k: int | None = None
     ignored: tuple[str, ...] = ()
 
 
@@ -81,15 +82,16 @@ def parse_config(text: bytes, path: str = "config.yaml", ignore_key: Collection[
             )
         if key != "transcoders" and not isinstance(value, str):
             raise CurationError(f"{path}: `{key}` is {_kind(value)}, not a string")
-    name, kind, activation = (config.get(key) for key in ("model_name", "model_kind", "activation"))
-    if activation == TOPK or "k" in config:
-        raise CurationError(f"{path}: `{'k' if activation is None else 'activation'}` asks for a top-k gate, which is not read yet")
-    if activation not in (None, RELU, JUMPRELU):
-        raise CurationError(f"{path}: `activation` is {ascii(activation)[:80]}; {RELU} and {JUMPRELU} are read")
+    name, kind, activation, k = (config.get(key) for key in ("model_name", "model_kind", "activation", "k"))
+    if activation not in (None, RELU, JUMPRELU, TOPK):
+        raise CurationError(f"{path}: `activation` is {ascii(activation)[:80]}; {RELU}, {JUMPRELU} and {TOPK} are read")
+    if k is not None and (activation != TOPK or not re.fullmatch(r"[1-9]\d{0,7}", k)):
+        wanted = "a whole number from 1" if activation == TOPK else f"read with `activation: {TOPK}`"
+        raise CurationError(f"{path}: `k` is {ascii(k)[:80]}; it is {wanted}")
     if "transcoders" not in config and kind is None:
         raise CurationError(f"{path} has neither a `transcoders` list nor a `model_kind`")
     files = _files(config["transcoders"], path) if "transcoders" in config else None
-    return Config(name, kind, files, activation, ignored)
+    return Config(name, kind, files, activation, None if k is None else int(k), ignored)
 
 
 def _files(entries: object, config: str) -> dict[int, HubFile]:

@@ -11,7 +11,21 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, NoReturn
 
-from oracle.job import ALL, MAX_CONNECTIONS, MAX_LAYER, MAX_SEEDS, MAX_TOLERANCE, MAX_TOP_K, MIN_TOLERANCE, SAMPLE, Job, Origin
+from oracle.job import (
+    ALL,
+    MAX_CONNECTIONS,
+    MAX_FEATURES,
+    MAX_LAYER,
+    MAX_SCALE,
+    MAX_SEEDS,
+    MAX_TOLERANCE,
+    MAX_TOP_K,
+    MIN_SCALE,
+    MIN_TOLERANCE,
+    SAMPLE,
+    Job,
+    Origin,
+)  # fmt: skip
 from oracle.terminal import github
 from oracle.version import VERSION
 from oracle.weights.formats import FORMATS
@@ -77,6 +91,14 @@ def tolerance(text: str) -> float:
             return float(text)
     span = f"{MIN_TOLERANCE:g} to {MAX_TOLERANCE:g}"
     raise argparse.ArgumentTypeError(f"{text!r} is not a number from {span}: margins are recorded to 6 decimals")
+
+
+def scale(text: str) -> float:
+    """What residuals may be multiplied by."""
+    with contextlib.suppress(ValueError):
+        if MIN_SCALE <= float(text) <= MAX_SCALE:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number from {MIN_SCALE:g} to {MAX_SCALE:g}")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -176,6 +198,8 @@ def _add_origin(parser: argparse.ArgumentParser) -> None:
     add("--schema", metavar="NAME", help="what is found out otherwise: how the weights are named and laid out")
     ignore = "go on without a key of a config.yaml that is not known; may be given several times"
     add("--ignore-key", metavar="NAME", action="append", default=[], help=ignore)
+    add("--k", type=integer(1, MAX_FEATURES), metavar="K", help="what a top-k gate keeps, where nothing beside the weights says it")
+    add("--input-scale", type=scale, metavar="X", help="what residuals are multiplied by, where nothing beside the weights says it")
     add("--revision", metavar="REV", help="branch, tag or commit of the repo (main)")
     add("--weights-revision", metavar="REV", help="the same for weights whose hf:// address names none")
     mirror = "ask this instead of huggingface.co: a server like it, a proxy, a file server, a folder (ORACLE_MIRROR)"

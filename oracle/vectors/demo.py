@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import tempfile
@@ -18,15 +17,40 @@ import vendored_hf
 from oracle.arithmetic.residual import residual
 from oracle.errors import BadUse
 from oracle.job import Job, Origin
+from oracle.references.plan import LayerFiles
 from oracle.sources import listing
+from oracle.sources.curation import HubFile
+from oracle.vectors.files import Arrays, weight_file
 from oracle.weights import formats
-from oracle.weights.formats import DECODER, FORMATS, LIST, NAMES, Format, TensorSpec
+from oracle.weights.formats import DECODER, ENCODER, FORMATS, LIST, NAMES, SIDE, Format, TensorSpec
+from oracle.weights.sidefiles import B_DEC, B_ENC, LOG_THRESHOLD, THRESHOLD, W_DEC, W_ENC, W_SKIP
 
 # Not the name of a real repo: a reference from these weights must not pass for one of Gemma Scope's.
 OWNER = "oracle-demo"
 COMMIT = "0" * 40
 N_LAYERS, D_MODEL, N_FEATURES = 26, 64, 512
 SAMPLE_LAYERS = (0, 12, 25)
+
+# Of each tensor the stream that it is drawn from, a factor, None for one by its size, and an offset.
+TENSORS: dict[str, tuple[int, np.float32 | None, float]] = {
+    W_ENC: (0, None, 0.0), W_DEC: (1, None, 0.0), B_ENC: (2, np.float32(0.1), 0.0), B_DEC: (3, np.float32(0.1), 0.0),
+    THRESHOLD: (4, np.float32(0.1), 1.5), LOG_THRESHOLD: (4, np.float32(0.1), 0.4), W_SKIP: (5, None, 0.0),
+}  # fmt: skip
+_LM_SAES = {"act_fn": "jumprelu", "d_model": D_MODEL, "dataset_average_activation_norm": {"in": 4.0, "out": 4.0}, "norm_activation": "dataset-wise"}
+SIDE_FILES: dict[str, dict[str, Any]] = {
+    "SaeLens": {"architecture": "topk", "k": 32, "apply_b_dec_to_input": True, "metadata": {"sae_lens_version": "6.0.0"}},
+    "DictionaryLearning": {"trainer": {"dict_class": "AutoEncoderTopK", "k": 32}},
+    "LlamaScope": {**_LM_SAES, "jump_relu_threshold": 1.5},
+    "LlamaScopeR1": _LM_SAES,
+    "Sparsify": {"activation": "topk", "k": 32, "transcode": True, "skip_connection": True, "d_in": D_MODEL, "num_latents": N_FEATURES},
+    "HookZ": {"act_size": D_MODEL, "dict_size": N_FEATURES},
+}
+FOLDER = "layer_{layer}/width_{n}/average_l0_40"
+FOLDERS = {
+    "SaeLens": "blocks.{layer}.hook_resid_post", "DictionaryLearning": "resid_post_layer_{layer}/trainer_0", "Sparsify": "layers.{layer}",
+    "LlamaScope": "Synthetic-L{layer}R-8x", "LlamaScopeR1": "synthetic/L{layer}R", "HookZ": "synthetic",
+}  # fmt: skip
+NAMED_K = {"QwenScope": "-W1K-L0_32"}  # the repo's name says k
 
 
 @dataclass(frozen=True)
@@ -43,7 +67,7 @@ class Demo:
 
 def weights_repo(row: Format) -> str:
     """The repo of a format's synthetic weights."""
-    return f"{OWNER}/synthetic-{row.name}"
+    return f"{OWNER}/synthetic-{row.name}{NAMED_K.get(row.name, '')}"
 
 
 def job_repo(row: Format) -> str:
@@ -84,53 +108,37 @@ def layer_files(row: Format, layer: int) -> dict[str, bytes]:
     """One layer's files by their paths, the encoder's first.
 
     Pre-activations have a deviation of about 1; one feature in fourteen fires, or half of them where the format does
-    with plain ReLU. Tensors that a format need not have are left out, but for W_skip.
+    with plain ReLU. Tensors that a format need not have are left out, but for W_skip and those that its gate needs.
     """
     scale = np.float32(D_MODEL**-0.5)
     extents = {"d_model": D_MODEL, "d_model_out": D_MODEL, "n_features": N_FEATURES, "n_targets": N_LAYERS - layer}
 
-    def draw(stream: int, spec: TensorSpec, factor: np.float32) -> np.ndarray:
+    def draw(spec: TensorSpec) -> np.ndarray:
+        stream, factor, offset = TENSORS[spec.part]
         shape = [extents[axis] for axis in spec.axes]
-        return residual(layer, 1000 + stream, int(np.prod(shape))).reshape(shape) * factor
+        if factor is None:
+            factor = np.float32(1) if spec.part == W_ENC and row.folder else scale
+        return np.float32(offset) + residual(layer, 1000 + stream, int(np.prod(shape))).reshape(shape) * factor
 
-    def named(arrays: dict[TensorSpec, np.ndarray]) -> dict[str, np.ndarray]:
-        return {spec.name.format(layer=layer): values for spec, values in arrays.items()}
-
-    encoder = {
-        row.w_enc: draw(0, row.w_enc, np.float32(1) if row.root_scaled else scale),
-        row.b_enc: draw(2, row.b_enc, np.float32(0.1)),
-        row.b_dec: draw(3, row.b_dec, np.float32(0.1)),
-    }
-    decoder = {row.w_dec: draw(1, row.w_dec, scale)}
-    if row.threshold and row.threshold.required:
-        encoder[row.threshold] = np.float32(1.5) + draw(4, row.threshold, np.float32(0.1))
-    if row.w_skip:
-        encoder[row.w_skip] = draw(5, row.w_skip, scale)
-    write = _npz if row.suffix == ".npz" else _safetensors
-    first = row.encoder_file.format(layer=layer)
-    if NAMES not in row.found_by:
-        first = f"{f'{row.folder}/' if row.folder else ''}layer_{layer}/width_{N_FEATURES}/average_l0_40/{first}"
-    if row.w_dec.role != DECODER:
-        return {first: write(named(encoder | decoder))}
-    return {first: write(named(encoder)), row.files[DECODER].format(layer=layer): write(named(decoder))}
-
-
-def _npz(arrays: dict[str, np.ndarray]) -> bytes:
-    archive = io.BytesIO()
-    members: dict[str, Any] = dict(arrays)  # beside them savez has an argument of another type
-    np.savez(archive, **members)
-    return archive.getvalue()
-
-
-def _safetensors(arrays: dict[str, np.ndarray]) -> bytes:
-    """In bfloat16, as the real ones are: the upper half of float32, the lower cut off."""
-    header, data = {}, b""
-    for name, values in arrays.items():
-        end = len(data) + 2 * values.size
-        header[name] = {"dtype": "BF16", "shape": values.shape, "data_offsets": [len(data), end]}
-        data += (values.astype("<f4").view("<u4") >> np.uint32(16)).astype("<u2").tobytes()
-    text = json.dumps(header).encode()
-    return len(text).to_bytes(8, "little") + text + data
+    arrays: dict[str, Arrays] = {ENCODER: {}, DECODER: {}}
+    done: set[str] = set()
+    for spec in row.tensors:
+        if spec.part in done or not (spec.required or spec.part == B_ENC or spec.part == W_SKIP and row.name != "SaeLens"):
+            continue
+        done.add(spec.part)
+        arrays[spec.role][spec.name.format(layer=layer)] = draw(spec)
+    first = row.encoder_file.format(layer=layer, stem=f"synthetic_L{layer}_z")
+    if NAMES not in row.found_by and "{layer}" not in row.encoder_file:
+        first = f"{FOLDERS.get(row.name, FOLDER).format(layer=layer, n=N_FEATURES)}/{first}"
+        first = f"{row.folder}/{first}" if row.folder else first
+    files = {first: weight_file(first, arrays[ENCODER])}
+    for role, file in LayerFiles.beside(row, layer, HubFile(weights_repo(row), None, first)).files.items():
+        path = file.path
+        if role == DECODER:
+            files[path] = weight_file(path, arrays[DECODER])
+        elif role == SIDE:
+            files[path] = json.dumps(SIDE_FILES[row.name]).encode()
+    return files
 
 
 def _add(cache: Path, repo: str, path: str, content: bytes) -> None:

@@ -1,23 +1,49 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""A layer's weight files as its format has them: tensors, named and checked against each other."""
+"""A layer's weight files as its format has them: tensors, named and checked against each other, and the encoder that they make."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import BinaryIO
+from functools import cached_property
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from oracle.arithmetic.inputs import EncoderInput
+from oracle.arithmetic import decoder
+from oracle.arithmetic.chain import EncoderInput, Gate, Gated, Largest, Threshold, exp_float32
+from oracle.arithmetic.constants import ABSTOPK, GATED, GROUPMAX, IDENTITY, JUMPRELU, LAYER_NORM, RELU, SCALED, TOPK, UNIT_RMS
+from oracle.arithmetic.encoder import Encoder
 from oracle.arithmetic.products import Matrix
-from oracle.weights.formats import Format, TensorSpec
+from oracle.errors import WeightsError
+from oracle.weights.formats import ENCODER, SIDE, Format, TensorSpec
 from oracle.weights.npz import Npz
 from oracle.weights.safetensors import Safetensors
-from oracle.weights.tensors import Tensor, TensorFile, WeightsError, listed
+from oracle.weights.sidefiles import (
+    B_DEC,
+    B_ENC,
+    B_GATE,
+    B_MAG,
+    LOG_THRESHOLD,
+    R_MAG,
+    SCALING,
+    THRESHOLD,
+    UNUSED,
+    W_DEC,
+    W_ENC,
+    W_SKIP,
+    Context,
+    K,
+    Settings,
+    Side,
+)  # fmt: skip
+from oracle.weights.tensors import Tensor, TensorFile, listed
+from oracle.weights.torchzip import TorchZip
 
-READERS: dict[str, Callable[[BinaryIO, str], TensorFile]] = {".npz": Npz, ".safetensors": Safetensors}
+READERS: dict[str, Callable[[BinaryIO, str], TensorFile]] = {".npz": Npz, ".safetensors": Safetensors, ".pt": TorchZip, ".pth": TorchZip}
+# Which tensors a gate needs, beside W_enc and b_dec.
+NEEDED = {RELU: (B_ENC,), JUMPRELU: (B_ENC,), TOPK: (B_ENC,), ABSTOPK: (B_ENC,), GROUPMAX: (B_ENC,), GATED: (B_GATE, R_MAG, B_MAG)}
 
 
 @dataclass(frozen=True)
@@ -32,20 +58,25 @@ class OpenFile:
         """The file's tensors. Raises WeightsError."""
         suffix = next((suffix for suffix in READERS if self.path.endswith(suffix)), None)
         if suffix is None:
-            raise WeightsError(f"{self.label}: neither {' nor '.join(READERS)}: its format is not known")
+            raise WeightsError(f"{self.label}: none of {', '.join(READERS)}: its format is not known")
         return READERS[suffix](self.reader, self.label)
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor of a format where it lies: its header, its file, and what messages call the file."""
+    """A tensor of a format where it lies: its header, its axes as they lie, its file, and what messages call the file."""
 
     header: Tensor
+    axes: tuple[str, ...]
     file: TensorFile
     label: str
 
+    @property
+    def features_first(self) -> bool:
+        return self.axes[0] == "n_features"
+
     def vector(self) -> np.ndarray:
-        """The whole of it, float32 [n]. Raises WeightsError where it holds NaN or infinities."""
+        """The whole of it, float32 of its shape. Raises WeightsError where it holds NaN or infinities."""
         return self._finite(self.file.read(self.header))
 
     def blocks(self) -> Iterator[np.ndarray]:
@@ -65,90 +96,169 @@ class StoredTensor:
 
 
 class LayerWeights:
-    """One layer's weights: `d_model`, `n_features`, and its tensors.
+    """One layer's weights: `d_model`, `n_features`, its tensors, and the `settings` that say how the numbers follow from them.
 
     `files` are some of the layer's, by their role: one that has no part in the work may be left out. Vectors are read at
     once, of matrices only the headers: what is wrong shows before the work. Raises WeightsError where a file is not one
     of the format.
     """
 
-    def __init__(self, weights_format: Format, layer: int, files: Mapping[str, OpenFile]):
+    def __init__(self, weights_format: Format, layer: int, files: Mapping[str, OpenFile], context: Context = Context()):
         self.format, self.layer = weights_format, layer
         self.label = next(iter(files.values())).label
-        self._tensors: dict[TensorSpec, StoredTensor] = {}
+        self._tensors: dict[str, StoredTensor] = {}
+        self._specs: dict[str, TensorSpec] = {}
         self._extents: dict[str, int] = {}
         for role, file in files.items():
-            self._take(role, file)
-        self._vectors = {spec: tensor.vector() for spec, tensor in self._tensors.items() if len(spec.axes) == 1}
+            if role != SIDE:
+                self._take(role, file)
+        self.settings = self._settings(files, context)
+        self._check_parts(ENCODER in files)
+        self._vectors = {
+            part: tensor.vector() for part, tensor in self._tensors.items() if len(tensor.axes) < 2 and part not in (K, *self.settings.unused)
+        }
         self.d_model, self.n_features = self._extents["d_model"], self._extents["n_features"]
+        self.d_out = self._extents.get("d_model_out", self.d_model)
+        self._check_k()
+
+    def _settings(self, files: Mapping[str, OpenFile], context: Context) -> Settings:
+        side = Side(self.label)
+        if self.format.side_file and SIDE in files:
+            file = files[SIDE]
+            side = Side.read(self.format.side_file, file.reader, file.label, context.ignore_key)
+        elif self.format.side_file and ENCODER in files:
+            raise WeightsError(f"{self.label}: its {self.format.side_file.name} is not there, which says what is computed")
+        elif self.format.side_file:
+            return Settings()  # a decoder's file alone
+        count = self._tensors[K].file.integer(self._tensors[K].header) if K in self._tensors else None
+        return self.format.settings(side, self._tensors.keys(), count, context)
+
+    # --- the encoder --------------------------------------------------------------------------------------------------
 
     @property
     def w_enc(self) -> Matrix:
         """W_enc, in blocks of rows as they lie in the file. Its values are not checked: the encoder looks at them."""
-        tensor = self._tensors[self.format.w_enc]
-        return Matrix(lambda: tensor.file.blocks(tensor.header), features_first=self.format.w_enc.axes[0] == "n_features")
+        tensor = self._tensors[W_ENC]
+        return Matrix(lambda: tensor.file.blocks(tensor.header), features_first=tensor.features_first)
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """What is computed of an input."""
+        offset = self.b_enc.astype(np.float64)
+        if self.settings.gate == GATED:
+            return Encoder(self.w_enc, self._vectors[B_MAG].astype(np.float64), self.gate, self._exp(R_MAG))
+        if self.settings.by_decoder_norm:
+            # float32 times float32 is exact in float64.
+            return Encoder(self.w_enc, offset * self.decoder_norms, self.gate, self.decoder_norms)
+        return Encoder(self.w_enc, offset, self.gate)
 
     @property
     def encoder_input(self) -> EncoderInput:
         """What is multiplied by W_enc."""
-        return EncoderInput(self.d_model**-0.5) if self.format.root_scaled else EncoderInput()
+        settings = self.settings
+        if settings.root_scaled:
+            return EncoderInput(SCALED, self.d_model**-0.5)
+        return EncoderInput(settings.normalised, settings.factor, settings.back, self.b_dec if settings.minus_b_dec else None)
 
-    @property
-    def output_factor(self) -> float:
-        """What the decoder's rows are multiplied by."""
-        return math.sqrt(self.d_model) if self.format.root_scaled else 1.0
+    @cached_property
+    def gate(self) -> Gate:
+        """Which features fire."""
+        settings = self.settings
+        if settings.gate == GATED:
+            return Gated(self._vectors[B_GATE])
+        if settings.gate in (TOPK, ABSTOPK, GROUPMAX):
+            relu = settings.gate == GROUPMAX or settings.gate == TOPK and settings.relu
+            return Largest(settings.k or 0, relu, settings.gate == ABSTOPK, settings.gate == GROUPMAX)
+        return Threshold(np.maximum(self.threshold, 0)) if settings.gate == JUMPRELU else Threshold()
 
     @property
     def b_enc(self) -> np.ndarray:
-        """float32 [n_features]."""
-        return self._vectors[self.format.b_enc]
+        """float32 [n_features]; b_gate where the gate is gated, which has no other."""
+        return self._vectors[B_GATE if self.settings.gate == GATED else B_ENC]
 
     @property
     def b_dec(self) -> np.ndarray:
         """float32 [d_model]."""
-        return self._vectors[self.format.b_dec]
+        return self._vectors[B_DEC]
 
     @property
     def has_threshold(self) -> bool:
-        """Whether the gate is JumpReLU's; it is plain ReLU's where there is no threshold."""
-        return self.format.threshold in self._tensors
+        """Whether the gate is JumpReLU's."""
+        return self.settings.gate == JUMPRELU
 
-    @property
+    @cached_property
     def threshold(self) -> np.ndarray:
-        """float32 [n_features]: JumpReLU's, or 0 where the gate is plain ReLU's."""
-        if self.format.threshold is None or not self.has_threshold:
+        """float32 [n_features]: JumpReLU's, or 0 where the gate is another."""
+        settings = self.settings
+        if not self.has_threshold:
             return np.zeros(self.n_features, np.float32)
-        return self._vectors[self.format.threshold]
+        if LOG_THRESHOLD in self._tensors:
+            return self._exp(LOG_THRESHOLD)
+        level = self._vectors[THRESHOLD] if settings.level is None else np.asarray(settings.level)
+        values = np.asarray(level.astype(np.float64) * settings.level_factor, np.float32)
+        return np.array(np.broadcast_to(values, (self.n_features,)))
 
     @property
     def n_negative_thresholds(self) -> int:
         return int(np.count_nonzero(self.threshold < 0))
 
+    def formula(self, has_negative_threshold: bool) -> str:
+        """What is computed, as the field's references write it."""
+        return formula(self.settings, self._specs[W_ENC], has_negative_threshold)
+
     @property
-    def gate(self) -> np.ndarray:
-        """float32 [n_features]: the threshold; a negative one lets nothing negative through."""
-        gate: np.ndarray = np.maximum(self.threshold, 0)
-        return gate
+    def schema(self) -> str:
+        """What the JSON calls the format."""
+        return self.format.schema(self.has_threshold)
+
+    @property
+    def gate_record(self) -> dict[str, Any]:
+        """What the JSON says of the gate; peers differ in what they make of negative thresholds."""
+        record = self.gate.record | ({"times_decoder_norms": True} if self.settings.by_decoder_norm else {})
+        negative = self.n_negative_thresholds
+        return record | ({"n_negative_thresholds": negative, "negative_values": "never active"} if negative else {})
+
+    def _exp(self, part: str) -> np.ndarray:
+        values = exp_float32(self._vectors[part])
+        if not np.all(np.isfinite(values)):
+            raise WeightsError(f"{self.label}: {self._tensors[part].header.name} is too large: its exponential overflows float32")
+        return values
+
+    # --- the decoder --------------------------------------------------------------------------------------------------
 
     @property
     def w_dec(self) -> StoredTensor:
-        """W_dec, [n_features, d_model] or [n_features, n_targets, d_model]. Raises WeightsError where it is not there."""
-        if self.format.w_dec not in self._tensors:
-            raise WeightsError(f"{self.label}: it has no {self.format.w_dec.name.format(layer=self.layer)}")
-        return self._tensors[self.format.w_dec]
+        """W_dec. Raises WeightsError where it is not there."""
+        if W_DEC not in self._tensors:
+            raise WeightsError(f"{self.label}: it has no {self.format.of_part(W_DEC)[0].name.format(layer=self.layer)}")
+        return self._tensors[W_DEC]
+
+    @cached_property
+    def decoder_norms(self) -> np.ndarray:
+        """float32 [n_features]: the norms of W_dec's rows, by a pass over it."""
+        return decoder.norms(self.w_dec.blocks(), features_first=self.w_dec.features_first)
+
+    @property
+    def row_factor(self) -> float:
+        """What the decoder's rows are multiplied by."""
+        return math.sqrt(self.d_model) if self.settings.root_scaled else 1.0
 
     @property
     def w_skip(self) -> Matrix | None:
         """W_skip, None where there is none; `features_first` says that a row is that of an output."""
-        spec = self.format.w_skip
-        if spec is None or spec not in self._tensors:
+        if W_SKIP not in self._tensors:
             return None
-        return Matrix(self._tensors[spec].blocks, features_first=spec.axes[0] == "d_model_out")
+        tensor = self._tensors[W_SKIP]
+        return Matrix(tensor.blocks, features_first=tensor.axes[0] == "d_model_out")
+
+    # --- tensors ------------------------------------------------------------------------------------------------------
 
     def _take(self, role: str, file: OpenFile) -> None:
         """Look at a file's tensors, and check them against the format and against each other."""
         tensors = file.tensors()
-        specs = {spec.name.format(layer=self.layer): spec for spec in self.format.tensors(role)}
+        specs: dict[str, list[TensorSpec]] = {}
+        for spec in self.format.of_role(role):
+            specs.setdefault(spec.name.format(layer=self.layer), []).append(spec)
         for name in tensors.names:
             if name in self.format.absent:
                 raise WeightsError(f"{file.label}: it has a tensor {name}, which a {self.format.name} file never has")
@@ -157,22 +267,34 @@ class LayerWeights:
                     f"{file.label}: it has a tensor {ascii(name[:80])}, whose part in the encoding is not known: "
                     f"a {self.format.name} file has none"
                 )
-        for name, spec in specs.items():
-            if name in tensors.names:
-                header = tensors.tensor(name)
-                self._check_shape(header, spec, file.label)
-                self._tensors[spec] = StoredTensor(header, tensors, file.label)
-            elif spec.required:
-                raise WeightsError(f"{file.label}: it has no tensor {name}; it has {listed(tensors.names)}")
+        for value in getattr(tensors, "values", {}):
+            raise WeightsError(f"{file.label}: it has a value {ascii(value[:80])} beside its tensors, whose part in the encoding is not known")
+        for name, choices in specs.items():
+            if name not in tensors.names:
+                continue
+            if choices[0].part in self._tensors:
+                raise WeightsError(f"{file.label}: it has both {self._tensors[choices[0].part].header.name} and {name}, which are one thing")
+            if choices[0].part == UNUSED:
+                continue
+            header = tensors.tensor(name)
+            spec = next((spec for spec in choices if len(spec.axes) == len(header.shape)), choices[0])
+            self._check_shape(header, spec, file.label)
+            axes = spec.axes[::-1] if header.transposed else spec.axes
+            self._tensors[spec.part], self._specs[spec.part] = StoredTensor(header, axes, tensors, file.label), spec
+        for spec in self.format.of_role(role):
+            if spec.required and spec.part not in self._tensors:
+                names = " or ".join(other.name.format(layer=self.layer) for other in self.format.of_part(spec.part))
+                raise WeightsError(f"{file.label}: it has no tensor {names}; it has {listed(tensors.names)}")
 
     def _check_shape(self, tensor: Tensor, spec: TensorSpec, label: str) -> None:
         """Hold a tensor's shape against the extents known; those that it is the first to have are taken from it."""
         shape = list(tensor.shape)
         if not self._extents and len(shape) != len(spec.axes):
             raise WeightsError(f"{label}: {tensor.name} has shape {shape}, not [{', '.join(spec.axes)}]")
+        same_out = not any("d_model_out" in other.axes for other in self.format.of_part(B_DEC))
         for axis, extent in zip(spec.axes, shape):
             self._extents.setdefault(axis, extent)
-            if axis == "d_model":
+            if axis == "d_model" and same_out:
                 self._extents.setdefault("d_model_out", extent)
         if shape != [self._extents.get(axis) for axis in spec.axes]:
             known = [self._extents.get("d_model"), self._extents.get("n_features")]
@@ -180,3 +302,65 @@ class LayerWeights:
                 f"{label}: {tensor.name} has shape {shape}, but with [d_model, n_features] = {known} it must be "
                 f"[{', '.join(str(self._extents.get(axis, axis)) for axis in spec.axes)}]"
             )
+
+    def _check_parts(self, has_encoder: bool) -> None:
+        """Hold the tensors that there are against those that the settings need. Raises WeightsError."""
+        if not has_encoder:
+            return
+        settings = self.settings
+        needed = {W_ENC, B_DEC, W_DEC, *NEEDED[settings.gate]}
+        if settings.gate == JUMPRELU and settings.level is None:
+            needed.add(LOG_THRESHOLD if self.format.of_part(LOG_THRESHOLD) else THRESHOLD)
+        missing = sorted(part for part in needed - self._tensors.keys() if any(spec.role == ENCODER for spec in self.format.of_part(part)))
+        if missing:
+            names = " and ".join(" or ".join(spec.name for spec in self.format.of_part(part)) or part for part in missing)
+            raise WeightsError(f"{self.label}: it has no tensor {names}, which a {settings.gate} gate needs")
+        unknown = self._tensors.keys() - needed - {W_SKIP, K, *settings.unused}
+        if SCALING in unknown and np.all(self._tensors[SCALING].vector() == 1):
+            unknown -= {SCALING}
+        if unknown:
+            name = self._tensors[sorted(unknown)[0]].header.name
+            raise WeightsError(f"{self.label}: it has a tensor {name}, which has no part in what is computed: a {settings.gate} gate")
+        if settings.minus_b_dec and self._extents.get("d_model_out", self._extents["d_model"]) != self._extents["d_model"]:
+            raise WeightsError(f"{self.label}: b_dec is subtracted from the input, and has another length")
+
+    def _check_k(self) -> None:
+        """Hold k against the number of features. Raises WeightsError."""
+        settings, n = self.settings, self.n_features
+        if settings.k is None:
+            return
+        most = n if isinstance(self.gate, Largest) and self.gate.has_floor else n - 1
+        if settings.k > most:
+            raise WeightsError(f"{self.label}: its gate keeps the {settings.k} largest of {n} features; at most {most} can be kept")
+        if settings.gate == GROUPMAX and n % settings.k:
+            raise WeightsError(f"{self.label}: its {n} features cannot be {settings.k} groups of one size")
+
+
+def formula(settings: Settings, w_enc: TensorSpec, has_negative_threshold: bool = False) -> str:
+    """What is computed, as the field's references write it; thresholds below zero let nothing negative through."""
+    x = "residual"
+    if settings.root_scaled:
+        x = "(residual / sqrt(d_model))"
+    elif settings.normalised == UNIT_RMS:
+        x = "(residual * sqrt(d_model) / norm(residual))"
+    elif settings.normalised == LAYER_NORM:
+        x = "((residual - mean) / (std + 1e-05))"
+    elif settings.normalised != IDENTITY:
+        x = "(residual * input_scale)"
+    if settings.minus_b_dec:
+        x = f"({x} - b_dec)"
+    product = f"{w_enc.name.partition('_{')[0]}{'.T' if w_enc.axes[0] == 'd_model' else ''} @ {x}"
+    if settings.gate == RELU:
+        return f"ReLU({product} + b_enc)"
+    if settings.gate == GATED:
+        return f"p = {product}; acts = ReLU(exp(r_mag) * p + b_mag) * (p + b_gate > 0)"
+    pre = f"({product} + b_enc) * norm(W_dec rows)" if settings.by_decoder_norm else f"{product} + b_enc"
+    if settings.gate == JUMPRELU:
+        gate = "max(threshold, 0)" if has_negative_threshold else "threshold"
+        return f"pre = {pre}; acts = pre * (pre > {gate})"
+    kept = {
+        TOPK: "ReLU(pre) where it is among the k largest" if settings.relu else "pre where it is among the k largest",
+        ABSTOPK: "pre where |pre| is among the k largest",
+        GROUPMAX: "ReLU(pre) where it is the largest of one of k groups",
+    }[settings.gate]
+    return f"pre = {pre}; acts = {kept}, else 0; k = {settings.k}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""The residual generator's name, version and constants, for residual.py and for whoever records them without NumPy."""
+"""Constants and words of the arithmetic, for whoever needs them without NumPy: the residual generator's, and kinds of inputs and gates."""
 
 NAME = "pcg32-polar-f32"
 VERSION = 1
@@ -14,6 +14,11 @@ FNV_PRIME = 0x100000001B3
 MAX_U64 = 2**64 - 1
 
 SEED_STRIDE = 100
+
+# What an encoder makes of a residual, and which features fire: chain.py.
+IDENTITY, SCALED, UNIT_RMS, LAYER_NORM, MINUS_B_DEC = "identity", "scaled", "unit_rms", "layer_norm", "minus_b_dec"
+RELU, JUMPRELU, TOPK, ABSTOPK, GROUPMAX, GATED = "relu", "jumprelu", "topk", "abstopk", "groupmax", "gated"
+SELECTIONS = (TOPK, ABSTOPK, GROUPMAX)  # where one feature fires, another does not
 
 
 def seeds(layer: int, numbers: range) -> list[int]:

@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""The two ends of an encoder's chain: what it makes of a residual before W_enc, and which features fire behind it."""
+
+from __future__ import annotations
+
+import decimal
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from oracle.arithmetic.constants import ABSTOPK, GATED, GROUPMAX, IDENTITY, JUMPRELU, LAYER_NORM, MINUS_B_DEC, RELU, SCALED, TOPK, UNIT_RMS
+from oracle.arithmetic.numbers import Levels, Numbers
+
+LAYER_NORM_EPSILON = 1e-5  # SAELens's
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """float32 inputs [n, d_model]; what a decoder gives is multiplied by `factor` and added to `offset`, float64 [n, 1], after them."""
+
+    values: np.ndarray
+    factor: np.ndarray
+    offset: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class EncoderInput:
+    """A residual as W_enc is multiplied by it: `normalised` first, then with `b_dec` subtracted, where there is one.
+
+    Everything is computed in float64, single operations and correctly rounded sums, and rounded once to float32.
+    """
+
+    normalised: str = IDENTITY
+    factor: float = 1.0  # of `scaled`
+    back: float = 1.0  # what a decoder's output is multiplied by then
+    b_dec: np.ndarray | None = None
+
+    @property
+    def record(self) -> Record:
+        """What the JSON says of it."""
+        if self.normalised == IDENTITY:
+            return {"kind": IDENTITY if self.b_dec is None else MINUS_B_DEC}
+        constants: Record = {"factor": self.factor} if self.normalised == SCALED else {}
+        if self.normalised == LAYER_NORM:
+            constants = {"epsilon": LAYER_NORM_EPSILON}
+        return {"kind": self.normalised, **constants, **({} if self.b_dec is None else {"then": MINUS_B_DEC})}
+
+    @property
+    def is_identity(self) -> bool:
+        return self.normalised == IDENTITY and self.b_dec is None
+
+    def formula(self, residual: str) -> str:
+        """The input in the field's words."""
+        words = {
+            IDENTITY: residual,
+            SCALED: f"({self.factor:.9g} * {residual})",
+            UNIT_RMS: f"({residual} * sqrt(d_model) / |{residual}|)",
+            LAYER_NORM: f"(({residual} - mean) / (std + {LAYER_NORM_EPSILON:g}))",
+        }[self.normalised]
+        return words if self.b_dec is None else f"({words} - b_dec)"
+
+    def apply(self, residuals: np.ndarray) -> Inputs:
+        """float32 residuals [n, d_model] -> the inputs."""
+        n, d_model = residuals.shape
+        factor, offset = np.ones((n, 1)), np.zeros((n, 1))
+        if self.is_identity:
+            return Inputs(residuals, factor, offset)
+        values = residuals.astype(np.float64)
+        with np.errstate(all="ignore"):  # a residual of zeros has no norm: the encoder refuses what comes of it
+            if self.normalised == SCALED:
+                values, factor = values * self.factor, factor * self.back
+            elif self.normalised == UNIT_RMS:
+                norms = np.sqrt(_sums(values * values))  # [n, 1]
+                values, factor = values * (math.sqrt(d_model) / norms), norms / math.sqrt(d_model)
+            elif self.normalised == LAYER_NORM:
+                offset = _sums(values) / d_model
+                values = values - offset
+                factor = np.sqrt(_sums(values * values) / (d_model - 1))
+                values = values / (factor + LAYER_NORM_EPSILON)
+            if self.b_dec is not None:
+                values = values - self.b_dec
+            return Inputs(values.astype(np.float32), factor, offset)
+
+
+def _sums(values: np.ndarray) -> np.ndarray:
+    """float64 [n, 1]: each row's sum, rounded once."""
+    return np.array([[math.fsum(row.tolist())] for row in values])
+
+
+# --- gates -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Condition:
+    """A feature can fire iff its `distance` is above 0. How far that moves where each pre-activation does is `reach` times as far.
+
+    `rests_on` are the features that a group's distances depend on, bool [n]; `group_of` says which group a feature is in.
+    """
+
+    distance: Numbers
+    reach: int = 1
+    rests_on: np.ndarray | None = None
+    group_of: np.ndarray | None = None
+
+    def needs(self, is_open: np.ndarray) -> np.ndarray:
+        """bool [n]: the features that have to be settled, for those that are open to be decided."""
+        if self.rests_on is None or self.group_of is None or not is_open.any():
+            return is_open
+        groups = np.zeros(int(self.group_of[-1]) + 1, bool)
+        groups[self.group_of[is_open]] = True
+        needed: np.ndarray = is_open | (self.rests_on & groups[self.group_of])
+        return needed
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """What a gate makes of a case. A feature is active iff all conditions hold, and it is `inside`, bool [n], where that is given.
+
+    `undecided` are features that have to be settled before anything else can be said; then there are no conditions.
+    `limit` is how many can fire of each group of `group_size` features that follow each other.
+    """
+
+    conditions: tuple[Condition, ...] = ()
+    inside: np.ndarray | None = None
+    undecided: np.ndarray | None = None
+    limit: int | None = None
+    group_size: int = 1
+
+    def counted(self, may_fire: np.ndarray) -> int:
+        """How many fire of features that may, bool [n]."""
+        if self.limit is None:
+            return int(np.count_nonzero(may_fire))
+        per_group = np.count_nonzero(may_fire.reshape(-1, self.group_size), axis=1)
+        return int(np.minimum(per_group, self.limit).sum())
+
+
+class Gate:
+    """Which features fire. `value` are the numbers of a case that fire, `product` those before a bias or a scale came to them."""
+
+    kind: str
+
+    @property
+    def record(self) -> Record:
+        """What the JSON says of it."""
+        return {"kind": self.kind}
+
+    def decide(self, product: Numbers, value: Numbers) -> Decision:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class Threshold(Gate):
+    """A feature fires iff its value is above its level, float32 [n_features], or above 0 where there is none."""
+
+    level: np.ndarray | None = None
+
+    @property
+    def kind(self) -> str:  # type: ignore[override]
+        return RELU if self.level is None else JUMPRELU
+
+    def decide(self, product: Numbers, value: Numbers) -> Decision:
+        distance = value if self.level is None else value.affine(None, -self.level.astype(np.float64))
+        return Decision((Condition(distance),))
+
+
+@dataclass(frozen=True, eq=False)
+class Gated(Gate):
+    """A feature fires iff product + bias, float32 [n_features], and its value are above 0."""
+
+    bias: np.ndarray
+    kind = GATED
+
+    def decide(self, product: Numbers, value: Numbers) -> Decision:
+        return Decision((Condition(product.affine(None, self.bias.astype(np.float64))), Condition(value)))
+
+
+@dataclass(frozen=True, eq=False)
+class Largest(Gate):
+    """The k features with the largest values fire, the lower index first where some are equal.
+
+    With `relu` only those that are above 0; by `magnitude` those with the largest |value|; of `grouped` features the largest
+    one in each of k groups that follow each other.
+    """
+
+    k: int
+    relu: bool = True
+    magnitude: bool = False
+    grouped: bool = False
+
+    @property
+    def kind(self) -> str:  # type: ignore[override]
+        return GROUPMAX if self.grouped else ABSTOPK if self.magnitude else TOPK
+
+    @property
+    def record(self) -> Record:
+        return {"kind": self.kind, "k": self.k, **({"relu": self.relu} if self.kind == TOPK else {})}
+
+    @cached_property
+    def has_floor(self) -> bool:
+        """Whether 0 is a boundary too."""
+        return self.relu or self.magnitude
+
+    def decide(self, product: Numbers, value: Numbers) -> Decision:
+        n = len(value.near)
+        n_groups, limit = (self.k, 1) if self.grouped else (1, self.k)
+        measure = value.magnitude() if self.magnitude else value.floored() if self.relu else value
+        group_of = np.repeat(np.arange(n_groups), n // n_groups)
+        inside, unknown = _inside(measure, n_groups, limit, self.has_floor)
+        if unknown.any():
+            vague = unknown & measure.is_vague
+            if vague.any():
+                return Decision(undecided=np.flatnonzero(vague))
+            _resolve(measure, inside, unknown, group_of, limit)
+        conditions = [Condition(value.magnitude() if self.magnitude else value)] if self.has_floor else []
+        if limit < n // n_groups:
+            levels, rests_on = self._boundaries(measure, inside, group_of, n_groups, limit)
+            choice = group_of + np.where(inside, 0, n_groups)
+            conditions.append(Condition(measure.minus(levels, choice), 2, rests_on, group_of))
+        return Decision(tuple(conditions), inside, None, limit, n // n_groups)
+
+    def _boundaries(
+        self, measure: Numbers, inside: np.ndarray, group_of: np.ndarray, n_groups: int, limit: int
+    ) -> tuple[Levels, np.ndarray]:
+        """What the features inside are held against, the largest outside, group by group, and then what those outside are.
+
+        And the features that may be these, bool [n].
+        """
+        size = len(inside) // n_groups
+        near, low, high, within = (values.reshape(n_groups, size) for values in (measure.near, measure.low, measure.high, inside))
+        floor = 0.0 if self.has_floor else -math.inf
+        full = np.count_nonzero(within, axis=1) == limit
+        outer = [np.where(within, -np.inf, values) for values in (near, low, high)]
+        inner = [np.where(within, values, np.inf) for values in (near, low, high)]
+        contends = np.zeros((n_groups, size), bool)
+        contends |= ~within & (outer[2] >= np.maximum(outer[1].max(axis=1), floor)[:, np.newaxis]) & (outer[2] > floor)
+        contends |= within & (inner[1] <= inner[2].min(axis=1)[:, np.newaxis]) & full[:, np.newaxis]
+        out, inn = np.maximum(outer[0].max(axis=1), floor), np.where(full, inner[0].min(axis=1), floor)
+        levels = np.concatenate([out, inn])
+        bounds = np.zeros(2 * n_groups)
+        exact: dict[int, Any] = {}
+        flat = contends.reshape(-1)
+        largest_bounds = np.where(contends, measure.bound.reshape(n_groups, size), 0.0)
+        bounds[:n_groups] = np.where(~within, largest_bounds, 0.0).max(axis=1)
+        bounds[n_groups:] = np.where(within, largest_bounds, 0.0).max(axis=1)
+        if len(measure.settled.features):
+            vague = measure.is_vague
+            for side, chosen in ((0, flat & ~inside), (n_groups, flat & inside)):
+                for group in np.unique(group_of[measure.settled.features]).tolist():
+                    contenders = np.flatnonzero(chosen & (group_of == group))
+                    if len(contenders) and not vague[contenders].any():
+                        first = measure.order(contenders)[-1 if side else 0]
+                        value = measure.exact_value(int(first))
+                        exact[group + side] = max(value, value.from_float(0.0)) if self.has_floor else value
+                        bounds[group + side] = 2.0**-51 * abs(float(value))
+                    elif not len(contenders):
+                        exact[group + side] = measure.settled.values[0].from_float(0.0)
+        return Levels(levels, bounds, exact), flat
+
+
+def _inside(measure: Numbers, n_groups: int, limit: int, has_floor: bool) -> tuple[np.ndarray, np.ndarray]:
+    """bool [n] twice: the features that are surely among the `limit` largest of their group, and those that may be or not.
+
+    Where there is a floor, what is surely not above it is neither.
+    """
+    n = len(measure.near)
+    size = n // n_groups
+    if limit >= size:
+        return np.ones(n, bool), np.zeros(n, bool)
+    low, high = measure.low.reshape(n_groups, size), measure.high.reshape(n_groups, size)
+    next_high = np.partition(high, size - limit - 1, axis=1)[:, size - limit - 1, np.newaxis]
+    last_low = np.partition(low, size - limit, axis=1)[:, size - limit, np.newaxis]
+    surely = low > next_high
+    unknown = ~surely & (high >= last_low)
+    if has_floor:
+        unknown &= high > 0
+    return surely.reshape(-1), unknown.reshape(-1)
+
+
+def _resolve(measure: Numbers, inside: np.ndarray, unknown: np.ndarray, group_of: np.ndarray, limit: int) -> None:
+    """Put as many of the unknown features inside as their groups lack: the largest, and of equal ones the first."""
+    for group in np.unique(group_of[unknown]).tolist():
+        own = group_of == group
+        lacking = limit - int(np.count_nonzero(inside & own))
+        inside[measure.order(np.flatnonzero(unknown & own))[:lacking]] = True
+
+
+def exp_float32(values: np.ndarray) -> np.ndarray:
+    """exp of float32 values, rounded correctly to float32: `decimal` decides where float64, a few ulps off, leaves it open."""
+    with np.errstate(over="ignore"):
+        near = np.exp(values.astype(np.float64))
+        low, high = ((near * factor).astype(np.float32) for factor in (1 - 2.0**-48, 1 + 2.0**-48))
+    rounded = low.copy()
+    with decimal.localcontext(decimal.Context(prec=60)):
+        for place in np.flatnonzero(low != high).tolist():
+            exact = decimal.Decimal(float(values[place])).exp()
+            # The two neighbours are a float32 apart: the nearer one, which is never as far as the other.
+            off = [abs(decimal.Decimal(float(end[place])) - exact) for end in (low, high)]
+            rounded[place] = low[place] if off[0] <= off[1] else high[place]
+    return rounded
