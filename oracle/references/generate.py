@@ -245,7 +245,7 @@ def _check_targets(job_plan: Plan, results: list[LayerResult]) -> None:
     if len(set(last.values())) > 1:
         ends = ", ".join(f"layer {layer} to layer {target}" for layer, target in last.items())
         raise WeightsError(f"the decoders do not end at one layer: {ends}")
-    if len(last) == 1 and not job_plan.is_whole:
+    if len(last) == 1 and not job_plan.is_whole and not job_plan.format.all_targets:
         (layer, target), = last.items()
         raise WeightsError(
             f"the decoder of layer {layer} would end at layer {target}, and nothing says how many layers there are: "

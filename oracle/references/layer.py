@@ -266,10 +266,10 @@ def _reconstructions(
     if weights.settings.by_decoder_norm:
         active = [decoder.divided(features, weights.decoder_norms) for features in active]
     w_dec = weights.w_dec
-    row_shape = w_dec.header.row_shape if w_dec.features_first else (weights.d_out,)
+    row_shape = weights.decoder_shape
     several = len(row_shape) > 1
     if w_dec.features_first:
-        features = decoder.decode(w_dec.rows(decoder.active_in_any(active)), active, row_shape)
+        features = decoder.decode(weights.decoder_rows(decoder.active_in_any(active)), active, row_shape)
     else:
         features = decoder.decode_columns(w_dec.blocks(), active)
     for sums in features:

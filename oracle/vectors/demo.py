@@ -111,14 +111,17 @@ def layer_files(row: Format, layer: int) -> dict[str, bytes]:
     with plain ReLU. Tensors that a format need not have are left out, but for W_skip and those that its gate needs.
     """
     scale = np.float32(D_MODEL**-0.5)
-    extents = {"d_model": D_MODEL, "d_model_out": D_MODEL, "n_features": N_FEATURES, "n_targets": N_LAYERS - layer}
+    extents = {"d_model": D_MODEL, "d_model_out": D_MODEL, "n_features": N_FEATURES, "n_targets": N_LAYERS if row.all_targets else N_LAYERS - layer}
 
     def draw(spec: TensorSpec) -> np.ndarray:
         stream, factor, offset = TENSORS[spec.part]
         shape = [extents[axis] for axis in spec.axes]
         if factor is None:
             factor = np.float32(1) if spec.part == W_ENC and row.folder else scale
-        return np.float32(offset) + residual(layer, 1000 + stream, int(np.prod(shape))).reshape(shape) * factor
+        values = np.float32(offset) + residual(layer, 1000 + stream, int(np.prod(shape))).reshape(shape) * factor
+        if spec.part == W_DEC and row.all_targets:
+            values[:, :layer] = 0
+        return values
 
     arrays: dict[str, Arrays] = {ENCODER: {}, DECODER: {}}
     done: set[str] = set()

@@ -65,7 +65,7 @@ class Format:
     JSON calls the format where there is a threshold, if that is another name. Files of a `folder` are of this format and
     of no other. `settings` say how the numbers follow from the tensors, the `side_file` and what is said elsewhere. A path says its
     layer by `layer_pattern`. `owner` is whose repos have such files, where their names alone do not tell. The targets of a W_dec
-    are layers from its own on, or `all_targets`.
+    are the layers from its own on, or `all_targets`, where those before its own are zero.
     """
 
     name: str
@@ -280,6 +280,19 @@ FORMATS = (
         jumprelu_name="CltSplitJumpReLU",  # candle-mi's tests assert it
     ),
     _GEMMA_SCOPE_2,
+    replace(
+        _GEMMA_SCOPE_2,
+        name="GemmaScope2Clt",
+        encoder_files=("params_layer_{layer}.safetensors",),
+        found_by=(NAMES, PATH),
+        model_kind="cross_layer_transcoder",
+        repo_key="clt_repo",
+        output="clt",
+        tensors=tuple(
+            replace(spec, axes=("n_features", "n_targets", "d_model")) if spec.part == W_DEC else spec for spec in _GEMMA_SCOPE_2.tensors
+        ),
+        all_targets=True,
+    ),
     _SAE,
     replace(_SAE, name="EmbeddingSae", folder="embedding", settings=sidefiles.embedding),
     _SAE_OF_A_PATH,

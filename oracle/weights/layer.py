@@ -233,6 +233,27 @@ class LayerWeights:
             raise WeightsError(f"{self.label}: it has no {self.format.of_part(W_DEC)[0].name.format(layer=self.layer)}")
         return self._tensors[W_DEC]
 
+    def decoder_rows(self, wanted: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Parts of `wanted`, which ascends, with float32 [len(part), d_out] or [len(part), n_targets, d_out] of W_dec. Raises WeightsError."""
+        before = self.targets_before
+        for part, block in self.w_dec.rows(wanted):
+            if before and np.any(block[:, :before]):
+                raise WeightsError(f"{self.label}: {self.w_dec.header.name} writes to layers before its own, {self.layer}")
+            yield part, block[:, before:] if before else block
+
+    @property
+    def targets_before(self) -> int:
+        """How many of W_dec's targets are layers before its own."""
+        return self.layer if self.format.all_targets else 0
+
+    @property
+    def decoder_shape(self) -> tuple[int, ...]:
+        """[d_out], or [n_targets, d_out]. Raises WeightsError where there is no target."""
+        shape = self.w_dec.header.row_shape if self.w_dec.features_first else (self.d_out,)
+        if self.targets_before >= (shape[0] if self.targets_before else 1):
+            raise WeightsError(f"{self.label}: {self.w_dec.header.name} has {shape[0]} targets, and its layer is {self.layer}")
+        return (shape[0] - self.targets_before, *shape[1:])
+
     @cached_property
     def decoder_norms(self) -> np.ndarray:
         """float32 [n_features]: the norms of W_dec's rows, by a pass over it."""
