@@ -14,6 +14,7 @@ from oracle.arithmetic.products import Matrix
 from oracle.checking.lists import listed
 from oracle.checking.reconstructions import reconstruction_problems
 from oracle.checking.verdict import FLOAT32_ROUNDING
+from oracle.diagnosis.encoder import firing
 from oracle.diagnosis.explanation import Match
 from oracle.diagnosis.layers import ExaminedLayer
 from oracle.diagnosis.port import DECODER_FIELDS, DECODER_PRODUCT, OWN, RESHAPED, DecoderInput, Port, same
@@ -44,39 +45,51 @@ class DecoderTrial:
         self._printed = [(number, *output) for number, item in enumerate(layer.cases) for output in answered(item.case, item.answer)]
         residuals = np.stack([item.residual for item in layer.cases])  # [n_cases, d_model]
         with layer.opened(OWN) as weights:
-            [products] = multiply(weights.w_enc, weights.n_features, [weights.encoder_input.apply(residuals).values], [()])
-            pre = products + weights.b_enc
+            inputs = weights.encoder_input.apply(residuals)
+            [products] = multiply(weights.w_enc, weights.n_features, [inputs.values], [()])
+            fired = [firing(Port(), product, weights) for product in products]
+            pre = np.stack([case.pre for case in fired])  # [n_cases, n_features]
+            fires = np.stack([case.distance > 0 for case in fired])
             in_top = np.zeros(pre.shape, bool)
             for row, item in zip(in_top, layer.cases):
                 row[[index for index, _ in listed(item.case)]] = True
-            self._input = DecoderInput(pre, np.maximum(weights.threshold, 0), in_top)
+            self._input = DecoderInput(pre, fires, np.maximum(weights.threshold, 0), in_top)
             self._b_dec = weights.b_dec.astype(np.float64)
-            # Past the features: through W_skip, through its transpose, as they are. [n_cases, 3, d_model]
-            self._skip_outputs = np.zeros((len(residuals), 3, self._d_model))
-            self._skip_outputs[:, 2] = residuals
+            self._back = (inputs.factor[:, 0], inputs.offset[:, 0]) if weights.settings.restores else None
+            self._d_out = weights.d_out
+            # Past the features: through W_skip, through its transpose, as they are. [n_cases, 3, d_out]
+            self._skip_outputs = np.zeros((len(residuals), 3, self._d_out))
+            is_square = self._d_out == reference.d_model
+            if is_square:
+                self._skip_outputs[:, 2] = residuals
             if weights.w_skip:
-                for number, matrix in enumerate((weights.w_skip, transposed(weights.w_skip))):
-                    [self._skip_outputs[:, number]] = multiply(matrix, self._d_model, [residuals], [()])
+                for number, matrix in enumerate((weights.w_skip, transposed(weights.w_skip))[: 1 + is_square]):
+                    [self._skip_outputs[:, number]] = multiply(matrix, self._d_out, [residuals], [()])
 
     def matrix(self, array: str, weights: LayerWeights) -> Matrix:
         """What a port takes for W_dec."""
-        w_dec = Matrix(lambda: (block.reshape(len(block), -1) for block in weights.w_dec.blocks()), features_first=False)
-        return reshaped(w_dec, weights.n_features, self._d_model) if array == RESHAPED else w_dec
+        before = weights.targets_before
+        w_dec = Matrix(
+            lambda: ((block[:, before:] if before else block).reshape(len(block), -1) for block in weights.w_dec.blocks()),
+            features_first=not weights.w_dec.features_first,
+        )
+        return reshaped(w_dec, weights.n_features, self._d_out) if array == RESHAPED else w_dec
 
     def n_outputs(self, weights: LayerWeights) -> int:
-        return math.prod(weights.w_dec.header.shape[1:])
+        return math.prod(weights.decoder_shape)
 
     def screened(self, weights: LayerWeights) -> np.ndarray:
         """The outputs that the first values need, ascending."""
-        targets = range(0, self.n_outputs(weights), self._d_model)
-        return np.concatenate([np.arange(first, first + min(N_FIRST, self._d_model)) for first in targets])
+        targets = range(0, self.n_outputs(weights), self._d_out)
+        return np.concatenate([np.arange(first, first + min(N_FIRST, self._d_out)) for first in targets])
 
     def roundings(self, port: Port) -> Roundings:
         return () if port.decoder_rounding is same else (port.decoder_rounding,)
 
     def factors(self, port: Port, weights: LayerWeights) -> np.ndarray:
         """What a port multiplies by W_dec, float32 [n_cases, n_features]."""
-        return port.activations(self._input).astype(np.float32)
+        activations = port.activations(self._input).astype(np.float32)
+        return activations / weights.decoder_norms if port.divides and weights.settings.by_decoder_norm else activations
 
     def first_values(
         self, port: Port, product: np.ndarray, weights: LayerWeights, *, of_reference: bool = False
@@ -113,7 +126,7 @@ class DecoderTrial:
 
         Targets that W_dec does not have are left out.
         """
-        n_targets = self.n_outputs(weights) // self._d_model
+        n_targets = self.n_outputs(weights) // self._d_out
         by_target = product.reshape(len(product), n_targets, -1)
         n = by_target.shape[2]
         skip = np.array([port.skip.w_skip, port.skip.transposed, port.skip.residual])
@@ -122,7 +135,10 @@ class DecoderTrial:
                 output = by_target[number, place + port.target] * weights.row_factor
                 if place == 0:
                     output = output + skip @ self._skip_outputs[number, :, :n]
-                yield number, expected, answer, output + port.b_dec[min(place, 1)] * self._b_dec[:n]
+                output = output + port.b_dec[min(place, 1)] * self._b_dec[:n]
+                if self._back and port.restores:
+                    output = output * self._back[0][number] + self._back[1][number]
+                yield number, expected, answer, output
 
 
 def _numbers(output: np.ndarray, expected: Reconstruction) -> Reconstruction:

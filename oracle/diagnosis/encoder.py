@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
+from oracle.arithmetic.chain import Gated, Largest
 from oracle.arithmetic.constants import SEED_STRIDE
 from oracle.arithmetic.products import Matrix
 from oracle.arithmetic.residual import residual
@@ -14,7 +16,7 @@ from oracle.checking.lists import listed
 from oracle.diagnosis.explanation import Match
 from oracle.diagnosis.layers import ExaminedLayer
 from oracle.diagnosis.mistakes import MISTAKES
-from oracle.diagnosis.port import ENCODER_FIELDS, ENCODER_PRODUCT, RESHAPED, W_DEC, Gate, Port, Selection, Source, right_index, same
+from oracle.diagnosis.port import ENCODER_FIELDS, ENCODER_PRODUCT, RESHAPED, W_DEC, Port, Selection, Source, right_index, same
 from oracle.diagnosis.products import Roundings, reshaped
 from oracle.references.document import Case, Reference
 from oracle.weights.layer import LayerWeights
@@ -47,7 +49,7 @@ class EncoderTrial:
     def matrix(self, array: str, weights: LayerWeights) -> Matrix:
         """What a port takes for W_enc."""
         if array == W_DEC:
-            return Matrix(weights.w_dec.blocks, features_first=True)
+            return Matrix(weights.w_dec.blocks, features_first=weights.w_dec.features_first)
         return reshaped(weights.w_enc, *self.layer.shape) if array == RESHAPED else weights.w_enc
 
     def n_outputs(self, weights: LayerWeights) -> int:
@@ -68,7 +70,7 @@ class EncoderTrial:
             if port.source != Source():
                 layer, _, seed = item.case.id
                 row = _generated(*port.source.of((seed - layer) // SEED_STRIDE, layer), len(row))
-            row = weights.encoder_input.apply(port.input(row, weights.b_dec)[np.newaxis]).values[0]
+            row = port.input(row, weights.encoder_input, weights.b_dec)
             for step in (port.norm, port.residual_rounding, port.product_rounding):
                 row = step(row)
             rows.append(row)
@@ -85,21 +87,20 @@ class EncoderTrial:
         features = port.index(lists.indices, weights.n_features)
         places = np.flatnonzero(features >= 0)
         features = features[places]
-        pre = product[lists.rows[places], np.searchsorted(self._features, features)] + port.b_enc * weights.b_enc[features]
-        gate = port.gate(weights.threshold[features].astype(np.float64))
+        pre = pre_activations(port, product[lists.rows[places], np.searchsorted(self._features, features)], weights, features)
+        level = port.gate.level(weights.threshold[features].astype(np.float64))
         values = np.full(len(lists.values), np.nan)
-        values[places] = _measure(port.selection.value, pre, pre - gate.subtracted)
+        values[places] = _measure(port.selection.value, pre, pre - level.subtracted)
         return values, lists.values, np.where(lists.values == 0, np.inf, self._reference.tolerance)
 
     def evaluate(self, port: Port, product: np.ndarray, weights: LayerWeights) -> Match | None:
         """How a port matches the whole of every case; None where rounding cannot explain a difference."""
-        gate = port.gate(weights.threshold.astype(np.float64))
         match = Match()
         for item, row, (indices, values) in zip(self.layer.cases, product, self._answers):
-            pre = row + port.b_enc * weights.b_enc
-            printed = port.index(indices, len(pre))
+            fired = firing(port, row, weights)
+            printed = port.index(indices, len(fired.pre))
             difference = max_difference(
-                pre, gate, port.selection, printed, values, item.answer.n_active, self._reference.top_k, self._reference.tolerance
+                fired, port.selection, printed, values, item.answer.n_active, self._reference.top_k, self._reference.tolerance
             )
             if difference is None:
                 return None
@@ -131,26 +132,26 @@ def _measure(name: str, pre: np.ndarray, activation: np.ndarray) -> np.ndarray:
 
 
 def max_difference(
-    pre: np.ndarray, gate: Gate, selection: Selection, printed: np.ndarray, values: np.ndarray, n_active: int, k: int, tolerance: float
+    fired: Firing, selection: Selection, printed: np.ndarray, values: np.ndarray, n_active: int, k: int, tolerance: float
 ) -> float | None:
     """The largest difference of a printed value from what a port prints; None where rounding cannot explain it.
 
-    `pre` is float64 [n_features], `printed` the features on the candidate's list, with `values`.
+    `printed` are the features on the candidate's list, with `values`.
     """
-    distance = pre - gate.least
-    if not np.count_nonzero(distance > tolerance) <= n_active <= np.count_nonzero(distance > -tolerance):
+    pre, distance, off = fired.pre, fired.distance, fired.reach * tolerance
+    if not np.count_nonzero(distance > off) <= n_active <= np.count_nonzero(distance > -off):
         return None
     if len(printed) != min(k, len(pre) if selection.of_all else n_active) or np.any(printed < 0):
         return None
     if not len(printed):
         return 0.0
-    key, value = (_measure(name, pre, pre - gate.subtracted) for name in (selection.key, selection.value))
+    key, value = (_measure(name, pre, fired.value) for name in (selection.key, selection.value))
     largest = float(np.max(np.abs(value[printed] - values)))
     pool = np.ones(len(pre), bool)
     if not selection.of_all:
         # A feature at its gate is active iff the candidate has it on its list.
-        pool = distance > tolerance
-        pool[printed[distance[printed] > -tolerance]] = True
+        pool = distance > off
+        pool[printed[distance[printed] > -off]] = True
     if largest > tolerance or not np.all(pool[printed]):
         return None
     keys = key[pool]
@@ -162,3 +163,53 @@ def max_difference(
     in_order = printed.astype(np.float64) if selection.order == "by index" else key[printed]
     steps = np.diff(in_order) * (-1 if selection.order == "descending" else 1)
     return largest if np.all(steps > (0 if selection.order == "by index" else -2 * tolerance)) else None
+
+
+@dataclass(frozen=True)
+class Firing:
+    """Of one case, float64 [n_features] each: pre-activations, what a feature prints where it fires, and how far above its gate it is.
+
+    It fires for sure where its `distance` is more than `reach` tolerances, and surely does not below as many less than 0.
+    """
+
+    pre: np.ndarray
+    value: np.ndarray
+    distance: np.ndarray
+    reach: int = 1
+
+
+def pre_activations(port: Port, product: np.ndarray, weights: LayerWeights, features: np.ndarray | slice = slice(None)) -> np.ndarray:
+    """float64 [n]: of the products of some features, or of all."""
+    encoder = weights.encoder
+    scale = 1.0 if encoder.scale is None else encoder.scale[features]
+    if isinstance(weights.gate, Gated):
+        return np.asarray(product * scale + encoder.offset[features])
+    pre = product + port.b_enc * weights.b_enc[features]
+    return np.asarray(pre * scale if port.gate.by_decoder_norm else pre)
+
+
+def firing(port: Port, product: np.ndarray, weights: LayerWeights) -> Firing:
+    """What fires of products float64 [n_features]."""
+    pre = pre_activations(port, product, weights)
+    gate, right = port.gate, weights.gate
+    level = gate.level(weights.threshold.astype(np.float64))
+    value = pre - level.subtracted
+    if isinstance(right, Gated):
+        condition = product + port.b_enc * weights.b_enc
+        return Firing(pre, value, np.minimum(condition, pre) if gate.is_gated else pre)
+    if not isinstance(right, Largest) or not gate.selects:
+        return Firing(pre, value, pre - level.least)
+    relu = right.relu if gate.relu is None else gate.relu
+    measure = np.abs(pre) if right.magnitude else pre
+    distance = _above_boundary(measure, gate.k or right.k, right.grouped)
+    return Firing(pre, value, np.minimum(distance, measure) if relu or right.magnitude else distance, 2)
+
+
+def _above_boundary(measure: np.ndarray, k: int, grouped: bool) -> np.ndarray:
+    """How far each is above the largest that does not fire, or below the smallest that does."""
+    groups, limit = (measure.reshape(k, -1), 1) if grouped and len(measure) % k == 0 else (measure[np.newaxis], k)
+    if limit >= groups.shape[1]:
+        return np.full(len(measure), np.inf)
+    ordered = np.sort(groups, axis=1)[:, ::-1]
+    last, following = ordered[:, limit - 1, np.newaxis], ordered[:, limit, np.newaxis]
+    return np.asarray(groups - np.where(groups >= last, following, last)).reshape(-1)

@@ -23,7 +23,7 @@ from oracle.diagnosis.decoder import DecoderTrial, answered
 from oracle.diagnosis.encoder import EncoderTrial
 from oracle.diagnosis.explanation import Explanation, Fit, Match, ranked, relation
 from oracle.diagnosis.layers import BESIDE, OTHER_L0, ExaminedCase, ExaminedLayer, Neighbourhood
-from oracle.diagnosis.mistakes import GENERATOR, MISTAKES, NEGATIVE, ONE_TARGET, SEVERAL_TARGETS, THRESHOLD, W_SKIP, Hypothesis, Mistake
+from oracle.diagnosis.mistakes import MISTAKES, NEGATIVE, W_SKIP, Hypothesis, Mistake
 from oracle.diagnosis.port import OWN, Port
 from oracle.diagnosis.products import in_memory, multiply
 from oracle.references.document import Candidate, Case, CaseId, Reference
@@ -137,15 +137,16 @@ class _Search:
 
     def _available(self) -> list[Mistake]:
         """The rows that can be computed: where a file is missing for one layer, its row is left out for all."""
-        available = {GENERATOR} if self._weights.reference.is_ours else set()
-        has_threshold = True
+        possible: list[set[str]] = []
+        k = 0
         for layer in self._layers:
             with layer.opened(OWN) as weights:
-                available.add(SEVERAL_TARGETS if weights.format.has_targets else ONE_TARGET)
-                has_threshold &= weights.has_threshold
-                available |= {W_SKIP} if weights.w_skip else set()
-                available |= {NEGATIVE} if weights.n_negative_thresholds else set()
-        available |= {THRESHOLD} if has_threshold else set()
+                possible.append(mistakes.possible(weights, self._weights.reference.is_ours))
+                k = weights.settings.k or 0
+        # One layer with W_skip, or a negative threshold, is enough; all else has to be so in all of them.
+        available = set.intersection(*possible) | set.union(*possible) & {NEGATIVE, W_SKIP}
+        counts = {item.answer.n_active for layer in self._layers for item in layer.cases if item.is_wrong}
+        wrong_k = [mistakes.wrong_k(count, k) for count in counts - {0, k}] if k and len(counts) == 1 else []
         missing = {
             name
             for name in (*BESIDE, *OTHER_L0)
@@ -153,7 +154,7 @@ class _Search:
         }
         return [
             row
-            for row in (*MISTAKES, *OTHER_L0.values())
+            for row in (*MISTAKES, *wrong_k, *OTHER_L0.values())
             if row.field in self._trial.FIELDS and available.issuperset(row.needs)
             if not (row.field == self._trial.MATRIX and row.value in missing)
         ]

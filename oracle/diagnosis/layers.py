@@ -19,8 +19,9 @@ from oracle.errors import WeightsError
 from oracle.references.document import Case
 from oracle.references.plan import LayerFiles
 from oracle.references.recorded import RecordedLayer, RecordedWeights
-from oracle.weights.formats import ENCODER, Format
+from oracle.weights.formats import ENCODER, SIDE, Format
 from oracle.weights.layer import LayerWeights, OpenFile
+from oracle.weights.sidefiles import Context
 
 MOST_VARIANTS = 3  # of other L0
 
@@ -33,20 +34,23 @@ BESIDE = {LAYER_BELOW: -1, LAYER_ABOVE: 1}  # by how much the layer is another
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A file with other weights than a layer's own, at the local `path`; `role` is what it is for."""
+    """Files with other weights than a layer's own, by what they are for, at local `paths`."""
 
     format: Format
     layer: int
-    role: str
-    path: str
+    paths: dict[str, str]
     label: str
+    context: Context
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[LayerWeights]:
         """Its tensors. Raises WeightsError."""
-        with open(self.path, "rb", buffering=0) as reader:
-            file = OpenFile(cast(BinaryIO, reader), self.format.files[self.role], self.label)
-            yield LayerWeights(self.format, self.layer, {self.role: file})
+        with contextlib.ExitStack() as stack:
+            files = {}
+            for role, path in self.paths.items():
+                reader = cast(BinaryIO, stack.enter_context(open(path, "rb", buffering=0)))
+                files[role] = OpenFile(reader, self.format.files[role], self.label)
+            yield LayerWeights(self.format, self.layer, files, self.context)
 
 
 @dataclass(frozen=True)
@@ -105,18 +109,22 @@ class Neighbourhood:
                 neighbours[name] = None
             if number >= 0 and (number in self._known or not self._is_whole):
                 try:
-                    path = self._fetch(layer, self._known[number])
+                    paths = self._fetch(layer, self._known[number])
                 except (OSError, KeyError, vendored_hf.EntryNotFoundError):
                     self.not_tried.append(f"layer {number}")
                 else:
-                    neighbours[name] = Neighbour(layer.format, number, self._role, path, f"layer {number}")
+                    neighbours[name] = Neighbour(layer.format, number, paths, f"layer {number}", layer.context)
         return neighbours | (_other_l0(layer) if self._role == ENCODER else {})
 
-    def _fetch(self, layer: RecordedLayer, files: LayerFiles) -> str:
-        file, own = files.files[self._role], layer.files[ENCODER].file
-        if file.repo == own.repo:
-            file = replace(file, revision=file.revision or own.revision)
-        return self._weights.fetch(file)
+    def _fetch(self, layer: RecordedLayer, files: LayerFiles) -> dict[str, str]:
+        own, paths = layer.files[ENCODER].file, {}
+        for role in (self._role, SIDE):
+            file = files.files.get(role)
+            if file and file.repo == own.repo:
+                file = replace(file, revision=file.revision or own.revision)
+            if file:
+                paths[role] = self._weights.fetch(file)
+        return paths
 
 
 def _other_l0(layer: RecordedLayer) -> dict[str, Neighbour]:
@@ -126,6 +134,6 @@ def _other_l0(layer: RecordedLayer) -> dict[str, Neighbour]:
     beside = sorted(path.parent.parent.glob(f"*/{path.name}")) if l0 else []
     variants = [file for file in beside if l0 and file.parent != path.parent and file.parent.name.startswith(l0[1])]
     return {
-        name: Neighbour(layer.format, layer.layer, ENCODER, str(file), f"{file.parent.name}/{file.name}")
+        name: Neighbour(layer.format, layer.layer, {ENCODER: str(file)}, f"{file.parent.name}/{file.name}", layer.context)
         for name, file in zip(OTHER_L0, variants)
     }

@@ -8,18 +8,54 @@ only where a pre-activation equals its gate, which is closer than rounding, so t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from oracle.arithmetic.constants import SEED_STRIDE
-from oracle.diagnosis.port import LAYER_ABOVE, LAYER_BELOW, RESHAPED, W_DEC, DecoderInput, Gate, Port, Rounding, Selection, Skip, Source, right_index
+from oracle.arithmetic.chain import EncoderInput, Largest
+from oracle.arithmetic.constants import GATED, IDENTITY, SCALED, SEED_STRIDE
+from oracle.diagnosis.port import (
+    LAYER_ABOVE,
+    LAYER_BELOW,
+    RESHAPED,
+    W_DEC,
+    DecoderInput,
+    Gate,
+    Level,
+    Port,
+    Rounding,
+    Selection,
+    Skip,
+    Source,
+    right_index,
+    right_input,
+)  # fmt: skip
+from oracle.weights.layer import LayerWeights
+from oracle.weights.sidefiles import LOG_THRESHOLD
 
 # What there must be for a port to make a mistake. Without a threshold a mistake about it gives the right numbers.
 GENERATOR, THRESHOLD, NEGATIVE, W_SKIP = "a residual generator", "a threshold", "a negative threshold", "W_skip"
+LOG, LARGEST, RAW, POSITIVE = "a threshold's logarithm", "a gate of the largest", "a top k of pre-activations", "a top k of ReLU"
+GATED_GATE, UNGATED, NORMS = "a gated gate", "no gated gate", "a gate by the decoder's norms"
+B_DEC_GOES, B_DEC_STAYS, NORMALISED, SCALED_INPUT = "b_dec subtracted", "no b_dec subtracted", "a normalised input", "a scaled input"
 ONE_TARGET, SEVERAL_TARGETS = "a W_dec of one target layer", "a W_dec of several target layers"
+
+
+def possible(weights: LayerWeights, is_ours: bool) -> set[str]:
+    """What there is in a layer's weights that mistakes need."""
+    settings, gate = weights.settings, weights.gate
+    has = {
+        GENERATOR: is_ours, THRESHOLD: weights.has_threshold, NEGATIVE: weights.n_negative_thresholds > 0, W_SKIP: weights.w_skip is not None,
+        SEVERAL_TARGETS: weights.format.has_targets, ONE_TARGET: not weights.format.has_targets,
+        LOG: weights.has_threshold and bool(weights.format.of_part(LOG_THRESHOLD)), LARGEST: isinstance(gate, Largest),
+        RAW: isinstance(gate, Largest) and not gate.has_floor, POSITIVE: isinstance(gate, Largest) and gate.relu,
+        GATED_GATE: settings.gate == GATED, UNGATED: settings.gate != GATED, NORMS: settings.by_decoder_norm,
+        B_DEC_GOES: settings.minus_b_dec, B_DEC_STAYS: not settings.minus_b_dec and weights.d_out == weights.d_model,
+        NORMALISED: settings.normalised != IDENTITY, SCALED_INPUT: settings.normalised == SCALED,
+    }  # fmt: skip
+    return {name for name, is_there in has.items() if is_there}
 
 
 @dataclass(frozen=True)
@@ -88,8 +124,8 @@ def _layer_norm(r: np.ndarray) -> np.ndarray:
     return np.asarray(centred / np.sqrt(np.mean(centred**2) + 1e-6), np.float32)
 
 
-def _gate(least: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], Gate]:
-    return lambda threshold: Gate(least(threshold), np.zeros_like(threshold))
+def _gate(least: Callable[[np.ndarray], np.ndarray]) -> Gate:
+    return Gate(lambda threshold: Level(least(threshold), np.zeros_like(threshold)))
 
 
 def _shifted(by: int) -> Callable[[np.ndarray, int], np.ndarray]:
@@ -118,6 +154,24 @@ _SOURCES = (
     _source("seed and stream swapped", "seed and stream are swapped", Source(seed=(0, 1, 0), stream=(SEED_STRIDE, 1, 0))),
 )
 
+def _moved(times: int) -> Callable[[np.ndarray, EncoderInput, np.ndarray], np.ndarray]:
+    """b_dec added so many times to the residual, which else is treated rightly."""
+    return lambda r, right, b_dec: right_input(r + times * b_dec, right, b_dec)
+
+
+def _other_input(**changed: Any) -> Callable[[np.ndarray, EncoderInput, np.ndarray], np.ndarray]:
+    return lambda r, right, b_dec: right_input(r, replace(right, **changed), b_dec)
+
+
+def _scaled_twice(r: np.ndarray, right: EncoderInput, b_dec: np.ndarray) -> np.ndarray:
+    return right_input(r, replace(right, factor=right.factor**2), b_dec)
+
+
+def wrong_k(k: int, right: int) -> Mistake:
+    """A gate of the largest that keeps k: which k that is, a candidate's counts say."""
+    return Mistake(f"k of {k}", "gate", f"the gate keeps {k} features, and {right} is right", Gate(k=k), (LARGEST,))
+
+
 def _fires(rounding: Rounding) -> Callable[[DecoderInput], np.ndarray]:
     return lambda encoded: rounding(encoded.activations())
 
@@ -127,22 +181,34 @@ _EXP = "the gate is exp(threshold), as if the file held its logarithm"
 _SUBTRACTED = "the threshold is subtracted from the activation: pre - threshold where JumpReLU gives pre"
 _NEGATIVE = "the gate is the threshold where that is negative too, as circuit-tracer has it: negative activations pass"
 _SWAPPED = "buffer is read with its axes swapped: reshaped instead of transposed"
+_LOG = "the gate is the threshold's logarithm, as it stands in the file"
+_NO_GATE = Gate(lambda t: Level(np.full_like(t, -np.inf), np.zeros_like(t)), selects=False)
 _TF32 = "products are TF32: weights and residual"
 _MAGNITUDE = "the top k are chosen by absolute value"
 
 MISTAKES: tuple[Mistake, ...] = (
     Mistake("relu", "gate", "plain ReLU instead of JumpReLU: the threshold is ignored", _gate(np.zeros_like), _JUMP),
-    Mistake("no gate", "gate", "no gate at all: every feature counts as active", _gate(lambda t: np.full_like(t, -np.inf))),
+    Mistake("no gate", "gate", "no gate at all: every feature counts as active", _NO_GATE, (UNGATED,)),
     Mistake("threshold halved", "gate", "the gate is half the threshold", _gate(lambda t: np.maximum(t, 0) / 2), _JUMP),
     Mistake("threshold doubled", "gate", "the gate is twice the threshold", _gate(lambda t: np.maximum(t, 0) * 2), _JUMP),
     Mistake("exp(threshold)", "gate", _EXP, _gate(lambda t: np.exp(np.minimum(t, 700))), _JUMP),
-    Mistake("threshold subtracted", "gate", _SUBTRACTED, lambda t: Gate(np.maximum(t, 0), np.maximum(t, 0)), _JUMP),
+    Mistake("threshold subtracted", "gate", _SUBTRACTED, Gate(lambda t: Level(np.maximum(t, 0), np.maximum(t, 0))), _JUMP),
     Mistake("negative let through", "gate", _NEGATIVE, _gate(lambda t: t), (NEGATIVE,)),
+    Mistake("log of the threshold", "gate", _LOG, _gate(lambda t: np.log(np.maximum(t, 1e-300))), (LOG,)),
+    Mistake("top k left out", "gate", "all positive features fire: the gate's top k is left out", Gate(selects=False), (LARGEST,)),
+    Mistake("ReLU before the top k", "gate", "the top k is one of ReLU: negative values are dropped", Gate(relu=True), (LARGEST, RAW)),
+    Mistake("no ReLU before the top k", "gate", "the top k is one of pre-activations: negative values fire too", Gate(relu=False), (LARGEST, POSITIVE)),
+    Mistake("gate left out", "gate", "the gated encoder's gate is left out: all positive magnitudes fire", Gate(is_gated=False), (GATED_GATE,)),
+    Mistake("decoder norms left out", "gate", "pre-activations are not multiplied by the norms of W_dec's rows", Gate(by_decoder_norm=False), (NORMS,)),
     Mistake("b_enc left out", "b_enc", "b_enc is not added", 0),
     Mistake("b_enc twice", "b_enc", "b_enc is added twice", 2),
     Mistake("b_enc subtracted", "b_enc", "b_enc is subtracted", -1),
-    Mistake("b_dec subtracted", "input", "b_dec is subtracted from the residual, as SAE loaders do", lambda r, b_dec: r - b_dec),
-    Mistake("b_dec added", "input", "b_dec is added to the residual", lambda r, b_dec: r + b_dec),
+    Mistake("b_dec subtracted", "input", "b_dec is subtracted from the residual, as SAE loaders do", _moved(-1), (B_DEC_STAYS,)),
+    Mistake("b_dec added", "input", "b_dec is added to the residual", _moved(1), (B_DEC_STAYS,)),
+    Mistake("b_dec not subtracted", "input", "b_dec is not subtracted from the residual", _other_input(b_dec=None), (B_DEC_GOES,)),
+    Mistake("b_dec subtracted twice", "input", "b_dec is subtracted from the residual twice", _moved(-1), (B_DEC_GOES,)),
+    Mistake("input not normalised", "input", "the residual is not scaled or normalised before W_enc", _other_input(normalised=IDENTITY), (NORMALISED,)),
+    Mistake("input scaled twice", "input", "the residual is scaled twice", _scaled_twice, (SCALED_INPUT,)),
     Mistake("W_enc reshaped", "w_enc", f"W_enc's {_SWAPPED}", RESHAPED),
     Mistake("W_dec for W_enc", "w_enc", "W_dec is used for W_enc", W_DEC, _ONE),
     Mistake("layer below", "w_enc", "the weights are those of layer L - 1, as where layers are counted from 1", LAYER_BELOW),
@@ -181,6 +247,8 @@ MISTAKES: tuple[Mistake, ...] = (
     Mistake("W_skip twice", "skip", "what W_skip gives is added twice", Skip(w_skip=2), _SKIPS),
     Mistake("residual added", "skip", "the residual is added to the reconstruction", Skip(residual=1)),
     Mistake("residual for W_skip", "skip", "the residual is added as it is, without W_skip", Skip(w_skip=0, residual=1), _SKIPS),
+    Mistake("output not scaled back", "restores", "the reconstruction stays in the scale of the normalised input", False, (NORMALISED,)),
+    Mistake("not divided by the norms", "divides", "activations are not divided by the norms of W_dec's rows before W_dec", False, (NORMS,)),
     Mistake("target below", "target", "the decoder is that of the target layer below", -1, _SEVERAL),
     Mistake("target above", "target", "the decoder is that of the target layer above", 1, _SEVERAL),
     Mistake("W_dec reshaped", "w_dec", f"W_dec's {_SWAPPED}", RESHAPED, _ONE),
@@ -202,7 +270,7 @@ MISTAKES: tuple[Mistake, ...] = (
         "threshold subtracted in decoding",
         "activations",
         "pre - threshold is decoded where JumpReLU gives pre",
-        lambda encoded: np.where(encoded.pre > encoded.gate, encoded.pre - encoded.gate, 0),
+        lambda encoded: np.where(encoded.fires, encoded.pre - encoded.gate, 0),
         _JUMP,
     ),
     Mistake(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from oracle.arithmetic.chain import EncoderInput
 from oracle.arithmetic.constants import MAX_U64, SEED_STRIDE
 
 Rounding = Callable[[np.ndarray], np.ndarray]  # float32 -> float32 of the same shape
@@ -36,11 +37,30 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Gate:
+class Level:
     """A feature is active iff pre > `least`; its activation is pre - `subtracted`. float64 [n_features] each."""
 
     least: np.ndarray
     subtracted: np.ndarray
+
+
+def right_level(threshold: np.ndarray) -> Level:
+    return Level(np.maximum(threshold, 0), np.zeros_like(threshold))
+
+
+@dataclass(frozen=True)
+class Gate:
+    """How a port decides what fires, where that is another way than the weights': `level`, of the threshold, float64 [n_features];
+    how many a gate of the largest keeps, None for as many as the weights say; whether it takes the largest at all, and of ReLU;
+    whether a gated gate has its gate; whether pre-activations are multiplied by the decoder's norms.
+    """
+
+    level: Callable[[np.ndarray], Level] = right_level
+    k: int | None = None
+    selects: bool = True
+    relu: bool | None = None
+    is_gated: bool = True
+    by_decoder_norm: bool = True
 
 
 @dataclass(frozen=True)
@@ -59,18 +79,19 @@ class Selection:
 
 @dataclass(frozen=True)
 class DecoderInput:
-    """What the encoder gives: `pre` float64 [n_cases, n_features], `gate` float32 [n_features].
+    """What the encoder gives: `pre` float64 [n_cases, n_features], whether they `fire`, and the `gate`, float32 [n_features].
 
     `listed` [n_cases, n_features] is whether a feature is one of the top k.
     """
 
     pre: np.ndarray
+    fires: np.ndarray
     gate: np.ndarray
     listed: np.ndarray
 
     def activations(self) -> np.ndarray:
         """float32 [n_cases, n_features]."""
-        return np.where(self.pre > self.gate, self.pre, 0).astype(np.float32)
+        return np.where(self.fires, self.pre, 0).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -86,12 +107,9 @@ def same(values: np.ndarray) -> np.ndarray:
     return values
 
 
-def right_input(residual: np.ndarray, b_dec: np.ndarray) -> np.ndarray:
-    return residual
-
-
-def right_gate(threshold: np.ndarray) -> Gate:
-    return Gate(np.maximum(threshold, 0), np.zeros_like(threshold))
+def right_input(residual: np.ndarray, encoder_input: EncoderInput, b_dec: np.ndarray) -> np.ndarray:
+    values: np.ndarray = encoder_input.apply(residual[np.newaxis]).values[0]
+    return values
 
 
 def right_index(index: np.ndarray, n_features: int) -> np.ndarray:
@@ -104,19 +122,22 @@ class Port:
 
     label: int = 0  # what is added to the layers' numbers
     source: Source = Source()
-    input: Callable[[np.ndarray, np.ndarray], np.ndarray] = right_input  # residual, b_dec, float32 [d_model] -> [d_model]
+    # residual, how it is right, b_dec, float32 [d_model] -> [d_model]
+    input: Callable[[np.ndarray, EncoderInput, np.ndarray], np.ndarray] = right_input
     norm: Rounding = same
     residual_rounding: Rounding = same
     product_rounding: Rounding = same  # of both factors
     w_enc: str = OWN
     weight_rounding: Rounding = same
     b_enc: int = 1  # how many times it is added
-    gate: Callable[[np.ndarray], Gate] = right_gate  # of the threshold, float64 [n_features]
+    gate: Gate = Gate()
     selection: Selection = Selection()
     index: Callable[[np.ndarray, int], np.ndarray] = right_index  # printed, n_features -> features meant; -1: none
     activations: Callable[[DecoderInput], np.ndarray] = DecoderInput.activations  # what W_dec is multiplied with
     w_dec: str = OWN
     decoder_rounding: Rounding = same
+    divides: bool = True  # whether activations are divided by the decoder's norms, where they were multiplied by them
+    restores: bool = True  # whether what the decoder gives is brought back from a normalised input's scale
     target: int = 0  # how many places further the target's part of W_dec is taken
     skip: Skip = Skip()
     b_dec: tuple[int, int] = (1, 0)  # how many times it is added where source is target, and elsewhere
@@ -128,6 +149,6 @@ class Port:
 
 # A product of residuals or activations and weights depends on these fields; the others come before or behind it.
 ENCODER_PRODUCT = ("source", "input", "norm", "residual_rounding", "product_rounding", "w_enc", "weight_rounding")
-DECODER_PRODUCT = ("activations", "w_dec", "decoder_rounding")
+DECODER_PRODUCT = ("activations", "divides", "w_dec", "decoder_rounding")
 ENCODER_FIELDS = (*ENCODER_PRODUCT, "b_enc", "gate", "selection", "index")
-DECODER_FIELDS = (*DECODER_PRODUCT, "target", "skip", "b_dec")
+DECODER_FIELDS = (*DECODER_PRODUCT, "restores", "target", "skip", "b_dec")
