@@ -4,12 +4,14 @@
 What it may answer follows from one assumption: each of its pre-activations is within the tolerance of the exact one,
 before it is stored as float32, as the reference's was. Then n_active lies in `n_active_bounds`; two features may swap
 only where their values are at most twice the tolerance apart; a feature may come onto the list, or leave it, only at
-its end, where the margins say so, or because it is one of `gate_ties`. A difference within these rules passes as
+its end, where the margins say so, or because it is one of `gate_ties`; where a gate keeps the largest, one of these fires
+for another. A difference within these rules passes as
 rounding. Where a reference does not name its ties (torch's) none comes or goes but at the end.
 """
 
 from __future__ import annotations
 
+from oracle.arithmetic.constants import SELECTIONS, TOPK
 from oracle.checking.verdict import DIFFERS, ROUNDING, SAME, CaseVerdict, stored
 from oracle.references.document import RANK_TIE, Case, Reference, TopFeature
 
@@ -106,11 +108,18 @@ def _list_problem(
     advice = "; the reference does not name the features at their gates: write it again" if unnamed else ""
     last, least = _end(expected, k, tolerance), _end(answered, k, tolerance)
     inside = [index for index in new if values[index] > last + stored(values[index])]
-    strange = [index for index in inside if index not in ties] or inside[max(0, most - case.n_active) :]
+    kind = (reference.gate or {}).get("kind")
+    strange = [index for index in inside if index not in ties]
+    if kind == TOPK and expected:  # what comes in for another has about the value of the last that fires
+        strange = strange or [index for index in inside if not values[index] <= expected[-1].activation + 4 * tolerance]
+    elif kind not in SELECTIONS:
+        strange = strange or inside[max(0, most - case.n_active) :]
     if strange:
         return f"feature {strange[0]} is not among the reference's, and rounding cannot have brought it in{advice}"
     lost = [index for index in gone if right_values[index] > least + stored(right_values[index])]
-    missed = [index for index in lost if index not in ties] or lost[max(0, case.n_active - fewest) :]
+    missed = [index for index in lost if index not in ties]
+    if kind not in SELECTIONS:
+        missed = missed or lost[max(0, case.n_active - fewest) :]
     if missed:
         return f"feature {missed[0]} is missing, and rounding cannot have put it off the list{advice}"
     # What comes in at its gate pushes others off the end, what goes at its gate lets others in there: never both.
