@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import struct
 import zipfile
 from typing import Any
@@ -48,21 +49,28 @@ def safetensors(arrays: Arrays) -> bytes:
 def torch_zip(arrays: Arrays) -> bytes:
     """A dict of float32 tensors, in order, and of integers of 64 bits, as torch.save writes them: a zip of stored members."""
     archive = io.BytesIO()
-    pickle, storages = [b"\x80\x02", b"}", b"("], []
-    for number, (name, values) in enumerate(arrays.items()):
-        kind, array = ("LongStorage", np.array(values, "<i8")) if isinstance(values, int) else ("FloatStorage", np.asarray(values, "<f4"))
-        strides = [int(np.prod(array.shape[place + 1 :])) for place in range(array.ndim)]
-        pickle += [_text(name), b"ctorch._utils\n_rebuild_tensor_v2\n("]
-        pickle += [b"(", _text("storage"), b"ctorch\n" + kind.encode() + b"\n", _text(str(number)), _text("cpu"), _integer(array.size), b"tQ"]
-        pickle += [_integer(0), _tuple(array.shape), _tuple(strides), b"\x89", b"ccollections\nOrderedDict\n)R", b"tR"]
-        storages.append(array.tobytes())
-    pickle += [b"u", b"."]
+    storages = {
+        name: ("LongStorage", np.array(values, "<i8")) if isinstance(values, int) else ("FloatStorage", np.asarray(values, "<f4"))
+        for name, values in arrays.items()
+    }
+    pickle = pickled_dict({name: (kind, array.shape) for name, (kind, array) in storages.items()})
+    data = {f"data/{number}": array.tobytes() for number, (_, array) in enumerate(storages.values())}
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as file:
-        members = {"data.pkl": b"".join(pickle), "byteorder": b"little", **{f"data/{number}": data for number, data in enumerate(storages)}}
-        for name, content in {**members, "version": b"3\n"}.items():
+        for name, content in {"data.pkl": pickle, "byteorder": b"little", **data, "version": b"3\n"}.items():
             # The same bytes at any time and on any system.
             file.writestr(zipfile.ZipInfo(f"archive/{name}", (1980, 1, 1, 0, 0, 0)), content)
     return archive.getvalue()
+
+
+def pickled_dict(tensors: dict[str, tuple[str, tuple[int, ...]]]) -> bytes:
+    """What torch.save pickles of a dict of tensors: for each the kind of its storage, which is its number, and its shape."""
+    pickle = [b"\x80\x02", b"}", b"("]
+    for number, (name, (kind, shape)) in enumerate(tensors.items()):
+        strides = [math.prod(shape[place + 1 :]) for place in range(len(shape))]
+        pickle += [_text(name), b"ctorch._utils\n_rebuild_tensor_v2\n("]
+        pickle += [b"(", _text("storage"), b"ctorch\n" + kind.encode() + b"\n", _text(str(number)), _text("cpu"), _integer(math.prod(shape)), b"tQ"]
+        pickle += [_integer(0), _tuple(shape), _tuple(strides), b"\x89", b"ccollections\nOrderedDict\n)R", b"tR"]
+    return b"".join([*pickle, b"u", b"."])
 
 
 def _text(value: str) -> bytes:

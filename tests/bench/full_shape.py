@@ -31,7 +31,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.bench import llama, scaling
+from tests.bench import llama, scaling, scope
 from tests.bench.rounds import in_turn, measure
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -200,6 +200,10 @@ def measure_llama(cache: Path, environment: dict[str, str], runs: int) -> None:
     llama.show(environment, str(weights), runs)
 
 
+def snapshot_of(cache: Path, repo: str) -> Path:
+    return cache / f"models--{repo.replace('/', '--')}" / "snapshots" / COMMIT
+
+
 def make_llama(cache: Path) -> None:
     cache.mkdir(parents=True, exist_ok=True)
     config = cache / "config.yaml.tmp"
@@ -246,11 +250,18 @@ def main() -> None:
     parser.add_argument("--settling", action="store_true", help="measure what exact settling costs, and nothing else")
     parser.add_argument("--scaling", metavar="WHAT", help="measure more of `layers,seeds,workers,dask` or some of these, and nothing else")
     parser.add_argument("--llama", action="store_true", help="measure a layer of 131,072 features, and nothing else")
+    parser.add_argument("--scope", action="store_true", help="measure layers of Qwen Scope's and Llama Scope's shapes, and nothing else")
     options = parser.parse_args()
     cache = Path(options.folder) / "hub"
     environment = {
         **os.environ, "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "HF_ENDPOINT": ""
     }
+    if options.scope:
+        if not (snapshot_of(cache, scope.LLAMA_REPO) / scope.LLAMA_FILE).exists():
+            print(f"making 1 GiB of weights in {cache} ...", file=sys.stderr)
+            subprocess.run([*BENCH, "make-scope", str(cache)], check=True, cwd=ROOT)
+        scope.show(environment, lambda repo: snapshot_of(cache, repo), options.runs)
+        return
     if options.llama:
         measure_llama(cache, environment, options.runs)
         return
