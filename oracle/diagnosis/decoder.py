@@ -133,11 +133,11 @@ class DecoderTrial:
         for number, place, expected, answer in self._printed:
             if 0 <= place + port.target < n_targets:
                 output = by_target[number, place + port.target] * weights.row_factor
-                if place == 0:
-                    output = output + skip @ self._skip_outputs[number, :, :n]
                 output = output + port.b_dec[min(place, 1)] * self._b_dec[:n]
                 if self._back and port.restores:
                     output = output * self._back[0][number] + self._back[1][number]
+                if place == 0:
+                    output = output + skip @ self._skip_outputs[number, :, :n]
                 yield number, expected, answer, output
 
 

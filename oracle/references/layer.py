@@ -280,6 +280,8 @@ def _reconstructions(
     cases = []
     for number, (sums, skip) in enumerate(zip(features, skips)):
         factor, offset = (float(values[number, 0]) if weights.settings.restores else neutral for values, neutral in ((inputs.factor, 1.0), (inputs.offset, 0.0)))
+        for part in skip:  # W_skip is from residuals to outputs as they are: what brings the others back is not for it
+            part.scale(1 / factor)
         outputs = [decoder.output([sums, *skip], weights.b_dec, 0 if several else None, factor=factor, offset=offset)]
         outputs += [decoder.output([sums], None, target) for target in range(1, row_shape[0] if several else 1)]
         cases.append(tuple(Reconstruction(target_layer=weights.layer + target, **vars(output)) for target, output in enumerate(outputs)))

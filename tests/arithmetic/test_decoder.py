@@ -53,7 +53,7 @@ def test_parts_add_up() -> None:
     for features_first in (False, True):
         w_skip = np.array([[1.0, 2.0], [10.0, 20.0]], np.float32)
         lies = w_skip.T.copy() if features_first else w_skip
-        skip, = decoder.skip_connection(Matrix(lambda lies=lies: iter([lies[:1], lies[1:]]), features_first), residuals)  # type: ignore[misc]
+        skip, = decoder.skip_connection(Matrix(lambda lies=lies: iter([lies[:1], lies[1:]]), features_first), residuals, 2)  # type: ignore[misc]
         assert (skip.values.tolist(), skip.squares.tolist(), skip.count) == ([53.0, 106.0], [9.0 + 2500.0, 36.0 + 10000.0], 2)
         outputs.append(decoder.output([decoded([[1.0, -1.0]], case), skip], np.array([0.25, 0.5], np.float32)))
     assert outputs[0] == outputs[1] and outputs[0].first_10 == (57.25, 102.5)
@@ -91,7 +91,7 @@ def test_a_target_of_several_is_that_one() -> None:
     first, second = decoder.output([sums], np.ones(2, np.float32), 0), decoder.output([sums], None, 1)
     assert first.first_10 == (8.0, 11.0) and second.first_10 == (13.0, 16.0)
     assert (first.tolerance, second.tolerance) == (3.0, 4.0)  # half of 6, and of 8
-    skip, = decoder.skip_connection(Matrix(lambda: iter([np.eye(2, dtype=np.float32)]), False), np.array([[3.0, 5.0]], np.float32))
+    skip, = decoder.skip_connection(Matrix(lambda: iter([np.eye(2, dtype=np.float32)]), False), np.array([[3.0, 5.0]], np.float32), 2)
     assert decoder.output([sums, skip], None, 0).first_10 == (10.0, 15.0)  # of a part without targets all
 
 
