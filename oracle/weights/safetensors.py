@@ -7,6 +7,7 @@ which the tensors cover from end to end without gaps. It has no checksum: that o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -22,7 +23,12 @@ HEADER_LIMIT = 4 * 1024 * 1024
 GAP_BYTES = 64 * 1024  # rows that lie closer than this are read in one go
 METADATA = "__metadata__"
 
-_FLOATS: dict[str, tuple[np.dtype, bool]] = {"F32": (np.dtype("<f4"), False), "F16": (np.dtype("<f2"), False), "BF16": (np.dtype("<u2"), True)}
+# How the numbers lie, and whether they are bfloat16.
+_DTYPES: dict[str, tuple[np.dtype, bool]] = {
+    "F64": (np.dtype("<f8"), False), "F32": (np.dtype("<f4"), False), "F16": (np.dtype("<f2"), False), "BF16": (np.dtype("<u2"), True),
+    "I64": (np.dtype("<i8"), False), "I32": (np.dtype("<i4"), False),
+}  # fmt: skip
+_INTEGERS = ("I64", "I32")  # of one number: the k of a gate of the k largest
 
 
 class Safetensors(TensorFile):
@@ -58,13 +64,15 @@ class Safetensors(TensorFile):
             raise self.error(f"it has no tensor {name}; it has {listed(self._entries)}")
         entry = self._entries[name]
         shape, (start, stop) = tuple(entry["shape"]), entry["data_offsets"]
-        if entry["dtype"] not in _FLOATS:
-            raise self.error(f"{name} is of dtype {_shown(entry['dtype'])}; F32, F16 and BF16 are read")
-        if not 1 <= len(shape) <= 3 or not all(0 < extent <= EXTENT_LIMIT for extent in shape):
+        if len(shape) > 3 or not all(0 < extent <= EXTENT_LIMIT for extent in shape):
             raise self.error(
-                f"{name} has shape {_shown(list(shape))}; 1 to 3 dimensions of 1 to {EXTENT_LIMIT} each are read"
+                f"{name} has shape {_shown(list(shape))}; 0 to 3 dimensions of 1 to {EXTENT_LIMIT} each are read"
             )
-        raw, bfloat16 = _FLOATS[entry["dtype"]]
+        if entry["dtype"] not in _DTYPES or entry["dtype"] in _INTEGERS and math.prod(shape) != 1:
+            raise self.error(
+                f"{name} is of dtype {_shown(entry['dtype'])}; F64, F32, F16 and BF16 are read, and I64 and I32 of one number"
+            )
+        raw, bfloat16 = _DTYPES[entry["dtype"]]
         n_bytes = raw.itemsize
         for extent in shape:
             n_bytes *= extent
@@ -76,7 +84,7 @@ class Safetensors(TensorFile):
 
     def data(self, tensor: Tensor) -> Data:
         """As TensorFile has it."""
-        return self._section(tensor, tensor.offset, tensor.shape[0] * tensor.row_bytes)
+        return self._section(tensor, tensor.offset, tensor.n_bytes)
 
     def rows(self, tensor: Tensor, wanted: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """As TensorFile has it. Only the stretches of the file that hold these rows are read."""

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """What the readers of weight files share: tensors, limits, and rows widened to float32.
 
-A weight file is a seekable binary reader (`read`, `readinto`, `seek`); npz.py and safetensors.py never ask whether a
-disk or a network stands behind it. They tell a reader that has `advise` what they will read in order, which changes
+A weight file is a seekable binary reader (`read`, `readinto`, `seek`); npz.py, safetensors.py and torchzip.py never ask
+whether a disk or a network stands behind it. They tell a reader that has `advise` what they will read in order, which changes
 nothing but the number of requests.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -30,7 +31,8 @@ class WeightsError(BadData, ValueError):
 class Tensor:
     """A tensor's header. `raw` is how its numbers lie in the file; bfloat16 lies as 16-bit integers.
 
-    `offset` is where the data begins, in bytes: in its member of an .npz, in the file of a .safetensors.
+    `offset` is where the data begins, in bytes: in its member of an .npz or a .pt, in the file of a .safetensors. `shape` is
+    the tensor's own; one that is `transposed` lies in the file with its two axes in the other order, and so do its rows.
     """
 
     name: str
@@ -38,15 +40,30 @@ class Tensor:
     bfloat16: bool
     shape: tuple[int, ...]
     offset: int
+    transposed: bool = False
+
+    @property
+    def lying(self) -> tuple[int, ...]:
+        """The shape in the order in which the numbers lie."""
+        return self.shape[::-1] if self.transposed else self.shape
 
     @property
     def row_shape(self) -> tuple[int, ...]:
-        return self.shape[1:]
+        return self.lying[1:]
 
     @property
     def row_bytes(self) -> int:
         """How many bytes a row takes in the file."""
-        return int(np.prod(self.row_shape, dtype=np.int64)) * self.raw.itemsize
+        return math.prod(self.row_shape) * self.raw.itemsize
+
+    @property
+    def n_bytes(self) -> int:
+        """How many bytes all of it takes in the file."""
+        return math.prod(self.shape) * self.raw.itemsize
+
+    @property
+    def is_integer(self) -> bool:
+        return self.raw.kind in "iu" and not self.bfloat16
 
 
 class TensorFile:
@@ -72,23 +89,34 @@ class TensorFile:
         raise NotImplementedError
 
     def rows(self, tensor: Tensor, wanted: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Some rows of a tensor: parts of `wanted`, which ascends, and float32 [len(part), ...] for each."""
+        """Some rows of a tensor as they lie: parts of `wanted`, which ascends, and float32 [len(part), ...] for each."""
         raise NotImplementedError
 
     def read(self, tensor: Tensor) -> np.ndarray:
-        """The whole of a small one-dimensional tensor, float32 [n]."""
-        raw = np.empty(tensor.shape, tensor.raw)
+        """The whole of a small tensor, a vector or one number: float32 of its shape."""
+        self._check_floats(tensor)
+        raw = np.empty(tensor.lying or 1, tensor.raw)
         with self.data(tensor) as data:
             data.fill(raw)
-        return Float32Converter(tensor, len(raw))(raw)
+        values = Float32Converter(tensor, len(raw))(raw).reshape(tensor.lying)
+        return values.T if tensor.transposed else values
+
+    def integer(self, tensor: Tensor) -> int:
+        """The one number of a tensor of integers."""
+        if not tensor.is_integer:
+            raise self.error(f"{tensor.name} is of {tensor.raw.name if not tensor.bfloat16 else 'bfloat16'}, where an integer has to be")
+        raw = np.empty(1, tensor.raw)
+        with self.data(tensor) as data:
+            data.fill(raw)
+        return int(raw[0])
 
     def blocks(self, tensor: Tensor) -> Iterator[np.ndarray]:
-        """The rows of a tensor in order, float32 [rows, ...] at a time; a block is valid until the next is asked for.
+        """The rows of a tensor as they lie, in order, float32 [rows, ...] at a time; a block is valid until the next.
 
         Only an iteration that ends without an error has read data that is known to be intact, where the file says how to know it.
         """
         self.check_rows(tensor)
-        n_rows, at_once = tensor.shape[0], rows_at_once(tensor)
+        n_rows, at_once = tensor.lying[0], rows_at_once(tensor)
         buffers = [np.empty((min(at_once, n_rows), *tensor.row_shape), tensor.raw) for _ in range(self.buffers)]
         to_float32 = Float32Converter(tensor, len(buffers[0]))
         with self.data(tensor) as data:
@@ -98,12 +126,19 @@ class TensorFile:
                 yield to_float32(raw)
 
     def check_rows(self, tensor: Tensor) -> None:
-        """Refuse rows so long that a block of them would not fit: nothing is sized by a header alone."""
+        """Refuse what has no rows, and rows so long that a block would not fit: nothing is sized by a header alone."""
+        self._check_floats(tensor)
+        if not tensor.shape:
+            raise self.error(f"{tensor.name} is a single number, where rows have to be")
         if tensor.row_bytes // tensor.raw.itemsize * 4 > ROW_BYTES_LIMIT:
             raise self.error(f"{tensor.name} has shape {list(tensor.shape)}, with rows too long to be read")
 
     def error(self, problem: str) -> WeightsError:
         return WeightsError(f"{self._label}: {problem}")
+
+    def _check_floats(self, tensor: Tensor) -> None:
+        if tensor.is_integer:
+            raise self.error(f"{tensor.name} is of {tensor.raw.name}, where floating-point numbers have to be")
 
 
 class Data:

@@ -42,11 +42,14 @@ NEAREST = {
     "oracle/checking/reconstructions.py": RULES,
     "oracle/checking/verdict.py": RULES,
     "oracle/checking/verify.py": VERIFY,
+    "oracle/weights/archive.py": READERS,
     "oracle/weights/formats.py": FORMATS,
     "oracle/weights/layer.py": FORMATS,
     "oracle/weights/npz.py": READERS,
+    "oracle/weights/pickled.py": READERS,
     "oracle/weights/safetensors.py": READERS,
     "oracle/weights/tensors.py": READERS,
+    "oracle/weights/torchzip.py": READERS,
 }
 
 COMPARISONS: dict[type[ast.cmpop], tuple[type[ast.cmpop], ...]] = {
