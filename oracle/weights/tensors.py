@@ -134,7 +134,8 @@ class TensorFile:
             raise self.error(f"{tensor.name} has shape {list(tensor.shape)}, with rows too long to be read")
 
     def error(self, problem: str) -> WeightsError:
-        return WeightsError(f"{self._label}: {problem}")
+        """What is wrong, on one line whatever the names in the file are."""
+        return WeightsError(f"{self._label}: " + "".join(char if char.isprintable() else "?" for char in problem))
 
     def _check_floats(self, tensor: Tensor) -> None:
         if tensor.is_integer:
