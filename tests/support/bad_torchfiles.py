@@ -36,7 +36,7 @@ from tests.support.torchfiles import (
 GOOD = {"W": np.arange(12, dtype=np.float32).reshape(3, 4), "b": np.ones(3, np.float32)}
 DATA = GOOD["W"].tobytes()
 STORAGE = storage("0", "FloatStorage", 12)
-REBUILD = name("torch._utils", "_rebuild_tensor_v2")
+REBUILD, FLOATS = name("torch._utils", "_rebuild_tensor_v2"), name("torch", "FloatStorage")
 
 
 def of(opcodes: bytes) -> bytes:
@@ -114,7 +114,7 @@ def got(place: int) -> bytes:
 def laughs() -> bytes:
     """Lists of ten of the list before: a little to write down, more than there is memory to walk through."""
     lists = b"]" + put(0) + b"".join(b"]" + MARK + got(level) * 10 + b"e" + put(level + 1) for level in range(20))
-    return of(b"}" + text("a") + items(lists) + b"s")
+    return of(b"}" + text("a") + MARK + lists + b"ts")
 
 
 SELF = b"]" + put(0) + MARK + b"N" * 100_000 + got(0) + b"e"
@@ -177,14 +177,19 @@ PICKLES = {
     "a reduce of getattr in torch": (of(name("torch", "hub.load") + items() + REDUCE), "names 'torch.hub.load'"),
     "another tensor of torch": (of(name("torch._utils", "_rebuild_sparse_tensor") + items() + REDUCE), "names 'torch._utils._rebuild_sparse_tensor'"),
     "a storage of complex numbers": (of(name("torch", "ComplexFloatStorage")), "names 'torch.ComplexFloatStorage'"),
-    "a reduce of a storage": (of(call(name("torch", "FloatStorage"), number(2**40))), "calls torch.FloatStorage at byte"),
+    "a reduce of a storage": (of(call(FLOATS, number(2**40))), "calls torch.FloatStorage at byte"),
     "a reduce of a number": (of(number(1) + items() + REDUCE), "calls a value of type int at byte"),
     "a reduce of a tensor": (of(GOOD_TENSOR + items() + REDUCE), "calls a tensor at byte"),
     "a reduce without arguments": (of(ORDERED_DICT + b"N" + REDUCE), "calls collections.OrderedDict at byte 28 with other arguments than torch does"),
     "an OrderedDict of something": (of(call(ORDERED_DICT, b"]")), "calls collections.OrderedDict"),
     "a tensor of two arguments": (of(call(REBUILD, STORAGE, number(0))), "calls torch._utils._rebuild_tensor_v2"),
-    "a tensor of a name": (of(call(REBUILD, name("torch", "FloatStorage"), number(0), items(), items(), b"\x89", EMPTY_ORDERED)), "with other arguments"),
+    "a tensor of a name": (of(call(REBUILD, FLOATS, number(0), items(), items(), b"\x89", EMPTY_ORDERED)), "with other arguments"),
     "a parameter of a number": (of(call(name("torch._utils", "_rebuild_parameter"), number(1), b"\x88", EMPTY_ORDERED)), "with other arguments"),
+    "a parameter's arguments for a tensor": (of(call(REBUILD, GOOD_TENSOR, b"\x88", EMPTY_ORDERED)), "calls torch._utils._rebuild_tensor_v2"),
+    "a parameter with hooks": (of(call(name("torch._utils", "_rebuild_parameter"), GOOD_TENSOR, b"\x88", b"}" + entries(("a", b"N")))), "with other arguments"),
+    "arguments in a list": (of(ORDERED_DICT + b"]" + REDUCE), "calls collections.OrderedDict"),
+    "a storage in a list": (of(b"](" + text("storage") + FLOATS + text("0") + text("cpu") + number(12) + b"e" + PERSISTENT), "no storage of numbers"),
+    "a storage with a long key": (holding(W=tensor(storage("0" * 201, "FloatStorage", 12), (3, 4), (4, 1))), "no storage of numbers"),
     "hooks": (holding(W=tensor(STORAGE, (3, 4), (4, 1), 0, EMPTY_ORDERED + entries(("a", b"N")))), "hooks or metadata, which may change its numbers"),
     "metadata that negates": (holding(W=tensor(STORAGE, (3, 4), (4, 1), 0, EMPTY_ORDERED, b"}" + entries(("neg", b"\x88")))), "hooks or metadata"),
     "attributes": (of(EMPTY_ORDERED + b"}" + entries(("forward", b"N")) + b"b"), "gives a dict attributes at byte"),
@@ -201,13 +206,13 @@ PICKLES = {
     "a list of tensors": (of(b"](" + GOOD_TENSOR + b"e"), "holds a value of type list, where a dict of tensors has to be"),
     "a name alone": (of(ORDERED_DICT), "holds a name, where a dict of tensors has to be"),
     "a tensor in a dict in the dict": (holding(model=b"}" + entries(("W", GOOD_TENSOR))), "has tensors in a dict or list of their own under 'model': save that"),
-    "a name for a value": (holding(dtype=name("torch", "FloatStorage")), "has a name under 'dtype', which is no value"),
+    "a name for a value": (holding(dtype=FLOATS), "has a name under 'dtype', which is no value"),
     "a storage for a value": (holding(W=STORAGE), "has a storage under 'W', which is no value"),
     "a persistent id that is no tuple": (of(text("0") + PERSISTENT), "refers at byte 8 to something that is no storage of numbers"),
-    "a persistent id of another kind": (persistent(text("module"), name("torch", "FloatStorage"), text("0"), text("cpu"), number(12)), "no storage of numbers"),
+    "a persistent id of another kind": (persistent(text("module"), FLOATS, text("0"), text("cpu"), number(12)), "no storage of numbers"),
     "a persistent id without a type": (persistent(text("storage"), text("FloatStorage"), text("0"), text("cpu"), number(12)), "no storage of numbers"),
     "a storage whose type is a function": (persistent(text("storage"), REBUILD, text("0"), text("cpu"), number(12)), "no storage of numbers"),
-    "a storage of true": (persistent(text("storage"), name("torch", "FloatStorage"), text("0"), text("cpu"), b"\x88"), "no storage of numbers"),
+    "a storage of true": (persistent(text("storage"), FLOATS, text("0"), text("cpu"), b"\x88"), "no storage of numbers"),
     "a storage of -1": (shaped((3, 4), (4, 1), 0, storage("0", "FloatStorage", -1)), "no storage of numbers"),
     "a storage of 2^63": (shaped((3, 4), (4, 1), 0, storage("0", "FloatStorage", 2**63)), "no storage of numbers"),
     "a storage of 2^63 - 1": (shaped((3, 4), (4, 1), 0, storage("0", "FloatStorage", 2**63 - 1)), "but W's storage takes 36893488147419103228"),

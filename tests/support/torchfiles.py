@@ -59,8 +59,8 @@ def name(module: str, within: str) -> bytes:
 
 
 def items(*parts: bytes) -> bytes:
-    """A tuple."""
-    return MARK + b"".join(parts) + b"t"
+    """A tuple of objects: short ones have opcodes of their own."""
+    return b"".join(parts) + [b")", b"\x85", b"\x86", b"\x87"][len(parts)] if len(parts) < 4 else MARK + b"".join(parts) + b"t"
 
 
 def call(function: bytes, *arguments: bytes) -> bytes:

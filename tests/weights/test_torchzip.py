@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import io
-import json
-import os
 import re
 import subprocess
 import sys
@@ -27,10 +25,9 @@ from tests.support.bad_torchfiles import BAD, BOMBS, DATA, GOOD
 from tests.support.hub import Hub
 from tests.support.places import ROOT
 from tests.support.process import variables
-from tests.support.torchfiles import Parameter, Slice, described, parameter, storage, tensor, torch_file, zipped
+from tests.support.torchfiles import Parameter, Slice, described, parameter, storage, tensor, text, torch_file, zipped
 from tests.weights.test_every_way import ways
 
-PEERS_PYTHON = os.environ.get("ORACLE_PEERS_PYTHON")  # of an environment that has torch; the tests' own has none of this name
 FLOATS = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16]
 
 
@@ -126,6 +123,36 @@ def test_a_transposed_tensor_lies_as_it_lies() -> None:
     assert not file.tensor("flat").transposed and not file.tensor("plain").transposed  # strides along an axis of one say nothing
 
 
+def test_opcodes_that_pickle_writes_for_short_and_for_shared_things() -> None:
+    """One item for a list or a dict; places of one byte and of four."""
+    pickle = b"\x80\x02}(" + text("a") + b"]q\x07" + b"K\x05a" + text("b") + b"h\x07" + text("c") + b"}r\0\1\0\0" + text("d") + b"h\x07s"
+    file = opened(zipped(pickle + text("e") + b"j\0\1\0\0u."))
+    assert file.names == [] and file.values == {"a": [5], "b": [5], "c": {"d": [5]}, "e": {"d": [5]}}
+
+
+def test_how_much_is_read_beside_the_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nested(depth: int) -> Any:
+        return [nested(depth - 1)] if depth else 1
+
+    assert opened(torch_file({"a": nested(32)})).values == {"a": nested(32)}
+    with pytest.raises(WeightsError, match="has under 'a' more than is read"):
+        opened(torch_file({"a": nested(33)}))
+    monkeypatch.setattr(pickled, "OPCODE_LIMIT", 100)
+    for n_values, fits in ((92, True), (93, False)):  # and eight opcodes around them
+        if fits:
+            assert opened(torch_file({"a": [None] * n_values})).values == {"a": [None] * n_values}
+        else:
+            with pytest.raises(WeightsError, match="has more than 100 opcodes"):
+                opened(torch_file({"a": [None] * n_values}))
+    for n_values, fits in ((49, True), (50, False)):  # in a list that stands there twice
+        content = zipped(b"\x80\x02}" + text("a") + b"](" + b"N" * n_values + b"eq\0h\0\x86s.")
+        if fits:
+            assert opened(content).values == {"a": ([None] * n_values,) * 2}
+        else:
+            with pytest.raises(WeightsError, match="more than is read: 100 values"):
+                opened(content)
+
+
 def test_tensors_that_share_a_storage() -> None:
     shared = storage("0", "FloatStorage", 12)
     file = opened(zipped(described(a=tensor(shared, (2, 4), (4, 1), 4), b=tensor(shared, (4, 3), (1, 4)), c=parameter(tensor(shared, (), (), 11))), {"0": DATA}))
@@ -149,20 +176,19 @@ def test_small_blocks_and_a_large_storage(monkeypatch: pytest.MonkeyPatch) -> No
             read_everything(content[:at] + b"\0" + content[at + 1 :])
 
 
-def test_what_is_read_of_the_file_is_announced() -> None:
-    class Advised(io.BytesIO):
-        spans: list[tuple[int, int]] = []
+def test_who_leaves_early_reads_no_more() -> None:
+    class Counting(io.BytesIO):
+        count = 0
 
-        def advise(self, start: int, stop: int) -> None:
-            self.spans.append((start, stop))
+        def readinto(self, view: Any) -> int:
+            self.count += len(view)
+            return super().readinto(view)
 
-    content = torch_file(GOOD)
-    file = TorchZip(Advised(content), "f")
-    header = file.tensor("W")
-    Advised.spans.clear()
-    list(file.blocks(header))
-    start = content.index(DATA)
-    assert Advised.spans == [(start, start + len(DATA))]
+    reader = Counting(torch_file({"W": Slice(np.zeros((1000, 1024), np.float32), 0, 1_000_000)}))
+    blocks = TorchZip(reader, "f").blocks(TorchZip(reader, "f").tensor("W"))
+    next(blocks)
+    blocks.close()
+    assert reader.count < 2 * tensors.BLOCK_BYTES
 
 
 def test_an_archive_without_byteorder_is_of_an_older_torch_and_one_without_checksums_is_refused() -> None:
@@ -331,72 +357,3 @@ PIECES = st.sampled_from([
 def test_any_opcodes(opcodes: bytes) -> None:
     for pickle in (opcodes, b"\x80\x02" + opcodes + b".", b"\x80\x02}" + b"X\1\0\0\0W" + opcodes + b"s."):
         numbers_or_an_error(pickle)
-
-
-# --- torch itself -----------------------------------------------------------------------------------------------------
-
-SAVED_BY_TORCH = """
-import collections, json, sys, warnings
-warnings.filterwarnings("ignore")
-import torch
-torch.manual_seed(0)
-folder = sys.argv[1]
-base = torch.randn(40, 30)
-module = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.BatchNorm1d(7))
-module.register_buffer("k", torch.tensor(32, dtype=torch.int))
-module[0].weight = torch.nn.Parameter(torch.randn(5, 7).T)
-files = {
-    "plain": {name: base.to(dtype) for name, dtype in
-              dict(f64=torch.float64, f32=torch.float32, f16=torch.float16, bf16=torch.bfloat16).items()},
-    "state_dict": module.state_dict(),
-    "views": {"t": base.T, "rows": base[10:20], "b": base[3], "one": base[4, 5], "column": base[:1].T, "three": base.reshape(4, 10, 30)},
-    "numbers": {"k": torch.tensor(-(2**62)), "n": torch.tensor([7], dtype=torch.int16), "on": torch.tensor(True), "threshold": torch.tensor(0.1, dtype=torch.float64),
-                "W": torch.nn.Parameter(base.bfloat16()), "step": 70_000, "lr": 5e-5, "cfg": {"a": [1, None, True, "x"], "b": (-1, 2**70)}},
-    "many": collections.OrderedDict((f"layer.{n}", torch.full((n + 1,), float(n))) for n in range(300)),
-}
-values = {}
-for name, document in files.items():
-    torch.save(document, f"{folder}/{name}.pt")
-    values[name] = {key: [list(value.shape), value.detach().reshape(-1).float().tolist() if value.is_floating_point() else int(value)]
-                    if isinstance(value, torch.Tensor) else value for key, value in document.items()}
-torch.save(files["plain"], f"{folder}/old.pt", _use_new_zipfile_serialization=False)
-torch.save(base, f"{folder}/alone.pt")
-torch.save({"W": base[:, ::2]}, f"{folder}/strided.pt")
-torch.save({"W": base.to_sparse()}, f"{folder}/sparse.pt")
-torch.save({"W": torch.randn(3, dtype=torch.complex64)}, f"{folder}/complex.pt")
-torch.save(module, f"{folder}/module.pt")
-ours = torch.load(f"{folder}/ours.pt", weights_only=True)
-values["ours"] = {key: value.float().tolist() if isinstance(value, torch.Tensor) else value for key, value in ours.items()}
-json.dump(values, open(f"{folder}/values.json", "w"))
-"""
-REFUSED = {
-    "old": "the format that torch had before 1.6", "alone": "holds a tensor, where a dict", "strided": "neither in order nor those of a transpose",
-    "sparse": "which is no part of a dict of tensors", "complex": "names 'torch.ComplexFloatStorage'", "module": "which is no part of a dict of tensors",
-}  # fmt: skip
-
-
-@pytest.mark.skipif(PEERS_PYTHON is None, reason="ORACLE_PEERS_PYTHON names no Python that has torch")
-def test_reads_what_torch_wrote_and_writes_what_torch_reads(tmp_path: Path) -> None:
-    ours = {"W": GOOD["W"].T, "b": Slice(GOOD["b"], 2, 3), "p": Parameter(GOOD["W"]), "h": GOOD["W"].astype(ml_dtypes.bfloat16), "k": np.array(5), "x": [1, 2.5, "y"]}
-    (tmp_path / "ours.pt").write_bytes(torch_file(OrderedDict(ours)))
-    ran = subprocess.run([str(PEERS_PYTHON), "-c", SAVED_BY_TORCH, str(tmp_path)], capture_output=True, text=True, timeout=300)
-    assert ran.returncode == 0, ran.stderr
-    values = json.loads((tmp_path / "values.json").read_text())
-    loaded = values.pop("ours")
-    assert loaded == {name: value if (right := right_of(value)) is None else right.astype(np.float64).tolist() for name, value in ours.items()}
-    for name, document in values.items():
-        file = opened((tmp_path / f"{name}.pt").read_bytes())
-        plain = json.loads(json.dumps(file.values))
-        assert {*file.names, *plain} == document.keys() and plain == {key: document[key] for key in plain}
-        for key in file.names:
-            shape, right = document[key]
-            if isinstance(right, int):
-                assert file.integer(file.tensor(key)) == right
-            else:
-                assert same_bits(read_tensor(file, key), np.array(right, np.float32).reshape(shape)), (name, key)
-    transposed = {key for key in ("t", "column") if opened((tmp_path / "views.pt").read_bytes()).tensor(key).transposed}
-    assert transposed == {"t"} and opened((tmp_path / "state_dict.pt").read_bytes()).tensor("0.weight").transposed
-    for name, message in REFUSED.items():
-        with pytest.raises(WeightsError) as error:
-            read_everything((tmp_path / f"{name}.pt").read_bytes())
-        assert message in str(error.value)
