@@ -163,6 +163,7 @@ _D_MODEL, _N_FEATURES, _OUT = ("d_model",), ("n_features",), ("d_model_out",)
 _BY_INPUT, _BY_FEATURE = ("d_model", "n_features"), ("n_features", "d_model")
 _TO_OUTPUT, _FROM_OUTPUT = ("n_features", "d_model_out"), ("d_model_out", "n_features")
 _SKIP_BY_OUTPUT, _SKIP_BY_INPUT = ("d_model_out", "d_model"), ("d_model", "d_model_out")
+_TO_TARGETS = ("n_features", "n_targets", "d_model")
 _BLOCK_PATTERN = r"(?:blocks[._]|layer_)(\d{1,6})(?=\D|$)"
 
 _GEMMA_SCOPE = Format(
@@ -207,7 +208,6 @@ _GEMMA_SCOPE_2 = Format(
         TensorSpec("threshold", _N_FEATURES, THRESHOLD),
         TensorSpec("affine_skip_connection", _SKIP_BY_INPUT, W_SKIP, required=False),
     ),
-    layer_pattern=r"(?:^|/)layer_(\d{1,6})(?=[/._]|$)",
 )
 
 # lm-saes, dictionary_learning, sparsify and others have torch's linear layers.
@@ -272,7 +272,7 @@ FORMATS = (
         tensors=(
             TensorSpec("W_enc_{layer}", _BY_FEATURE, W_ENC),
             TensorSpec("b_enc_{layer}", _N_FEATURES, B_ENC),
-            TensorSpec("W_dec_{layer}", ("n_features", "n_targets", "d_model"), W_DEC, role=DECODER),
+            TensorSpec("W_dec_{layer}", _TO_TARGETS, W_DEC, role=DECODER),
             TensorSpec("b_dec_{layer}", _D_MODEL, B_DEC),
             TensorSpec("threshold_{layer}", _N_FEATURES, THRESHOLD, required=False),
         ),
@@ -288,9 +288,7 @@ FORMATS = (
         model_kind="cross_layer_transcoder",
         repo_key="clt_repo",
         output="clt",
-        tensors=tuple(
-            replace(spec, axes=("n_features", "n_targets", "d_model")) if spec.part == W_DEC else spec for spec in _GEMMA_SCOPE_2.tensors
-        ),
+        tensors=tuple(replace(spec, axes=_TO_TARGETS) if spec.part == W_DEC else spec for spec in _GEMMA_SCOPE_2.tensors),
         all_targets=True,
     ),
     _SAE,

@@ -249,7 +249,8 @@ class _Machine:
             raise PickleError(f"gives a dict attributes at byte {self._at - 1} that are not torch's _metadata")
 
     def _push_storage(self) -> None:
-        match self._pop():
+        identity = self._pop()
+        match identity if isinstance(identity, tuple) else ():
             case ("storage", Name(text=name), str(key), str(), int(count)) if name in _STORAGE_NAMES and len(key) <= NAME_LIMIT and _is_size(count):
                 storage = Storage(key, name.removeprefix("torch."), count)
             case _:
@@ -263,7 +264,7 @@ class _Machine:
         arguments, name = self._pop(), self._pop()
         if not isinstance(name, Name):
             raise PickleError(f"calls {_kind(name)} at byte {self._at - 1}: nothing is unpickled")
-        match (name.text, arguments):
+        match (name.text, arguments if isinstance(arguments, tuple) else None):
             case (text, ()) if text == ORDERED_DICT:
                 self._push(OrderedDict())
             case (text, (Storage() as storage, offset, tuple(shape), tuple(strides), bool(), hooks, *metadata)) if text == TENSOR:
