@@ -4,29 +4,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from oracle.weights import sidefiles
-from oracle.weights.sidefiles import (
-    B_DEC,
-    B_ENC,
-    B_GATE,
-    B_MAG,
-    LOG_THRESHOLD,
-    R_MAG,
-    SCALING,
-    THRESHOLD,
-    UNUSED,
-    W_DEC,
-    W_ENC,
-    W_SKIP,
-    Context,
-    K,
-    Settings,
-    Side,
-    SideFile,
-)
+from oracle.weights.sidefiles import B_DEC, B_ENC, B_GATE, B_MAG, LOG_THRESHOLD, R_MAG, SCALING, THRESHOLD, UNUSED, W_DEC, W_ENC, W_SKIP, K, Reading, SideFile
 
 EXTENT_LIMIT = 1 << 24  # of one dimension: a vector takes at most 128 MiB
 SUFFIXES = (".npz", ".safetensors", ".pt", ".pth")
@@ -75,7 +57,7 @@ class Format:
     repo_key: str
     output: str
     tensors: tuple[TensorSpec, ...]
-    settings: Callable[[Side, Collection[str], int | None, Context], Settings] = sidefiles.plain
+    settings: Reading = sidefiles.plain
     side_file: SideFile | None = None
     decoder_file: str | None = None
     absent: tuple[str, ...] = ()
