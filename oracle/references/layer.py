@@ -276,7 +276,7 @@ def _reconstructions(
         sums.scale(weights.row_factor)
     skips: list[list[decoder.Sums]] = [[] for _ in active]
     if weights.w_skip:
-        skips = [[sums] for sums in decoder.skip_connection(weights.w_skip, residuals)]
+        skips = [[sums] for sums in decoder.skip_connection(weights.w_skip, residuals, weights.d_out)]
     cases = []
     for number, (sums, skip) in enumerate(zip(features, skips)):
         factor, offset = (float(values[number, 0]) if weights.settings.restores else neutral for values, neutral in ((inputs.factor, 1.0), (inputs.offset, 0.0)))

@@ -281,9 +281,9 @@ FORMATS = (
         name="DictionaryLearning",
         encoder_files=("ae.pt",),
         tensors=(
-            *(spec for spec in _LINEAR if spec.part != B_DEC),
+            *(replace(spec, required=spec.part != B_ENC) for spec in _LINEAR if spec.part != B_DEC),
             TensorSpec("W_enc", _BY_INPUT, W_ENC),
-            TensorSpec("b_enc", _N_FEATURES, B_ENC),
+            TensorSpec("b_enc", _N_FEATURES, B_ENC, required=False),
             TensorSpec("W_dec", _BY_FEATURE, W_DEC),
             *(TensorSpec(name, _D_MODEL, B_DEC) for name in ("b_dec", "bias", "decoder_bias")),
             *(TensorSpec("threshold", axes, THRESHOLD, required=False) for axes in ((), _N_FEATURES)),

@@ -337,7 +337,9 @@ class LayerWeights:
             names = " and ".join(" or ".join(spec.name for spec in self.format.of_part(part)) or part for part in missing)
             raise WeightsError(f"{self.label}: it has no tensor {names}, which a {settings.gate} gate needs")
         unknown = self._tensors.keys() - needed - {W_SKIP, K, *settings.unused}
-        if SCALING in unknown and np.all(self._tensors[SCALING].vector() == 1):
+        if SCALING in unknown:  # what a side file says of it says nothing where it is 1, as in SAELens
+            if np.any(self._tensors[SCALING].vector() != 1):
+                raise WeightsError(f"{self.label}: its {self._tensors[SCALING].header.name} is not 1: activations that it scales are not read")
             unknown -= {SCALING}
         if unknown:
             name = self._tensors[sorted(unknown)[0]].header.name
