@@ -112,7 +112,7 @@ class _Machine:
     """The stack, and what the opcodes do to it."""
 
     def __init__(self, content: bytes):
-        self._content, self._at = content, 0
+        self._content, self._at = content, 2  # behind the protocol
         self._stack: list[Any] = []
         self._below: list[list[Any]] = []  # for each mark the stack beneath it
         self._memo: dict[int, Any] = {}
@@ -122,7 +122,6 @@ class _Machine:
         """The object that the pickle describes."""
         if self._content[:1] != b"\x80" or self._content[1:2] != bytes([PROTOCOL]):
             raise PickleError(f"is not of pickle protocol {PROTOCOL}, which torch.save writes: save it again with torch.save")
-        self._at = 2
         for _ in range(OPCODE_LIMIT):
             opcode = self._take(1)
             if opcode == b".":

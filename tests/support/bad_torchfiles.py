@@ -233,6 +233,7 @@ SHAPES = {
     "an extent of -3": (shaped((-3, 4), (4, 1)), "no counts"),
     "an extent that is true": (holding(W=call(REBUILD, STORAGE, number(0), items(b"\x88"), items(number(1)), b"\x89", EMPTY_ORDERED)), "no counts"),
     "four dimensions": (shaped((1, 3, 2, 2), (12, 4, 2, 1)), "dimensions"),
+    "sixty-four dimensions": (shaped((1,) * 64, (1,) * 64), "0 to 3 dimensions"),
     "sixty-five dimensions": (shaped((1,) * 65, (1,) * 65), "no counts"),
     "a stride too few": (shaped((3, 4), (4,)), "no counts"),
     "a stride of -1": (shaped((3, 4), (4, -1)), "no counts"),

@@ -176,6 +176,12 @@ def test_small_blocks_and_a_large_storage(monkeypatch: pytest.MonkeyPatch) -> No
             read_everything(content[:at] + b"\0" + content[at + 1 :])
 
 
+def test_a_member_that_is_another_by_its_own_header_shows_before_its_numbers_are_read() -> None:
+    file = opened(torch_file(GOOD).replace(b"archive/data/0", b"archive/data/7", 1))
+    with pytest.raises(WeightsError, match="sae.pt: archive/data/0 cannot be read: File name in directory"):
+        file.tensor("W")
+
+
 def test_who_leaves_early_reads_no_more() -> None:
     class Counting(io.BytesIO):
         count = 0
