@@ -176,7 +176,7 @@ def _assemble(job: Job, job_plan: Plan, results: list[LayerResult]) -> Reference
     """The reference of a job's layers. Raises WeightsError where they are not of one shape."""
     first = results[0]
     for result in results:
-        if (result.d_model, result.n_features) != (first.d_model, first.n_features):
+        if (result.d_model, result.n_features, result.d_out) != (first.d_model, first.n_features, first.d_out):
             raise WeightsError(
                 f"{result.record.path}: W_enc has [d_model, n_features] = {[result.d_model, result.n_features]}, "
                 f"but that of layer {first.record.layer} has {[first.d_model, first.n_features]}"
@@ -205,6 +205,8 @@ def _assemble(job: Job, job_plan: Plan, results: list[LayerResult]) -> Reference
         encoder_input=input_record({result.record.layer: result.arithmetic.encoder_input for result in results}),
         ignored_keys=tuple(ignored) or None,
         d_model=first.d_model,
+        d_model_out=first.d_out if first.d_out != first.d_model else None,
+        n_input_layers=first.n_input_layers,
         n_features=first.n_features,
         top_k=job.top_k,
         tolerance=job.tolerance,

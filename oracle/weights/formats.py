@@ -18,6 +18,7 @@ SUFFIXES = (".npz", ".safetensors", ".pt", ".pth")
 LIST, NAMES, PATH = "a transcoders: list", "its files' names", "a path"
 
 # What a layer's files are for: W_dec may stand in a file of its own, and a side file beside it.
+LAYER_FOLDER = r"(?:^|/)layer_(\d{1,6})(?=[/._]|$)"  # how a path says its layer, where its format has no other way
 ENCODER, DECODER, SIDE = "encoder", "decoder", "side"
 
 
@@ -38,7 +39,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Format:
-    """A row. Axes are d_model, d_model_out, n_features, n_targets.
+    """A row. Axes are d_model, d_model_out, n_features, n_targets, n_input_layers.
 
     `encoder_files` is how the files are called, {layer} and {stem} for what differs, `decoder_file` where W_dec stands in one of
     its own; `found_by` is how a repo says which they are, and `model_kind` what its config.yaml calls it. A file with a
@@ -63,7 +64,7 @@ class Format:
     absent: tuple[str, ...] = ()
     jumprelu_name: str | None = None
     folder: str | None = None
-    layer_pattern: str = r"(?:^|/)layer_(\d{1,6})(?=[/._]|$)"
+    layer_pattern: str = LAYER_FOLDER
     owner: str | None = None
     all_targets: bool = False
 
@@ -123,8 +124,7 @@ class Format:
 
     def how_specific(self, path: str) -> int:
         """How much of the name of a file that is called so is this format's own."""
-        fixed = (len(re.sub("{.*?}", "", name)) for name in self.encoder_files if path.endswith(re.sub(".*}", "", name)))
-        return max(fixed, default=0)
+        return max((len(re.sub("{.*?}", "", name)) for name in self.encoder_files if path.endswith(re.sub(".*}", "", name))), default=0)
 
     def _match(self, path: str) -> re.Match[str] | None:
         patterns = (
@@ -273,6 +273,24 @@ FORMATS = (
         tensors=tuple(replace(spec, axes=_TO_TARGETS) if spec.part == W_DEC else spec for spec in _GEMMA_SCOPE_2.tensors),
         all_targets=True,
     ),
+    replace(
+        _GEMMA_SCOPE_2,
+        name="GemmaScope2Crosscoder",
+        encoder_files=("params_layer_{layer}.safetensors", "params.safetensors"),
+        found_by=(PATH,),
+        model_kind="",
+        repo_key="sae_repo",
+        output="crosscoder",
+        tensors=(
+            TensorSpec("w_enc", ("n_input_layers", "d_model", "n_features"), W_ENC),
+            TensorSpec("b_enc", _N_FEATURES, B_ENC),
+            TensorSpec("w_dec", _TO_TARGETS, W_DEC),
+            *(TensorSpec("b_dec", axes, B_DEC) for axes in (("n_targets", "d_model"), _D_MODEL)),
+            TensorSpec("threshold", _N_FEATURES, THRESHOLD),
+        ),
+        folder="crosscoder",
+        layer_pattern=r"(?!)",  # the folder's numbers are those of all its layers
+    ),
     _SAE,
     replace(_SAE, name="EmbeddingSae", folder="embedding", settings=sidefiles.embedding),
     _SAE_OF_A_PATH,
@@ -346,18 +364,14 @@ FORMATS = (
         name="Goodfire",
         encoder_files=("{stem}-l{layer}.pth", "{stem}-l{layer}.pt"),
         tensors=tuple(replace(spec, name=spec.name.replace("coder.", "coder_linear.")) for spec in _LINEAR),
-        settings=sidefiles.plain,
-        side_file=None,
-        owner="Goodfire",
+        settings=sidefiles.plain, side_file=None, owner="Goodfire",
     ),
     replace(
         _SAE_OF_A_PATH,
         name="QResearch",
         encoder_files=("{stem}-l{layer}.pt",),
         tensors=_LINEAR,
-        settings=sidefiles.plain,
-        side_file=None,
-        owner="qresearch",
+        settings=sidefiles.plain, side_file=None, owner="qresearch",
     ),
     replace(
         _SAE_OF_A_PATH,
