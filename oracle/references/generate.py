@@ -236,7 +236,8 @@ def _in_words(record: Document) -> str:
 
 def _check_targets(job_plan: Plan, results: list[LayerResult]) -> None:
     """All layers of a cross-layer transcoder write up to its last one. Raises WeightsError."""
-    if not job_plan.format.has_targets:
+    first = results[0]
+    if not job_plan.format.has_targets or first.n_input_layers:
         return
     last = {
         case.id.layer: case.outputs[-1].target_layer for result in results for case in result.cases if case.outputs
