@@ -7,7 +7,7 @@ Each format has a function here that turns what is said into Settings, which are
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
 
@@ -175,7 +175,9 @@ def _same_count(label: str, counts: dict[str, int | None], needed: str) -> int:
 
 
 # --- what each format makes of it -------------------------------------------------------------------------------------
-# side file, the tensors that there are by what they are for, the number of a tensor `k`, the context -> Settings
+
+# Of a side file, the tensors that there are by what they are for, the number of a tensor `k`, and the context.
+Reading = Callable[[Side, Collection[str], "int | None", Context], Settings]
 
 
 def plain(side: Side, present: Collection[str], k: int | None, context: Context) -> Settings:

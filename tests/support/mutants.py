@@ -45,8 +45,10 @@ NEAREST = {
     "oracle/weights/formats.py": FORMATS,
     "oracle/weights/layer.py": FORMATS,
     "oracle/weights/npz.py": READERS,
+    "oracle/weights/pickled.py": READERS,
     "oracle/weights/safetensors.py": READERS,
     "oracle/weights/tensors.py": READERS,
+    "oracle/weights/torchzip.py": READERS,
 }
 
 COMPARISONS: dict[type[ast.cmpop], tuple[type[ast.cmpop], ...]] = {
