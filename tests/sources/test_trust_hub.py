@@ -274,6 +274,27 @@ def test_18_bytes_behind_the_answer_are_none_of_it() -> None:
         assert fetch(server.url) == CONTENT
 
 
+@pytest.mark.parametrize("pieces, answers", [
+    ([0] * 9, 4), ([1, *[0] * 9], 4), ([0, 1, *[0] * 9], 5), ([0, 0.75, *[0] * 9], 4), ([0, 0, 0, 1, 1, *[0] * 9], 8),
+    ([1, 1, 1, 1, 1], None), ([0, 0, 0, 2, 0, 0], None),
+])
+def test_18_answers_that_break_are_counted_until_a_piece_has_come(pieces: list[float], answers: int | None) -> None:
+    """Each ends after so many pieces. Four that bring less than one are the end; one that brings as much is the first of four again."""
+    def answer(request: Request) -> bytes:
+        told, end, body = part(CONTENT, request).partition(b"\r\n\r\n")
+        return told + end + (body[: int(left.pop(0) * hf.PIECE)] if left and request.method == "GET" else body)
+
+    left = list(pieces)
+    with scripted(answer) as server:
+        if answers is None:
+            assert fetch(server.url) == CONTENT and not left
+        else:
+            with pytest.raises(hf.HubConnectionError, match=f"the connection broke 4 times, last at byte {int(sum(pieces) * hf.PIECE)}: "):
+                fetch(server.url)
+            assert len(server.requests) == 1 + answers
+    assert len(blobs()) == (answers is None)
+
+
 # --- 19: one parser decides and sends ----------------------------------------------------------------------------
 
 LOCATIONS = [

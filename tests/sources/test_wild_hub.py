@@ -19,6 +19,7 @@ import pytest
 import trustme
 
 import vendored_hf as hf
+from oracle.sources.stream import open_remote
 from tests.support.hub import Fault, Hub
 from tests.support.places import ROOT
 from tests.support.scripted import Request, head, part, scripted, whole
@@ -366,6 +367,22 @@ def test_6_where_there_is_no_proxy_none_is_named(filled: Hub, monkeypatch: pytes
         with pytest.raises(OSError) as raised:
             fetch(filled.url, "config.yaml")
         assert "the proxy" not in str(raised.value)
+
+
+def test_6_the_reason_is_the_connection_s_and_not_what_the_caller_handles(filled: Hub) -> None:
+    """Who fetches a file because it is missing here handles that error still, and Python hangs it behind each that is raised meanwhile."""
+    known = hf.HfFileMetadata(None, None, len(CONTENT), hf.hf_hub_url(REPO, PATH, endpoint=filled.url))
+    with open_remote(hf.Hub(filled.url), filled.url, REPO, PATH, known=known) as file:
+        try:
+            Path("missing").read_bytes()
+        except FileNotFoundError:
+            with pytest.raises(hf.LocalEntryNotFoundError, match="Connection refused") as refused:
+                fetch("http://127.0.0.1:9")
+            filled.inject(*(Fault(cut_after=1000) for _ in range(9)))
+            with pytest.raises(hf.HubConnectionError, match="the connection broke 4 times, .*: IncompleteRead$") as broken:
+                file.read()
+    for names in (refused.value.__cause__.__cause__, broken.value.__cause__):
+        assert "Error" in str(names) and "FileNotFoundError" not in str(names)
 
 
 # --- 8: an ETag that is another hash -------------------------------------------------------------------------------
