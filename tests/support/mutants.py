@@ -32,11 +32,22 @@ DECODER = ["tests/arithmetic/test_decoder.py", "tests/references/test_decode.py"
 VERIFY = ["tests/checking/test_verify.py", "tests/references/test_robust.py", "tests/test_trust.py", "-k", "checking or robust or test_8_what or test_8_with"]
 READERS = ["tests/weights", "-k", "not bombs and not anywhere"]
 FORMATS = [*READERS[:1], "tests/references/test_plan.py", "-k", "not bombs and not anywhere and not server and not mirror"]
+RESIDUAL = ["tests/arithmetic/test_residual.py", "-k", "not rust and not millisecond"]
+INPUTS = ["tests/arithmetic", "tests/references/test_formats.py", "tests/test_trust.py", "-k", "test_14"]
+GENERATOR = ["tests/arithmetic/test_residual.py", "tests/references/test_generate.py", "-k", "known or contract or long or whole_way or options"]
+FETCHING = ["vendored_hf", "trust_hub", "wild_hub", "faults", "network"]
+HUB = [
+    *(f"tests/sources/test_{name}.py" for name in FETCHING), "-k",
+    "not kill_9 and not real_client and not both_clients and not eight_processes and not stream and not test_11_two and not locks",
+]
 NEAREST = {
     "oracle/arithmetic/encoder.py": ENCODER,
     "oracle/arithmetic/products.py": ENCODER,
     "oracle/arithmetic/settling.py": ENCODER,
     "oracle/arithmetic/decoder.py": DECODER,
+    "oracle/arithmetic/residual.py": RESIDUAL,
+    "oracle/arithmetic/inputs.py": INPUTS,
+    "oracle/arithmetic/generator.py": GENERATOR,
     "oracle/checking/compare.py": RULES,
     "oracle/checking/lists.py": RULES,
     "oracle/checking/reconstructions.py": RULES,
@@ -47,6 +58,7 @@ NEAREST = {
     "oracle/weights/npz.py": READERS,
     "oracle/weights/safetensors.py": READERS,
     "oracle/weights/tensors.py": READERS,
+    "vendored_hf.py": HUB,
 }
 
 COMPARISONS: dict[type[ast.cmpop], tuple[type[ast.cmpop], ...]] = {
