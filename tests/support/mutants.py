@@ -33,8 +33,8 @@ VERIFY = ["tests/checking/test_verify.py", "tests/references/test_robust.py", "t
 READERS = ["tests/weights", "-k", "not bombs and not anywhere"]
 FORMATS = [*READERS[:1], "tests/references/test_plan.py", "-k", "not bombs and not anywhere and not server and not mirror"]
 RESIDUAL = ["tests/arithmetic/test_residual.py", "-k", "not rust and not millisecond"]
-INPUTS = ["tests/arithmetic", "tests/references/test_formats.py", "tests/test_trust.py", "-k", "test_14"]
-GENERATOR = ["tests/arithmetic/test_residual.py", "tests/references/test_generate.py", "-k", "known or contract or long or whole_way or options"]
+INPUTS = ["tests/references/test_generate.py", "tests/references/test_formats.py", "tests/test_trust.py", "-k", "options or test_14 or random_shapes"]
+GENERATOR = [*RESIDUAL[:1], "tests/references/test_generate.py", "-k", "known or rounding or contract or options"]
 FETCHING = ["vendored_hf", "trust_hub", "wild_hub", "faults", "network"]
 HUB = [
     *(f"tests/sources/test_{name}.py" for name in FETCHING), "-k",
