@@ -625,6 +625,14 @@ def test_a_branch_that_looks_like_a_commit_s_folder_is_no_commit() -> None:
     assert file.commit_hash is None and file.sha256 == hashlib.sha256(b"abc").hexdigest()
 
 
+@pytest.mark.parametrize("size, first", [((64 << 20) - 1, None), (64 << 20, (0, 16 << 20))])
+def test_a_file_of_64_mib_comes_over_four_connections(size: int, first: tuple[int, int] | None) -> None:
+    with scripted(lambda request: head("404 Not Found", Content_Length=0)) as server:
+        with pytest.raises(hf.HfHubHTTPError, match="404"):
+            fetch(server.url, known=hf.HfFileMetadata(None, None, size, f"{server.url}/x"))
+        assert [request.span for request in server.requests] == [first]
+
+
 @pytest.mark.parametrize("connections", [1, 2, 3])
 def test_no_more_connections_than_were_asked_for(filled: Hub, several: None, connections: int, monkeypatch: pytest.MonkeyPatch) -> None:
     handler = filled._servers[1].RequestHandlerClass
