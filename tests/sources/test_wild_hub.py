@@ -293,6 +293,30 @@ def test_5_what_is_blank_is_not_set(value: str, monkeypatch: pytest.MonkeyPatch)
     assert hf.hf_endpoint() == "http://h"
 
 
+class Impatient(hf.Hub):
+    """Takes down how long it may wait for an answer, and asks nobody."""
+
+    def request(self, *_: Any, timeout: float, **__: Any) -> Any:
+        raise hf.HubConnectionError(f"{timeout}")
+
+
+@pytest.mark.parametrize("value, seconds", [
+    ("", 10), ("0", 10), ("0.0", 10), ("7.5", 7.5), ("5.", 5), (" 3 ", 3), ("3600", 3600), ("3601", 3600), ("9" * 30, 3600), ("9" * 31, 10),
+    ("0." + "1" * 9, 0.111111111), ("0." + "1" * 10, 10), ("-1", 10), ("1e3", 10), ("nan", 10), ("inf", 10), ("ten", 10),
+])
+def test_5_seconds_that_an_answer_may_take(value: str, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = Impatient("http://127.0.0.1:9")
+    for name, ask in (
+        ("HF_HUB_ETAG_TIMEOUT", lambda: hf.file_metadata(hub, "http://127.0.0.1:9", REPO, PATH, "main", 1)),
+        ("HF_HUB_DOWNLOAD_TIMEOUT", lambda: hf.Source(hub, hf.HfFileMetadata(None, None, 9, "http://127.0.0.1:9/x")).open(0, 9)),
+    ):
+        monkeypatch.setenv(name, value)
+        with pytest.raises(hf.HubConnectionError) as raised:
+            ask()
+        assert float(str(raised.value)) == seconds
+        monkeypatch.delenv(name)
+
+
 def test_5_a_cache_folder_below_home(filled: Hub, tmp_path: Path) -> None:
     assert fetch(filled.url, cache_dir="~/mine") == CONTENT
     assert blobs(tmp_path / "home/mine") and not Path("~").exists()
