@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import email.utils
+import fcntl
 import hashlib
 import os
 import random
@@ -85,6 +86,21 @@ def test_1_what_cannot_be_resumed_is_not_left(filled: Hub) -> None:
     (process,) = without_locks(filled, "errno.ENOSYS", 1)
     assert "the connection broke" in process.communicate(timeout=60)[1] and process.returncode == 1
     assert not blobs()
+
+
+def test_1_a_lock_file_that_goes_before_it_is_locked_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody tidies the cache up: what was opened is not what the next one opens."""
+    place, flock = tmp_path / "x.lock", fcntl.flock
+
+    def tidied(descriptor: int, how: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        place.unlink()
+        flock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", tidied)
+    with hf.locked(place) as alone, place.open() as other, pytest.raises(BlockingIOError):
+        assert alone
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_1_who_holds_a_lock_is_waited_for(filled: Hub) -> None:
