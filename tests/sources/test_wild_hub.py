@@ -254,6 +254,17 @@ def test_4_a_wait_that_is_none(filled: Hub, headers: dict[str, str]) -> None:
     assert fetch(filled.url) == CONTENT and time.monotonic() - began < 2
 
 
+@pytest.mark.parametrize("chance, waits", [(0.0, [0.3, 0.6, 1.2]), (1.0, [0.36, 0.72, 1.44])])
+def test_4_waits_double_and_are_up_to_a_fifth_longer(chance: float, waits: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(hf, "FIRST_WAIT", 0.3)
+    monkeypatch.setattr(random, "random", lambda: chance)
+    monkeypatch.setattr(time, "sleep", waited.append)
+    with pytest.raises(hf.LocalEntryNotFoundError, match="Connection refused"):
+        fetch("http://127.0.0.1:9")
+    assert waited == pytest.approx(waits)
+
+
 def test_4_all_waits_end_with_the_patience(filled: Hub) -> None:
     filled.inject(*(Fault(host="hub", method="HEAD", status=503, headers={"Retry-After": "1"}) for _ in range(9)))
     began = time.monotonic()
