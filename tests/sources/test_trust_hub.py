@@ -166,6 +166,7 @@ def test_18_a_head_without_the_length(told: dict[str, object]) -> None:
 def test_18_an_empty_file_is_empty_because_its_get_says_so(filled: Hub, tmp_path: Path) -> None:
     filled.add(REPO, "empty.yaml", b"")
     assert fetch(filled.url, "empty.yaml") == b""
+    assert [seen.method for seen in filled.seen] == ["HEAD", "GET", "GET"]
     with scripted(lambda request: whole(b"", request)) as server:
         assert fetch(server.url, "empty.npz", cache_dir=tmp_path / "other") == b""
         assert [r.method for r in server.requests] == ["HEAD", "GET", "GET"]
