@@ -102,7 +102,8 @@ def make(folder: str | None = None, name: str = FORMATS[0].name, *, decode: bool
         listing.remember(cached, listing.Listing(weights_repo(row), "main", COMMIT, tuple(listed)))
     except OSError as error:
         raise BadUse(f"the demo cannot be made in {folder or 'a temporary folder'}: {error.strerror}") from error
-    named = () if row.model_kind else tuple(paths[layer] for layer in SAMPLE_LAYERS if layer < len(paths))
+    sample = SAMPLE_LAYERS if len(layers) == N_LAYERS else (0, (len(layers) - 1) // 2, len(layers) - 1)
+    named = () if row.model_kind else tuple(paths[layer] for layer in sample)
     job = Job(Origin(job_repo(row), named, cache_dir=str(cache), offline=True), decode=decode)
     return Demo(place, job, str(place / f"{row.output}_gemma_reference.json"), len(layers))
 
