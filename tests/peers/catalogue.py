@@ -22,7 +22,7 @@ def cases() -> list[Case]:
     """All of them; each has an id of its own."""
     kinds = (
         saelens, saelens_old, dictionary_learning, sparsify, qwen_scope, llama_scope, llama_scope_r1, torch_files, hook_z,
-        gemma_scope, gemma_scope_2, embedding, plt_bundle, clt_split,
+        gemma_scope, gemma_scope_2, gemma_scope_2_clt, embedding, plt_bundle, clt_split,
     )  # fmt: skip
     everything = [case for kind in kinds for case in kind()]
     assert len({case.id for case in everything}) == len(everything)
@@ -288,6 +288,29 @@ def gemma_scope_2() -> Iterator[Case]:
             lists = {listed: {f"{folder}/config.yaml": config.encode()}, repo: files}
             ref = f"{listed}/{folder}"
             yield Case("GemmaScope2", f"list in a subfolder, {what}", ref, {"circuit-tracer": {"ref": ref}}, layers=layers, files=lists)
+
+
+def gemma_scope_2_clt() -> Iterator[Case]:
+    """One file a layer, whose w_dec has all layers as targets. SAELens sums them up: its encodings are held. circuit-tracer drops the last
+    file of its list, and cannot load the others then: its list has the last one twice here."""
+    repo, listed, n_layers = "google/gemma-scope-2-1b-it", "org/gemma-scope-2-clt", 4
+    for affine, dtype in product((False, True), DTYPES):
+        folder = f"clt/width_262k_l0_medium{'_affine' if affine else ''}"
+        files = {}
+        for layer in range(n_layers):
+            ours = weights(f"{folder} {dtype} {layer}")
+            targets = [weights(f"{folder} decoder {dtype} {layer} {target}")["W_dec"] * (target >= layer) for target in range(n_layers)]
+            arrays = {"w_enc": ours["W_enc"], "w_dec": np.stack(targets, axis=1), **only(ours, "b_enc", "b_dec", "threshold")}
+            arrays |= {"affine_skip_connection": ours["W_skip"].T} if affine else {}
+            files[f"{folder}/params_layer_{layer}.safetensors"] = to_safetensors(arrays, dtype)
+        uris = [f"hf://{repo}/{path}" for path in files]
+        config = CONFIG.format("cross_layer_transcoder") + "transcoders:\n" + "".join(f"  - {uri}\n" for uri in [*uris, uris[-1]])
+        repos = {listed: {"config.yaml": config.encode()}, repo: files}
+        what = f"{'affine, ' if affine else ''}{dtype}"
+        yield Case("GemmaScope2Clt", what, repo, {"circuit-tracer": {"ref": listed}}, (folder,), tuple(range(n_layers)), files=repos)
+        load = {"loader": "gemma_3", "repo": repo, "folder": f"{folder}/params_layer_2"}
+        path = f"{folder}/params_layer_2.safetensors"
+        yield Case("GemmaScope2Clt", f"layer 2, {what}", repo, {"SAELens": load}, (path,), (2,), files=repos, encodes_only=("SAELens",))
 
 
 # --- circuit-tracer's own ---------------------------------------------------------------------------------------------

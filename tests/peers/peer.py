@@ -115,13 +115,16 @@ def saelens(load: Task) -> Coder:
 
 def circuit_tracer(load: Task) -> Coder:
     whole, config = hf_utils.load_transcoder_from_hub(load["ref"], dtype=torch.float32, lazy_decoder=False, use_cache=False)
+    whole = whole.float()  # its loader leaves the affine part as it is in the file
 
     def coder(x: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         if isinstance(whole, CrossLayerTranscoder):
             acts = whole.encode_layer(x, layer)
             features = torch.zeros(whole.n_layers, *acts.shape)
             features[layer] = acts
-            outs = whole.decode(features).transpose(0, 1)[:, layer:]
+            inputs = torch.zeros(whole.n_layers, *x.shape)
+            inputs[layer] = x
+            outs = whole.decode(features, inputs).transpose(0, 1)[:, layer:]
             # One for each target, of all its sources: ours counts it where the source is the target.
             outs[:, 1:] -= whole.b_dec[layer + 1 :]
             return acts, outs
