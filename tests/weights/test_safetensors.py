@@ -79,13 +79,16 @@ BAD = {
     "a gap": (packed({"a": entry(0, 4), "b": entry(8, 12)}, b"\0" * 12), "leave 4 bytes"),
     "bytes before the first": (packed({"a": entry(4, 8)}, b"\0" * 8), "leave 4 bytes"),
     "bytes behind the last": (packed({"a": entry(0, 4)}, b"\0" * 5), "stands behind"),
-    "integers": (packed({"a": entry(0, 4, dtype="I32")}, b"\0" * 4), "F32, F16 and BF16"),
+    "integers": (packed({"a": entry(0, 8, [2], "I32")}, b"\0" * 8), "F32, F16 and BF16 are read, and I64 and I32 of one number"),
+    "an integer as a vector": (packed({"a": entry(0, 4, [1], "I32")}, b"\0" * 4), "a is of int32, where floating-point numbers have to be"),
+    "an integer as rows": (packed({"a": entry(0, 8, [1, 1], "I64")}, b"\0" * 8), "a is of int64, where floating-point numbers have to be"),
     "no known dtype": (packed({"a": entry(0, 4, dtype="F" * 500)}, b"\0" * 4), "F32, F16 and BF16"),
     "a shape that does not fit": (packed({"a": entry(0, 8, [3])}, b"\0" * 8), "takes 12"),
     "a shape that overflows": (packed({"a": entry(0, 8, [2**24, 2**24, 2**24])}, b"\0" * 8), "takes"),
     "an extent of 2^62": (packed({"a": entry(0, 8, [2**62, 4])}, b"\0" * 8), "dimensions"),
     "an extent of 0": (packed({"a": entry(0, 0, [0, 5])}), "dimensions"),
-    "no dimension": (packed({"a": entry(0, 4, [])}, b"\0" * 4), "dimensions"),
+    "no rows": (packed({"a": entry(0, 4, [])}, b"\0" * 4), "a is a single number, where rows have to be"),
+    "no dimension, and two numbers": (packed({"a": entry(0, 8, [])}, b"\0" * 8), "takes 4"),
     "four dimensions": (packed({"a": entry(0, 4, [1, 1, 1, 1])}, b"\0" * 4), "dimensions"),
 }
 
@@ -164,6 +167,37 @@ def test_every_bfloat16_and_every_float16() -> None:
         expected = bits.view(dtype).astype(np.float32)
         nan = np.isnan(expected)
         assert np.array_equal(read[~nan].view(np.uint32), expected[~nan].view(np.uint32)) and np.all(np.isnan(read[nan]))
+
+
+NUMBERS = {
+    "F64": np.float64(1 / 3), "F32": np.float32(-0.1), "F16": np.float16(0.3), "BF16": ml_dtypes.bfloat16(0.7),
+    "I64": np.int64(-(2**63)), "I32": np.int32(2**31 - 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", NUMBERS)
+@pytest.mark.parametrize("shape", [[], [1]])
+def test_one_number(dtype: str, shape: list[int]) -> None:
+    """Of no dimension or of one: a float rounded once, an integer exactly, and neither as the other."""
+    number = NUMBERS[dtype]
+    data = number.tobytes()
+    file = Safetensors(io.BytesIO(packed({"k": entry(0, len(data), shape, dtype)}, data)), "f")
+    tensor = file.tensor("k")
+    if dtype in ("I64", "I32"):
+        assert file.integer(tensor) == int(number) and type(file.integer(tensor)) is int
+        with pytest.raises(WeightsError, match="f: k is of int.., where floating-point numbers have to be"):
+            file.read(tensor)
+    else:
+        value = file.read(tensor)
+        assert value.shape == tuple(shape) and value.dtype == np.float32 and value.reshape(1)[0] == np.float32(number)
+        with pytest.raises(WeightsError, match="f: k is of b?float.., where an integer has to be"):
+            file.integer(tensor)
+
+
+def test_float64_is_rounded_once() -> None:
+    values = np.random.default_rng(0).standard_normal((3, 4))
+    content = packed({"a": entry(0, values.nbytes, [3, 4], "F64")}, values.astype("<f8").tobytes())
+    assert np.array_equal(read_everything(content)["a"], values.astype(np.float32))
 
 
 @settings(deadline=None, max_examples=60)

@@ -80,6 +80,13 @@ def test_a_block_is_a_mebibyte_of_float32_or_eight_rows(kind: str) -> None:
         assert rows_at_once(Tensor("W_enc", dtype, kind == "bfloat16", (9, n_columns), 0)) == n_rows
 
 
+def test_a_transposed_tensor_has_the_rows_that_lie_in_the_file() -> None:
+    tensor = Tensor("W_enc", np.dtype("<f2"), False, (5, 3), 0, transposed=True)
+    assert (tensor.lying, tensor.row_shape, tensor.row_bytes, tensor.n_bytes) == ((3, 5), (5,), 10, 30)
+    plain = Tensor("W_enc", np.dtype("<f4"), False, (5, 3, 2), 0)
+    assert (plain.lying, plain.row_shape, plain.row_bytes, plain.n_bytes) == ((5, 3, 2), (3, 2), 24, 120)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_blocks_end_where_the_rows_do(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensors, "BLOCK_BYTES", 40)
