@@ -163,12 +163,12 @@ def _padded(values: np.ndarray) -> np.ndarray:
     return padded
 
 
-def skip_connection(w_skip: Matrix, residuals: np.ndarray) -> list[Sums]:
-    """What W_skip gives for each of float32 residuals [n, d_model]: float64 [d_model].
+def skip_connection(w_skip: Matrix, residuals: np.ndarray, d_out: int) -> list[Sums]:
+    """What W_skip gives for each of float32 residuals [n, d_model]: float64 [d_out].
 
     Its rows are those of an input: residual @ W_skip; or of an output: W_skip @ residual.
     """
-    sums = [Sums(residuals.shape[1:]) for _ in residuals]
+    sums = [Sums((d_out,)) for _ in residuals]
     start = 0
     for block in w_skip.blocks():
         span = slice(start, start + len(block))

@@ -28,7 +28,7 @@ def compare(reference: Reference, candidate: Candidate) -> Comparison:
         if answer is None:
             verdicts.append(CaseVerdict(case.id, MISSING, ("the candidate does not have this case",)))
             continue
-        problems = reconstruction_problems(case.outputs, answer.outputs, reference.d_model) if decodes else []
+        problems = reconstruction_problems(case.outputs, answer.outputs, reference.d_out) if decodes else []
         verdicts.append(compare_case(reference, case, answer).with_problems(problems))
     known = {case.id for case in reference.cases}
     extra = tuple(case_id for case_id in candidate.cases if case_id not in known)

@@ -15,29 +15,29 @@ from oracle.references.document import Reconstruction
 
 
 def reconstruction_problems(
-    expected: Iterable[Reconstruction], answered: Iterable[Reconstruction], d_model: int, right: str = "the reference has"
+    expected: Iterable[Reconstruction], answered: Iterable[Reconstruction], d_out: int, right: str = "the reference has"
 ) -> list[str]:
     """What is wrong with a case's reconstructions, a line for each target layer where something is."""
     by_target = {output.target_layer: output for output in answered}
     problems = []
     for output in expected:
         answer = by_target.get(output.target_layer)
-        problem = "is missing" if answer is None else _problem(output, answer, d_model, right)
+        problem = "is missing" if answer is None else _problem(output, answer, d_out, right)
         if problem:
             problems.append(f"the reconstruction of layer {output.target_layer}{problem if problem[0] == ':' else f' {problem}'}")
     return problems
 
 
-def _problem(expected: Reconstruction, answer: Reconstruction, d_model: int, right: str) -> str | None:
+def _problem(expected: Reconstruction, answer: Reconstruction, d_out: int, right: str) -> str | None:
     if len(answer.first_10) != len(expected.first_10):
         return f"has {len(answer.first_10)} first values, not {len(expected.first_10)}"
     off = expected.tolerance or 0.0
-    off_all = off * math.sqrt(d_model)  # the norm of the differences
+    off_all = off * math.sqrt(d_out)  # the norm of the differences
     numbers = [(f"value {place}", *pair, off) for place, pair in enumerate(zip(expected.first_10, answer.first_10))]
     numbers += [
         ("norm", expected.norm, answer.norm, off_all),
         ("sum of squares", expected.sum_of_squares, answer.sum_of_squares, off_all * (2 * expected.norm + off_all)),
-        ("sum", expected.sum, answer.sum, off * d_model),
+        ("sum", expected.sum, answer.sum, off * d_out),
     ]
     # Written so that NaN is off.
     wrong = [number for number in numbers if not abs(number[1] - number[2]) <= number[3] + stored(number[1], number[2])]

@@ -80,7 +80,7 @@ def _verify_layer(reference: Reference, layer: RecordedLayer, weights: LayerWeig
     verdicts = {}
     for case, values, right in zip(layer.cases, residuals, encodings.cases([case.id for case in layer.cases])):
         verdict = compare_case(reference, right, case, RIGHT).with_problems(
-            reconstruction_problems(right.outputs, case.outputs, weights.d_model, RIGHT)
+            reconstruction_problems(right.outputs, case.outputs, weights.d_out, RIGHT)
         )
         verdicts[case.id] = _exact_verdict(reference, right, case, values, verdict) if reference.is_ours else verdict
     return verdicts

@@ -40,10 +40,10 @@ class DecoderTrial:
     PRINTED = "values of reconstructions"
 
     def __init__(self, reference: Reference, layer: ExaminedLayer):
-        self.layer, self._d_model = layer, reference.d_model
+        self.layer = layer
         self.n_inputs, self.prints = reference.n_features, True
         self._printed = [(number, *output) for number, item in enumerate(layer.cases) for output in answered(item.case, item.answer)]
-        residuals = np.stack([item.residual for item in layer.cases])  # [n_cases, d_model]
+        residuals = np.stack([item.residual for item in layer.cases])  # [n_cases, input_length]
         with layer.opened(OWN) as weights:
             inputs = weights.encoder_input.apply(residuals)
             [products] = multiply(weights.w_enc, weights.n_features, [inputs.values], [()])
@@ -54,12 +54,13 @@ class DecoderTrial:
             for row, item in zip(in_top, layer.cases):
                 row[[index for index, _ in listed(item.case)]] = True
             self._input = DecoderInput(pre, fires, np.maximum(weights.threshold, 0), in_top)
-            self._b_dec = weights.b_dec.astype(np.float64)
+            self._own = weights.own_target
+            self._b_dec = np.atleast_2d(weights.b_dec).astype(np.float64)  # [1 or n_targets, d_out]
             self._back = (inputs.factor[:, 0], inputs.offset[:, 0]) if weights.settings.restores else None
             self._d_out = weights.d_out
             # Past the features: through W_skip, through its transpose, as they are. [n_cases, 3, d_out]
             self._skip_outputs = np.zeros((len(residuals), 3, self._d_out))
-            is_square = self._d_out == reference.d_model
+            is_square = self._d_out == residuals.shape[1]
             if is_square:
                 self._skip_outputs[:, 2] = residuals
             if weights.w_skip:
@@ -111,10 +112,10 @@ class DecoderTrial:
         match = Match()
         for number, expected, answer, output in self._outputs(port, product, weights):
             predicted = _numbers(output, expected)
-            if reconstruction_problems([predicted], [answer], self._d_model):
+            if reconstruction_problems([predicted], [answer], self._d_out):
                 return None
             pairs = zip((*predicted.first_10, predicted.norm), (*answer.first_10, answer.norm))
-            is_wrong = bool(reconstruction_problems([expected], [answer], self._d_model))
+            is_wrong = bool(reconstruction_problems([expected], [answer], self._d_out))
             case_id = self.layer.cases[number].case.id
             match += Match(max(abs(value - printed) for value, printed in pairs), frozenset({case_id}), int(is_wrong))
         return match
@@ -133,9 +134,10 @@ class DecoderTrial:
         for number, place, expected, answer in self._printed:
             if 0 <= place + port.target < n_targets:
                 output = by_target[number, place + port.target] * weights.row_factor
-                if place == 0:
+                if place == self._own:
                     output = output + skip @ self._skip_outputs[number, :, :n]
-                output = output + port.b_dec[min(place, 1)] * self._b_dec[:n]
+                has_own = len(self._b_dec) > 1 or place == self._own
+                output = output + port.b_dec[0 if has_own else 1] * self._b_dec[place if len(self._b_dec) > 1 else 0, :n]
                 if self._back and port.restores:
                     output = output * self._back[0][number] + self._back[1][number]
                 yield number, expected, answer, output

@@ -38,7 +38,7 @@ class EncoderTrial:
 
     def __init__(self, reference: Reference, layer: ExaminedLayer):
         self.layer, self._reference = layer, reference
-        self.n_inputs = reference.d_model
+        self.n_inputs = reference.input_length
         self._answers = [_indices_and_values(item.answer) for item in layer.cases]
         self._screened, self._right = _Lists(self._answers), _Lists([_indices_and_values(item.case) for item in layer.cases])
         self.prints = len(self._screened.values) > 0
@@ -50,7 +50,7 @@ class EncoderTrial:
         """What a port takes for W_enc."""
         if array == W_DEC:
             return Matrix(weights.w_dec.blocks, features_first=weights.w_dec.features_first)
-        return reshaped(weights.w_enc, *self.layer.shape) if array == RESHAPED else weights.w_enc
+        return reshaped(weights.w_enc, weights.input_length, weights.n_features) if array == RESHAPED else weights.w_enc
 
     def n_outputs(self, weights: LayerWeights) -> int:
         return weights.n_features

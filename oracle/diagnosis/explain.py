@@ -55,7 +55,7 @@ def explain(reference: Reference, candidate: Candidate, comparison: Comparison, 
     verdicts = [compare_case(reference, case, answer) for case, answer in pairs]
     wrong = {verdict.id for verdict in verdicts if not verdict.agrees}
     if not wrong:
-        wrong, trial = {case.id for case, answer in pairs if _decodes_wrong(case, answer, reference.d_model)}, DecoderTrial
+        wrong, trial = {case.id for case, answer in pairs if _decodes_wrong(case, answer, reference.d_out)}, DecoderTrial
     if wrong:
         layers = [_examined(layer, answers, wrong, reference, trial) for layer in weights.layers()]
         return _Search(trial, [layer for layer in layers if layer.cases], weights, label).run()
@@ -73,9 +73,9 @@ def _with_targets_from_0(case: Case) -> Case:
     return replace(case, reconstructions=tuple(replace(output, target_layer=output.target_layer - 1) for output in case.outputs))
 
 
-def _decodes_wrong(case: Case, answer: Case, d_model: int) -> bool:
+def _decodes_wrong(case: Case, answer: Case, d_out: int) -> bool:
     """Whether a reconstruction that the candidate has is wrong; one that is missing has no cause."""
-    return any(reconstruction_problems([expected], [output], d_model) for _, expected, output in answered(case, answer))
+    return any(reconstruction_problems([expected], [output], d_out) for _, expected, output in answered(case, answer))
 
 
 def _examined(

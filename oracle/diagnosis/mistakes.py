@@ -52,7 +52,7 @@ def possible(weights: LayerWeights, is_ours: bool) -> set[str]:
         LOG: weights.has_threshold and bool(weights.format.of_part(LOG_THRESHOLD)), LARGEST: isinstance(gate, Largest),
         RAW: isinstance(gate, Largest) and not gate.has_floor, POSITIVE: isinstance(gate, Largest) and gate.relu,
         GATED_GATE: settings.gate == GATED, UNGATED: settings.gate != GATED, NORMS: settings.by_decoder_norm,
-        B_DEC_GOES: settings.minus_b_dec, B_DEC_STAYS: not settings.minus_b_dec and weights.d_out == weights.d_model,
+        B_DEC_GOES: settings.minus_b_dec, B_DEC_STAYS: not settings.minus_b_dec and weights.d_out == weights.input_length,
         NORMALISED: settings.normalised != IDENTITY, SCALED_INPUT: settings.normalised == SCALED,
     }  # fmt: skip
     return {name for name, is_there in has.items() if is_there}

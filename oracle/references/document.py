@@ -38,6 +38,7 @@ from oracle.weights.formats import EXTENT_LIMIT, REPO_KEYS
 FORMAT_VERSION = 1
 DEFAULT_TOLERANCE = 1e-4  # of references that torch wrote, which record none
 DEFAULT_TOP_K = 10  # of these too
+MAX_LAYERS = 1024  # that a residual may be of
 RANK_TIE, GATE_TIE, NO_ACTIVE_FEATURES = "rank-tie", "gate-tie", "no-active-features"
 
 
@@ -105,9 +106,9 @@ def _gate_ties(fields: Fields, key: str) -> tuple[int, ...]:
 
 
 def _residual(fields: Fields, key: str) -> tuple[float, ...]:
-    values, d_model = numbers(fields, key), fields.above("d_model")
-    if len(values) != d_model:
-        raise fields.error(f"{len(values)} values long, but d_model is {d_model}", key)
+    values, d_model, n_layers = numbers(fields, key), fields.above("d_model"), fields.above("n_input_layers")
+    if len(values) != d_model * (n_layers or 1):
+        raise fields.error(f"{len(values)} values long, but d_model is {d_model}{f', of {n_layers} layers' if n_layers else ''}", key)
     return values
 
 
@@ -234,8 +235,10 @@ def _generator(fields: Fields, key: str) -> Document:
 class Reference:
     """A reference. `format_version` is None for those that torch wrote, `curation_repo` where no config.yaml named files.
 
-    `other` are the texts and numbers whose keys are not known here. `ignored_keys` are those of side files that were passed
-    over on demand. `edited` is whether it says something else than its digest.
+    `d_model_out` is None where outputs are as long as inputs, `n_input_layers` where a residual is of one layer: elsewhere it
+    is those of so many layers, one behind the other. `other` are the texts and numbers whose keys are not known here.
+    `ignored_keys` are those of side files that were passed over on demand. `edited` is whether it says something else than its
+    digest.
     """
 
     format_version: int | None = row(_format_version, since=OURS)
@@ -256,6 +259,8 @@ class Reference:
     ignored_keys: tuple[str, ...] | None = row(texts, since=OURS, required=NOBODY)
     # Residuals are made, and lists held against these, before any weight file says how large it is.
     d_model: int = row(integer(1, EXTENT_LIMIT))
+    d_model_out: int | None = row(integer(1, EXTENT_LIMIT), since=OURS, required=NOBODY)
+    n_input_layers: int | None = row(integer(1, MAX_LAYERS), since=OURS, required=NOBODY)
     n_features: int = row(integer(1, EXTENT_LIMIT), "n_features_per_layer")
     top_k: int = row(integer(1), since=OURS, default=DEFAULT_TOP_K)
     tolerance: float = row(number(0, MAX_TOLERANCE), since=OURS, default=DEFAULT_TOLERANCE)
@@ -273,6 +278,16 @@ class Reference:
     def is_ours(self) -> bool:
         """Whether oracle wrote it: then every number can be made again."""
         return self.format_version is not None
+
+    @property
+    def input_length(self) -> int:
+        """How long a residual is."""
+        return self.d_model * (self.n_input_layers or 1)
+
+    @property
+    def d_out(self) -> int:
+        """How long a reconstruction is."""
+        return self.d_model_out or self.d_model
 
     @property
     def top_key(self) -> str:

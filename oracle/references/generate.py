@@ -176,7 +176,7 @@ def _assemble(job: Job, job_plan: Plan, results: list[LayerResult]) -> Reference
     """The reference of a job's layers. Raises WeightsError where they are not of one shape."""
     first = results[0]
     for result in results:
-        if (result.d_model, result.n_features) != (first.d_model, first.n_features):
+        if (result.d_model, result.n_features, result.d_out) != (first.d_model, first.n_features, first.d_out):
             raise WeightsError(
                 f"{result.record.path}: W_enc has [d_model, n_features] = {[result.d_model, result.n_features]}, "
                 f"but that of layer {first.record.layer} has {[first.d_model, first.n_features]}"
@@ -205,6 +205,8 @@ def _assemble(job: Job, job_plan: Plan, results: list[LayerResult]) -> Reference
         encoder_input=input_record({result.record.layer: result.arithmetic.encoder_input for result in results}),
         ignored_keys=tuple(ignored) or None,
         d_model=first.d_model,
+        d_model_out=first.d_out if first.d_out != first.d_model else None,
+        n_input_layers=first.n_input_layers,
         n_features=first.n_features,
         top_k=job.top_k,
         tolerance=job.tolerance,
@@ -234,7 +236,8 @@ def _in_words(record: Document) -> str:
 
 def _check_targets(job_plan: Plan, results: list[LayerResult]) -> None:
     """All layers of a cross-layer transcoder write up to its last one. Raises WeightsError."""
-    if not job_plan.format.has_targets:
+    first = results[0]
+    if not job_plan.format.has_targets or first.n_input_layers:
         return
     last = {
         case.id.layer: case.outputs[-1].target_layer for result in results for case in result.cases if case.outputs

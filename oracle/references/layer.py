@@ -101,6 +101,8 @@ class LayerResult:
     cases: list[Case]
     skipped: list[SkippedSeed]
     d_model: int
+    d_out: int
+    n_input_layers: int | None
     n_features: int
     arithmetic: Arithmetic
     float32_max_abs_error: float
@@ -169,6 +171,8 @@ def encode_layer(task: LayerTask, files: Mapping[str, SourceFile]) -> LayerResul
         cases,
         skipped,
         weights.d_model,
+        weights.d_out,
+        weights.n_input_layers,
         weights.n_features,
         Arithmetic.of(weights),
         encodings.float32_max_abs_error,
@@ -196,8 +200,8 @@ def encode_residuals(weights: LayerWeights, residuals: np.ndarray, k: int, toler
 
 
 def _residuals(chosen: list[int], weights: LayerWeights) -> np.ndarray:
-    """float32 [n_seeds, d_model]."""
-    return np.stack([residual(seed, weights.layer, weights.d_model) for seed in chosen])
+    """float32 [n_seeds, input_length]."""
+    return np.stack([residual(seed, weights.layer, weights.input_length) for seed in chosen])
 
 
 def _robust_seeds(job: Job, weights: LayerWeights) -> tuple[list[int], list[SkippedSeed], Encodings]:
@@ -276,11 +280,14 @@ def _reconstructions(
         sums.scale(weights.row_factor)
     skips: list[list[decoder.Sums]] = [[] for _ in active]
     if weights.w_skip:
-        skips = [[sums] for sums in decoder.skip_connection(weights.w_skip, residuals)]
+        skips = [[sums] for sums in decoder.skip_connection(weights.w_skip, residuals, weights.d_out)]
     cases = []
     for number, (sums, skip) in enumerate(zip(features, skips)):
         factor, offset = (float(values[number, 0]) if weights.settings.restores else neutral for values, neutral in ((inputs.factor, 1.0), (inputs.offset, 0.0)))
-        outputs = [decoder.output([sums, *skip], weights.b_dec, 0 if several else None, factor=factor, offset=offset)]
-        outputs += [decoder.output([sums], None, target) for target in range(1, row_shape[0] if several else 1)]
-        cases.append(tuple(Reconstruction(target_layer=weights.layer + target, **vars(output)) for target, output in enumerate(outputs)))
+        outputs = []
+        for target in range(row_shape[0] if several else 1):
+            parts = [sums, *skip] if target == weights.own_target else [sums]
+            output = decoder.output(parts, weights.b_dec_of(target), target if several else None, factor=factor, offset=offset)
+            outputs.append(Reconstruction(target_layer=weights.first_target + target, **vars(output)))
+        cases.append(tuple(outputs))
     return cases

@@ -117,7 +117,9 @@ def _without_numbers(weights_format: Format, path: str) -> tuple[str, int]:
 
 def _layer_in(rows: Iterable[Format], path: str) -> int | None:
     """The layer that a path says it is of, by the names of some formats or as `layer_N`. Raises CurationError."""
-    return next((layer for layer in (row.layer_of(path) for row in rows) if layer is not None), curation.layer_in(path))
+    rows = list(rows)
+    layer = next((layer for layer in (row.layer_of(path) for row in rows) if layer is not None), None)
+    return curation.layer_in(path) if layer is None and any(row.layer_pattern == formats.LAYER_FOLDER for row in rows) else layer
 
 
 def plan(job: Job, source: Source) -> Plan:
@@ -147,6 +149,8 @@ def plan(job: Job, source: Source) -> Plan:
             missing = error
     else:
         paths = _files_in(folders, repo, source, origin)
+        if len(paths) > len(folders) and isinstance(job.layers, tuple):  # a folder with a file for each layer
+            paths = tuple(path for path in paths if _layer_in(_named_rows((path,), repo), path) in job.layers) or paths
         if paths:
             return _of_paths(replace(job, origin=replace(origin, path=paths)), repo, source)
         return _of_names(job, repo, source, missing=missing)
@@ -215,7 +219,8 @@ def _files_in(folders: list[str], repo: str, source: Source, origin: Origin) -> 
             if path.count("/") == row.encoder_file.count("/") and row.names_file(f"{folder}/{path}")
         }  # fmt: skip
         best = [path for path, specific in named.items() if specific == max(named.values())]
-        if len(best) > 1:
+        of_layers = {row.layer_of(f"{folder}/{path}") for path in best for row in rows if row.folder and row.names_file(f"{folder}/{path}")}
+        if len(best) > max(1, len(of_layers - {None})):
             raise CurationError(f"--path {folder}: it has the weight files {_shown(best)}: name one of them")
         paths += [f"{folder}/{path}" for path in best]
     if paths and len(paths) < len(folders):
@@ -297,7 +302,7 @@ def _of_names(
     for path in listing.paths:
         for row in rows:
             layer = row.layer_of(path)
-            if layer is not None:
+            if layer is not None and not any(other.folder and other.names_file(path) for other in FORMATS):
                 of_folder = folders.setdefault((row.name, posixpath.dirname(path)), {})
                 of_folder[layer] = HubFile(repo, listing.commit or revision, path)
     chosen = {posixpath.normpath(path) for path in origin.path}

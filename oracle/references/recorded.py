@@ -187,12 +187,12 @@ class RecordedWeights:
 
 
 def residual_of(reference: Reference, case: Case) -> np.ndarray:
-    """The residual of a case, float32 [d_model]: from the generator where oracle wrote the reference, else the recorded one.
+    """The residual of a case, float32 [input_length]: from the generator where oracle wrote the reference, else the recorded one.
 
     Raises DataError where the recorded one overflows float32.
     """
     if reference.is_ours:
-        return residual(case.id.number, case.stream or 0, reference.d_model)
+        return residual(case.id.number, case.stream or 0, reference.input_length)
     with np.errstate(over="ignore"):
         values = np.array(case.residual, np.float64).astype(np.float32)
     if not np.all(np.isfinite(values)):

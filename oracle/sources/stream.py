@@ -161,4 +161,4 @@ def open_remote(
     """Open a file of a model repo. `known` stands for what HEAD would tell. Errors are those of RemoteFile."""
     attempts = vendored_hf.ATTEMPTS
     metadata = known or vendored_hf.file_metadata(hub, endpoint, repo_id, filename, revision or "main", attempts)
-    return RemoteFile(hub, metadata, checked=filename.endswith(".npz"))
+    return RemoteFile(hub, metadata, checked=not filename.endswith(".safetensors"))

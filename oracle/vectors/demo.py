@@ -49,7 +49,9 @@ FOLDER = "layer_{layer}/width_{n}/average_l0_40"
 FOLDERS = {
     "SaeLens": "blocks.{layer}.hook_resid_post", "DictionaryLearning": "resid_post_layer_{layer}/trainer_0", "Sparsify": "layers.{layer}",
     "LlamaScope": "Synthetic-L{layer}R-8x", "LlamaScopeR1": "synthetic/L{layer}R", "HookZ": "synthetic",
+    "GemmaScope2Crosscoder": "layer_0_1_2_3_width_{n}_l0_40",
 }  # fmt: skip
+CROSSCODER, N_INPUT_LAYERS = "crosscoder", 4
 NAMED_K = {"QwenScope": "-W1K-L0_32"}  # the repo's name says k
 
 
@@ -83,7 +85,8 @@ def make(folder: str | None = None, name: str = FORMATS[0].name, *, decode: bool
     try:
         place = Path(folder or tempfile.mkdtemp(prefix="oracle-demo-"))
         cache = place / "hub"
-        for layer in range(N_LAYERS):
+        layers = range(N_INPUT_LAYERS if row.folder == CROSSCODER else N_LAYERS)
+        for layer in layers:
             files = layer_files(row, layer)
             paths.append(next(iter(files)))
             listed += files
@@ -99,9 +102,10 @@ def make(folder: str | None = None, name: str = FORMATS[0].name, *, decode: bool
         listing.remember(cached, listing.Listing(weights_repo(row), "main", COMMIT, tuple(listed)))
     except OSError as error:
         raise BadUse(f"the demo cannot be made in {folder or 'a temporary folder'}: {error.strerror}") from error
-    named = () if row.model_kind else tuple(paths[layer] for layer in SAMPLE_LAYERS)
+    sample = SAMPLE_LAYERS if len(layers) == N_LAYERS else (0, (len(layers) - 1) // 2, len(layers) - 1)
+    named = () if row.model_kind else tuple(paths[layer] for layer in sample)
     job = Job(Origin(job_repo(row), named, cache_dir=str(cache), offline=True), decode=decode)
-    return Demo(place, job, str(place / f"{row.output}_gemma_reference.json"))
+    return Demo(place, job, str(place / f"{row.output}_gemma_reference.json"), len(layers))
 
 
 def layer_files(row: Format, layer: int) -> dict[str, bytes]:
@@ -111,13 +115,18 @@ def layer_files(row: Format, layer: int) -> dict[str, bytes]:
     with plain ReLU. Tensors that a format need not have are left out, but for W_skip and those that its gate needs.
     """
     scale = np.float32(D_MODEL**-0.5)
-    extents = {"d_model": D_MODEL, "d_model_out": D_MODEL, "n_features": N_FEATURES, "n_targets": N_LAYERS if row.all_targets else N_LAYERS - layer}
+    n_targets = N_INPUT_LAYERS if row.folder == CROSSCODER else N_LAYERS if row.all_targets else N_LAYERS - layer
+    extents = {
+        "d_model": D_MODEL, "d_model_out": D_MODEL, "n_features": N_FEATURES, "n_targets": n_targets, "n_input_layers": N_INPUT_LAYERS,
+    }  # fmt: skip
 
     def draw(spec: TensorSpec) -> np.ndarray:
         stream, factor, offset = TENSORS[spec.part]
         shape = [extents[axis] for axis in spec.axes]
         if factor is None:
-            factor = np.float32(1) if spec.part == W_ENC and row.folder else scale
+            factor = np.float32(1) if spec.part == W_ENC and row.folder == "embedding" else scale
+        if "n_input_layers" in spec.axes:
+            factor = factor * np.float32(N_INPUT_LAYERS**-0.5)
         values = np.float32(offset) + residual(layer, 1000 + stream, int(np.prod(shape))).reshape(shape) * factor
         if spec.part == W_DEC and row.all_targets:
             values[:, :layer] = 0
@@ -131,7 +140,7 @@ def layer_files(row: Format, layer: int) -> dict[str, bytes]:
         done.add(spec.part)
         arrays[spec.role][spec.name.format(layer=layer)] = draw(spec)
     first = row.encoder_file.format(layer=layer, stem=f"synthetic_L{layer}_z")
-    if NAMES not in row.found_by and "{layer}" not in row.encoder_file:
+    if row.folder or NAMES not in row.found_by and "{layer}" not in row.encoder_file:
         first = f"{FOLDERS.get(row.name, FOLDER).format(layer=layer, n=N_FEATURES)}/{first}"
         first = f"{row.folder}/{first}" if row.folder else first
     files = {first: weight_file(first, arrays[ENCODER])}

@@ -4,29 +4,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from oracle.weights import sidefiles
-from oracle.weights.sidefiles import (
-    B_DEC,
-    B_ENC,
-    B_GATE,
-    B_MAG,
-    LOG_THRESHOLD,
-    R_MAG,
-    SCALING,
-    THRESHOLD,
-    UNUSED,
-    W_DEC,
-    W_ENC,
-    W_SKIP,
-    Context,
-    K,
-    Settings,
-    Side,
-    SideFile,
-)
+from oracle.weights.sidefiles import B_DEC, B_ENC, B_GATE, B_MAG, LOG_THRESHOLD, R_MAG, SCALING, THRESHOLD, UNUSED, W_DEC, W_ENC, W_SKIP, K, Reading, SideFile
 
 EXTENT_LIMIT = 1 << 24  # of one dimension: a vector takes at most 128 MiB
 SUFFIXES = (".npz", ".safetensors", ".pt", ".pth")
@@ -36,6 +18,7 @@ SUFFIXES = (".npz", ".safetensors", ".pt", ".pth")
 LIST, NAMES, PATH = "a transcoders: list", "its files' names", "a path"
 
 # What a layer's files are for: W_dec may stand in a file of its own, and a side file beside it.
+LAYER_FOLDER = r"(?:^|/)layer_(\d{1,6})(?=[/._]|$)"  # how a path says its layer, where its format has no other way
 ENCODER, DECODER, SIDE = "encoder", "decoder", "side"
 
 
@@ -56,7 +39,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Format:
-    """A row. Axes are d_model, d_model_out, n_features, n_targets.
+    """A row. Axes are d_model, d_model_out, n_features, n_targets, n_input_layers.
 
     `encoder_files` is how the files are called, {layer} and {stem} for what differs, `decoder_file` where W_dec stands in one of
     its own; `found_by` is how a repo says which they are, and `model_kind` what its config.yaml calls it. A file with a
@@ -75,13 +58,13 @@ class Format:
     repo_key: str
     output: str
     tensors: tuple[TensorSpec, ...]
-    settings: Callable[[Side, Collection[str], int | None, Context], Settings] = sidefiles.plain
+    settings: Reading = sidefiles.plain
     side_file: SideFile | None = None
     decoder_file: str | None = None
     absent: tuple[str, ...] = ()
     jumprelu_name: str | None = None
     folder: str | None = None
-    layer_pattern: str = r"(?:^|/)layer_(\d{1,6})(?=[/._]|$)"
+    layer_pattern: str = LAYER_FOLDER
     owner: str | None = None
     all_targets: bool = False
 
@@ -141,8 +124,7 @@ class Format:
 
     def how_specific(self, path: str) -> int:
         """How much of the name of a file that is called so is this format's own."""
-        fixed = (len(re.sub("{.*?}", "", name)) for name in self.encoder_files if path.endswith(re.sub(".*}", "", name)))
-        return max(fixed, default=0)
+        return max((len(re.sub("{.*?}", "", name)) for name in self.encoder_files if path.endswith(re.sub(".*}", "", name))), default=0)
 
     def _match(self, path: str) -> re.Match[str] | None:
         patterns = (
@@ -163,6 +145,7 @@ _D_MODEL, _N_FEATURES, _OUT = ("d_model",), ("n_features",), ("d_model_out",)
 _BY_INPUT, _BY_FEATURE = ("d_model", "n_features"), ("n_features", "d_model")
 _TO_OUTPUT, _FROM_OUTPUT = ("n_features", "d_model_out"), ("d_model_out", "n_features")
 _SKIP_BY_OUTPUT, _SKIP_BY_INPUT = ("d_model_out", "d_model"), ("d_model", "d_model_out")
+_TO_TARGETS = ("n_features", "n_targets", "d_model")
 _BLOCK_PATTERN = r"(?:blocks[._]|layer_)(\d{1,6})(?=\D|$)"
 
 _GEMMA_SCOPE = Format(
@@ -207,7 +190,6 @@ _GEMMA_SCOPE_2 = Format(
         TensorSpec("threshold", _N_FEATURES, THRESHOLD),
         TensorSpec("affine_skip_connection", _SKIP_BY_INPUT, W_SKIP, required=False),
     ),
-    layer_pattern=r"(?:^|/)layer_(\d{1,6})(?=[/._]|$)",
 )
 
 # lm-saes, dictionary_learning, sparsify and others have torch's linear layers.
@@ -272,7 +254,7 @@ FORMATS = (
         tensors=(
             TensorSpec("W_enc_{layer}", _BY_FEATURE, W_ENC),
             TensorSpec("b_enc_{layer}", _N_FEATURES, B_ENC),
-            TensorSpec("W_dec_{layer}", ("n_features", "n_targets", "d_model"), W_DEC, role=DECODER),
+            TensorSpec("W_dec_{layer}", _TO_TARGETS, W_DEC, role=DECODER),
             TensorSpec("b_dec_{layer}", _D_MODEL, B_DEC),
             TensorSpec("threshold_{layer}", _N_FEATURES, THRESHOLD, required=False),
         ),
@@ -288,10 +270,26 @@ FORMATS = (
         model_kind="cross_layer_transcoder",
         repo_key="clt_repo",
         output="clt",
-        tensors=tuple(
-            replace(spec, axes=("n_features", "n_targets", "d_model")) if spec.part == W_DEC else spec for spec in _GEMMA_SCOPE_2.tensors
-        ),
+        tensors=tuple(replace(spec, axes=_TO_TARGETS) if spec.part == W_DEC else spec for spec in _GEMMA_SCOPE_2.tensors),
         all_targets=True,
+    ),
+    replace(
+        _GEMMA_SCOPE_2,
+        name="GemmaScope2Crosscoder",
+        encoder_files=("params_layer_{layer}.safetensors", "params.safetensors"),
+        found_by=(PATH,),
+        model_kind="",
+        repo_key="sae_repo",
+        output="crosscoder",
+        tensors=(
+            TensorSpec("w_enc", ("n_input_layers", "d_model", "n_features"), W_ENC),
+            TensorSpec("b_enc", _N_FEATURES, B_ENC),
+            TensorSpec("w_dec", _TO_TARGETS, W_DEC),
+            *(TensorSpec("b_dec", axes, B_DEC) for axes in (("n_targets", "d_model"), _D_MODEL)),
+            TensorSpec("threshold", _N_FEATURES, THRESHOLD),
+        ),
+        folder="crosscoder",
+        layer_pattern=r"(?!)",  # the folder's numbers are those of all its layers
     ),
     _SAE,
     replace(_SAE, name="EmbeddingSae", folder="embedding", settings=sidefiles.embedding),
@@ -301,9 +299,9 @@ FORMATS = (
         name="DictionaryLearning",
         encoder_files=("ae.pt",),
         tensors=(
-            *(spec for spec in _LINEAR if spec.part != B_DEC),
+            *(replace(spec, required=spec.part != B_ENC) for spec in _LINEAR if spec.part != B_DEC),
             TensorSpec("W_enc", _BY_INPUT, W_ENC),
-            TensorSpec("b_enc", _N_FEATURES, B_ENC),
+            TensorSpec("b_enc", _N_FEATURES, B_ENC, required=False),
             TensorSpec("W_dec", _BY_FEATURE, W_DEC),
             *(TensorSpec(name, _D_MODEL, B_DEC) for name in ("b_dec", "bias", "decoder_bias")),
             *(TensorSpec("threshold", axes, THRESHOLD, required=False) for axes in ((), _N_FEATURES)),
@@ -366,18 +364,14 @@ FORMATS = (
         name="Goodfire",
         encoder_files=("{stem}-l{layer}.pth", "{stem}-l{layer}.pt"),
         tensors=tuple(replace(spec, name=spec.name.replace("coder.", "coder_linear.")) for spec in _LINEAR),
-        settings=sidefiles.plain,
-        side_file=None,
-        owner="Goodfire",
+        settings=sidefiles.plain, side_file=None, owner="Goodfire",
     ),
     replace(
         _SAE_OF_A_PATH,
         name="QResearch",
         encoder_files=("{stem}-l{layer}.pt",),
         tensors=_LINEAR,
-        settings=sidefiles.plain,
-        side_file=None,
-        owner="qresearch",
+        settings=sidefiles.plain, side_file=None, owner="qresearch",
     ),
     replace(
         _SAE_OF_A_PATH,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, BinaryIO
 
@@ -38,7 +38,7 @@ from oracle.weights.sidefiles import (
     Settings,
     Side,
 )  # fmt: skip
-from oracle.weights.tensors import Tensor, TensorFile, listed
+from oracle.weights.tensors import StoredTensor, Tensor, TensorFile, listed
 from oracle.weights.torchzip import TorchZip
 
 READERS: dict[str, Callable[[BinaryIO, str], TensorFile]] = {".npz": Npz, ".safetensors": Safetensors, ".pt": TorchZip, ".pth": TorchZip}
@@ -62,39 +62,6 @@ class OpenFile:
         return READERS[suffix](self.reader, self.label)
 
 
-@dataclass(frozen=True)
-class StoredTensor:
-    """A tensor of a format where it lies: its header, its axes as they lie, its file, and what messages call the file."""
-
-    header: Tensor
-    axes: tuple[str, ...]
-    file: TensorFile
-    label: str
-
-    @property
-    def features_first(self) -> bool:
-        return self.axes[0] == "n_features"
-
-    def vector(self) -> np.ndarray:
-        """The whole of it, float32 of its shape. Raises WeightsError where it holds NaN or infinities."""
-        return self._finite(self.file.read(self.header))
-
-    def blocks(self) -> Iterator[np.ndarray]:
-        """All rows in order, float32 [rows, ...] at a time; a block is valid until the next. Raises WeightsError."""
-        return map(self._finite, self.file.blocks(self.header))
-
-    def rows(self, wanted: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Parts of `wanted`, which ascends, with float32 [len(part), ...] for each. Raises WeightsError."""
-        for part, block in self.file.rows(self.header, wanted):
-            yield part, self._finite(block)
-
-    def _finite(self, values: np.ndarray) -> np.ndarray:
-        n_bad = int(np.count_nonzero(~np.isfinite(values)))
-        if n_bad:
-            raise WeightsError(f"{self.label}: {self.header.name} has {n_bad} values that are NaN or infinite")
-        return values
-
-
 class LayerWeights:
     """One layer's weights: `d_model`, `n_features`, its tensors, and the `settings` that say how the numbers follow from them.
 
@@ -115,10 +82,14 @@ class LayerWeights:
         self.settings = self._settings(files, context)
         self._check_parts(ENCODER in files)
         self._vectors = {
-            part: tensor.vector() for part, tensor in self._tensors.items() if len(tensor.axes) < 2 and part not in (K, *self.settings.unused)
+            part: tensor.vector()
+            for part, tensor in self._tensors.items()
+            if (len(tensor.axes) < 2 or part == B_DEC) and part not in (K, *self.settings.unused)
         }
         self.d_model, self.n_features = self._extents["d_model"], self._extents["n_features"]
         self.d_out = self._extents.get("d_model_out", self.d_model)
+        self.n_input_layers = self._extents.get("n_input_layers")
+        self.input_length = self.d_model * (self.n_input_layers or 1)
         self._check_k()
 
     def _settings(self, files: Mapping[str, OpenFile], context: Context) -> Settings:
@@ -178,8 +149,15 @@ class LayerWeights:
 
     @property
     def b_dec(self) -> np.ndarray:
-        """float32 [d_model]."""
+        """float32 [d_out], or [n_targets, d_out]."""
         return self._vectors[B_DEC]
+
+    def b_dec_of(self, target: int) -> np.ndarray | None:
+        """What is added to what goes to a target, float32 [d_out]; None where nothing is."""
+        if self.b_dec.ndim > 1:
+            row: np.ndarray = self.b_dec[target]
+            return row
+        return self.b_dec if target == self.own_target else None
 
     @property
     def has_threshold(self) -> bool:
@@ -243,8 +221,18 @@ class LayerWeights:
 
     @property
     def targets_before(self) -> int:
-        """How many of W_dec's targets are layers before its own."""
+        """How many of W_dec's targets are layers before its own, to which it writes nothing."""
         return self.layer if self.format.all_targets else 0
+
+    @property
+    def first_target(self) -> int:
+        """Which layer the first target is: its own, or of a crosscoder the first of its layers."""
+        return 0 if self.n_input_layers else self.layer
+
+    @property
+    def own_target(self) -> int:
+        """Which target is its own."""
+        return self.layer - self.first_target
 
     @property
     def decoder_shape(self) -> tuple[int, ...]:
@@ -301,6 +289,8 @@ class LayerWeights:
             spec = next((spec for spec in choices if len(spec.axes) == len(header.shape)), choices[0])
             self._check_shape(header, spec, file.label)
             axes = spec.axes[::-1] if header.transposed else spec.axes
+            if spec.part == W_ENC and len(axes) == 3:  # the layers' inputs are one input, one behind the other
+                header, axes = replace(header, shape=(header.shape[0] * header.shape[1], header.shape[2])), ("inputs", "n_features")
             self._tensors[spec.part], self._specs[spec.part] = StoredTensor(header, axes, tensors, file.label), spec
         for spec in self.format.of_role(role):
             if spec.required and spec.part not in self._tensors:
@@ -337,7 +327,9 @@ class LayerWeights:
             names = " and ".join(" or ".join(spec.name for spec in self.format.of_part(part)) or part for part in missing)
             raise WeightsError(f"{self.label}: it has no tensor {names}, which a {settings.gate} gate needs")
         unknown = self._tensors.keys() - needed - {W_SKIP, K, *settings.unused}
-        if SCALING in unknown and np.all(self._tensors[SCALING].vector() == 1):
+        if SCALING in unknown:  # what a side file says of it says nothing where it is 1, as in SAELens
+            if np.any(self._tensors[SCALING].vector() != 1):
+                raise WeightsError(f"{self.label}: its {self._tensors[SCALING].header.name} is not 1: activations that it scales are not read")
             unknown -= {SCALING}
         if unknown:
             name = self._tensors[sorted(unknown)[0]].header.name
@@ -371,6 +363,8 @@ def formula(settings: Settings, w_enc: TensorSpec, has_negative_threshold: bool 
     if settings.minus_b_dec:
         x = f"({x} - b_dec)"
     product = f"{w_enc.name.partition('_{')[0]}{'.T' if w_enc.axes[0] == 'd_model' else ''} @ {x}"
+    if "n_input_layers" in w_enc.axes:
+        product = f"sum over the input layers l of {w_enc.name}[l].T @ {x}[l]"
     if settings.gate == RELU:
         return f"ReLU({product} + b_enc)"
     if settings.gate == GATED:

@@ -1,24 +1,206 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""Named tensors out of an .npz archive, a block of rows at a time.
+"""Named tensors out of an .npz archive, a block of rows at a time; and the zip that it shares with what torch.save writes.
 
-np.load is not used: it reads a stored member through the zip module's 256 KiB reader and holds the whole of it, and
-the data of a stored member is not aligned, so that it cannot be mapped either.
+The zip module reads the directory; everything in it is held against the file before it is believed. np.load is not used:
+it reads a stored member through the zip module's 256 KiB reader and holds the whole of it, and the data of a stored member
+is not aligned, so that it cannot be mapped either.
 """
 
 from __future__ import annotations
 
 import ast
+import struct
+import zipfile
+import zlib
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import BinaryIO
 
 import numpy as np
 
-from oracle.weights.archive import Archive
 from oracle.weights.formats import EXTENT_LIMIT
-from oracle.weights.tensors import Data, Tensor, listed
+from oracle.weights.tensors import BLOCK_BYTES, Data, Section, Tensor, TensorFile, advise, listed
 
-HEADER_LIMIT = 64 * 1024
+DIRECTORY_LIMIT = 1024 * 1024
+TAIL = 76 + 22 + 65535  # bytes of zip64's records, the end record and the longest comment behind it
+# One block is being filled or multiplied while the two before it may still be on their way through the checksum.
+BUFFERS = 3
+# Deflate codes at most 258 bytes in 2 bits.
+MAX_INFLATION = 1032
+HEADER_LIMIT = 64 * 1024  # of a .npy
 
 _DTYPES = {order + code: np.dtype(order + code) for code in ("f2", "f4", "f8") for order in "<>"}
+
+
+class Archive(TensorFile):
+    """A weight file that is a zip archive. What is read of a member is checked against its CRC-32.
+
+    `members` are the directory's entries by their names, without the container's `suffix`; `kind` names the container.
+    """
+
+    buffers = BUFFERS
+    kind: str
+    suffix = ""
+
+    def __init__(self, reader: BinaryIO, label: str):
+        super().__init__(reader, label)
+        self.members: dict[str, zipfile.ZipInfo] = {}
+        try:
+            self._check_directory_size()
+            self._archive = zipfile.ZipFile(reader)  # type: ignore[arg-type,unused-ignore]
+        except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError) as error:
+            raise self.error(f"not a readable {self.kind}: {error}") from error
+        for info in self._archive.infolist():
+            name = info.filename.removesuffix(self.suffix)
+            if name in self.members:
+                raise self.error(f"two members are named {info.filename}")
+            self.members[name] = info
+        if len({info.header_offset for info in self.members.values()}) < len(self.members):
+            raise self.error("two members begin at one place")
+
+    def rows(self, tensor: Tensor, wanted: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """As TensorFile has it. The whole member is read, since its CRC-32 is that of the whole."""
+        start = 0
+        for block in self.blocks(tensor):
+            first, last = np.searchsorted(wanted, (start, start + len(block)))
+            if first < last:
+                yield wanted[first:last], block[wanted[first:last] - start]
+            start += len(block)
+
+    def member_data(self, member: str, name: str) -> MemberData:
+        """A member from its first byte, unchecked: enough for a look at a header. Messages call it `name`."""
+        return MemberData(self, name, self._open(member))
+
+    def checked_data(self, member: str, name: str, offset: int) -> CheckedData:
+        """A member from its byte `offset` on; all of it is read and checked by the time that the data is left."""
+        stream, info = self._open(member), self.members[member]
+        start = self._data_offset(info)
+        advise(self._reader, start, start + info.compress_size)
+        return CheckedData(self, name, stream, info, offset)
+
+    def _check_directory_size(self) -> None:
+        """zipfile reads a central directory of any size into memory: look at its size first, wherever zipfile would."""
+        self._reader.seek(max(0, self._size - TAIL))
+        tail = self._reader.read(TAIL)
+        ends = {end for end in (tail.rfind(b"PK\x05\x06"), len(tail) - 22) if end >= 0 and tail[end : end + 4] == b"PK\x05\x06"}
+        if not ends:
+            raise zipfile.BadZipFile("it has no zip directory at its end; it is truncated, or something else")
+        for end in ends:
+            sizes = [int.from_bytes(tail[end + 12 : end + 16], "little")]
+            if end >= 76 and tail[end - 20 : end - 16] == b"PK\x06\x07":  # zip64: its record stands before its locator
+                sizes.append(int.from_bytes(tail[end - 36 : end - 28], "little"))
+            if max(sizes) > DIRECTORY_LIMIT:
+                raise zipfile.BadZipFile(f"its directory claims {max(sizes)} bytes; at most {DIRECTORY_LIMIT} are read")
+
+    def _open(self, member: str) -> BinaryIO | Section:
+        """The data of a member, from its first byte."""
+        info = self.members[member]
+        if info.flag_bits & 1:
+            raise self.error(f"{info.filename} is encrypted")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise self.error(f"{info.filename} is compressed by zip method {info.compress_type}; 0 and 8 are known")
+        if info.file_size > info.compress_size * MAX_INFLATION:
+            raise self.error(f"{info.filename} claims {info.file_size} bytes out of {info.compress_size}")
+        if info.compress_type == zipfile.ZIP_STORED and info.file_size != info.compress_size:
+            raise self.error(f"{info.filename} is stored, but claims {info.file_size} bytes out of {info.compress_size}")
+        if info.header_offset < 0:  # as zipfile has it where the directory is said to begin too late
+            raise self.error(f"{info.filename} would begin before the file does")
+        if info.header_offset + 30 + info.compress_size > self._size:
+            raise self.error(f"the file ends inside {member}; it is truncated")
+        try:
+            opened = self._archive.open(info)  # checks the local header
+        except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, ValueError) as error:
+            raise self.error(f"{info.filename} cannot be read: {error}") from error
+        if info.compress_type == zipfile.ZIP_DEFLATED:
+            return opened  # type: ignore[return-value]
+        return Section(self._reader, self._data_offset(info), info.file_size)
+
+    def _data_offset(self, info: zipfile.ZipInfo) -> int:
+        """Where a member's data begins, behind its local header. Raises WeightsError.
+
+        A local header that says something else than the directory, or members that overlap, are an archive of two
+        meanings: another reader would see other numbers.
+        """
+        self._reader.seek(info.header_offset)
+        header = self._reader.read(30)
+        if len(header) < 30:
+            raise self.error(f"the file ends inside {info.filename}; it is truncated")
+        flags, method, _, _, crc, packed, size, name_length, extra_length = struct.unpack("<4H3I2H", header[6:])
+        extra = self._reader.read(name_length + extra_length)[name_length:]
+        if packed == size == 0xFFFFFFFF and extra[:2] == b"\1\0" and len(extra) >= 20:  # zip64, which np.savez always writes
+            size, packed = struct.unpack("<2Q", extra[4:20])
+        sizes_follow = bool(flags & 8)  # behind the data: then only the directory has them
+        if method != info.compress_type or not sizes_follow and (crc, packed, size) != (info.CRC, info.compress_size, info.file_size):
+            raise self.error(f"{info.filename} has another size, CRC-32 or compression by its own header than by the directory")
+        start: int = info.header_offset + 30 + name_length + extra_length
+        following = [other.header_offset for other in self.members.values() if other.header_offset > info.header_offset]
+        if start + info.compress_size > min([*following, self._archive.start_dir]):
+            raise self.error(f"{info.filename} overlaps what stands behind it")
+        return start
+
+
+class MemberData(Data):
+    """A member's bytes, packed or not."""
+
+    def fill(self, array: np.ndarray) -> None:
+        try:
+            super().fill(array)
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise self._file.error(f"{self._name} is damaged: {error}") from error
+
+    def take(self, count: int) -> bytes:
+        """The next `count` bytes, of which the caller knows that they are few."""
+        content = np.empty(count, np.uint8)
+        self.fill(content)
+        return content.tobytes()
+
+
+class CheckedData(MemberData):
+    """A member's data, whose CRC-32 is computed on a second thread (zlib releases the GIL) and checked at the end.
+
+    What stands in the member before `offset`, and behind the last array, is read for its CRC-32 alone. An array that was
+    filled may be on its way through the checksum still, until BUFFERS - 1 others were filled.
+    """
+
+    def __init__(self, file: Archive, name: str, stream: BinaryIO | Section, info: zipfile.ZipInfo, offset: int):
+        super().__init__(file, name, stream)
+        self._recorded = info.CRC
+        self._crc, self._left = 0, info.file_size
+        self._read_on(offset)
+        self._checker = ThreadPoolExecutor(max_workers=1)
+        self._checks: deque[Future[None]] = deque()
+
+    def fill(self, array: np.ndarray) -> None:
+        if len(self._checks) == BUFFERS:
+            self._checks.popleft().result()
+        super().fill(array)
+        self._left -= array.nbytes
+        self._checks.append(self._checker.submit(self._add, array))
+
+    def __exit__(self, *error: object) -> None:
+        self._checker.shutdown()
+        if any(error):
+            return
+        self._read_on(self._left)
+        if self._crc != self._recorded:
+            raise self._file.error(
+                f"{self._name} has CRC-32 {self._crc:08x}, but the archive says {self._recorded:08x}: the file is damaged"
+                + ("; delete it and fetch it again" if self._recorded else ", or it was written without CRC-32s: write it again with them")
+            )
+
+    def _read_on(self, count: int) -> None:
+        """Read bytes that nobody wants but the checksum."""
+        self._left -= count
+        buffer = np.empty(min(count, BLOCK_BYTES), np.uint8)
+        while count:
+            piece = buffer[:count]
+            super().fill(piece)
+            self._add(piece)
+            count -= len(piece)
+
+    def _add(self, raw: np.ndarray) -> None:
+        self._crc = zlib.crc32(raw.reshape(-1).view(np.uint8), self._crc)  # type: ignore[arg-type,unused-ignore]
 
 
 class Npz(Archive):

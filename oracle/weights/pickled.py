@@ -112,7 +112,7 @@ class _Machine:
     """The stack, and what the opcodes do to it."""
 
     def __init__(self, content: bytes):
-        self._content, self._at = content, 0
+        self._content, self._at = content, 2  # behind the protocol
         self._stack: list[Any] = []
         self._below: list[list[Any]] = []  # for each mark the stack beneath it
         self._memo: dict[int, Any] = {}
@@ -122,7 +122,6 @@ class _Machine:
         """The object that the pickle describes."""
         if self._content[:1] != b"\x80" or self._content[1:2] != bytes([PROTOCOL]):
             raise PickleError(f"is not of pickle protocol {PROTOCOL}, which torch.save writes: save it again with torch.save")
-        self._at = 2
         for _ in range(OPCODE_LIMIT):
             opcode = self._take(1)
             if opcode == b".":
@@ -249,7 +248,8 @@ class _Machine:
             raise PickleError(f"gives a dict attributes at byte {self._at - 1} that are not torch's _metadata")
 
     def _push_storage(self) -> None:
-        match self._pop():
+        identity = self._pop()
+        match identity if isinstance(identity, tuple) else ():
             case ("storage", Name(text=name), str(key), str(), int(count)) if name in _STORAGE_NAMES and len(key) <= NAME_LIMIT and _is_size(count):
                 storage = Storage(key, name.removeprefix("torch."), count)
             case _:
@@ -263,7 +263,7 @@ class _Machine:
         arguments, name = self._pop(), self._pop()
         if not isinstance(name, Name):
             raise PickleError(f"calls {_kind(name)} at byte {self._at - 1}: nothing is unpickled")
-        match (name.text, arguments):
+        match (name.text, arguments if isinstance(arguments, tuple) else None):
             case (text, ()) if text == ORDERED_DICT:
                 self._push(OrderedDict())
             case (text, (Storage() as storage, offset, tuple(shape), tuple(strides), bool(), hooks, *metadata)) if text == TENSOR:

@@ -7,7 +7,7 @@ Each format has a function here that turns what is said into Settings, which are
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
 
@@ -175,7 +175,9 @@ def _same_count(label: str, counts: dict[str, int | None], needed: str) -> int:
 
 
 # --- what each format makes of it -------------------------------------------------------------------------------------
-# side file, the tensors that there are by what they are for, the number of a tensor `k`, the context -> Settings
+
+# Of a side file, the tensors that there are by what they are for, the number of a tensor `k`, and the context.
+Reading = Callable[[Side, Collection[str], "int | None", Context], Settings]
 
 
 def plain(side: Side, present: Collection[str], k: int | None, context: Context) -> Settings:
@@ -256,9 +258,6 @@ def saelens(side: Side, present: Collection[str], k: int | None, context: Contex
     if by_norm and gate not in (TOPK, ABSTOPK):
         raise side.error("rescale_acts_by_decoder_norm", f"it is read with a top-k gate, and the architecture is {architecture}")
     side.choice("reshape_activations", ("none", "hook_z"), "none")  # a flat input has the same numbers
-    finetuned = side.flag("finetuning_scaling_factor", False) or side.flag("uses_scaling_factor", False)
-    if SCALING in present and finetuned:
-        raise WeightsError(f"{side.label}: it has a scaling_factor that is applied to activations: that is not read")
     subtracts = side.flag("apply_b_dec_to_input", True) and not is_transcoder
     unused = (K,) if K in present else ()
     return Settings(
@@ -323,14 +322,14 @@ def sparsify(side: Side, present: Collection[str], k: int | None, context: Conte
 SAELENS = SideFile(
     "cfg.json",
     tuple("""architecture activation_fn activation_fn_str activation_fn_kwargs.k activation_fn_kwargs.signed k apply_b_dec_to_input
-        normalize_activations rescale_acts_by_decoder_norm reshape_activations finetuning_scaling_factor uses_scaling_factor
+        normalize_activations rescale_acts_by_decoder_norm reshape_activations
         sae_lens_version metadata.sae_lens_version""".split()),
     tuple("""act_store_device activations_mixing_fraction adam_beta1 adam_beta2 autocast autocast_lm aux_loss_coefficient b_dec_init_method
         begin_batch_token begin_sequence_token buffer_size_gb cached_activations_path checkpoint_path column_name compile_llm compile_sae
         context_size d_head d_in d_out d_sae data_dir data_files dataset dataset_name dataset_path dataset_trust_remote_code dead_feature_estimation_method
         dead_feature_threshold dead_feature_window decoder_heuristic_init decoder_heuristic_init_norm decoder_init_norm decoder_orthogonal_init
         device disable_concat_sequences dtype eval_batch_size_prompts eval_every_n_wandb_logs exclude_special_tokens expansion_factor
-        feature_reinit_scale feature_sampling_method feature_sampling_window finetuning_method finetuning_tokens from_pretrained_path
+        feature_reinit_scale feature_sampling_method feature_sampling_window finetuning_method finetuning_scaling_factor finetuning_tokens from_pretrained_path
         hf_hook_name hf_hook_name_out hf_is_private_repo hf_num_shards hf_repo_id hf_revision hook_eval hook_head_index hook_head_index_out
         hook_layer hook_layer_out hook_name hook_name_out hook_point hook_point_eval hook_point_head_index hook_point_layer
         init_encoder_as_decoder_transpose is_dataset_tokenized jumprelu_bandwidth jumprelu_init_threshold jumprelu_sparsity_loss_mode
@@ -344,7 +343,7 @@ SAELENS = SideFile(
         scale_sparsity_penalty_by_decoder_norm seed seqpos seqpos_slice sequence_separator_token shuffle sparsity_loss split
         store_batch_size store_batch_size_prompts streaming target_l0 tokenizer_name tokens_per_buffer topk_threshold_lr total_training_samples
         total_training_steps total_training_tokens train_batch_size train_batch_size_samples train_batch_size_tokens training_tokens
-        use_cached_activations use_chat_formatting use_ghost_grads use_matryoshka_aux_loss use_sparse_activations verbose wandb_entity wandb_id
+        use_cached_activations use_chat_formatting use_ghost_grads use_matryoshka_aux_loss use_sparse_activations uses_scaling_factor verbose wandb_entity wandb_id
         wandb_log_frequency wandb_project warm_up_steps""".split()),
 )  # fmt: skip
 

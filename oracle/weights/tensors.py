@@ -160,6 +160,39 @@ class Data:
             view = view[count:]
 
 
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of a format where it lies: its header, its axes as they lie, its file, and what messages call the file."""
+
+    header: Tensor
+    axes: tuple[str, ...]
+    file: TensorFile
+    label: str
+
+    @property
+    def features_first(self) -> bool:
+        return self.axes[0] == "n_features"
+
+    def vector(self) -> np.ndarray:
+        """The whole of it, float32 of its shape. Raises WeightsError where it holds NaN or infinities."""
+        return self._finite(self.file.read(self.header))
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """All rows in order, float32 [rows, ...] at a time; a block is valid until the next. Raises WeightsError."""
+        return map(self._finite, self.file.blocks(self.header))
+
+    def rows(self, wanted: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Parts of `wanted`, which ascends, with float32 [len(part), ...] for each. Raises WeightsError."""
+        for part, block in self.file.rows(self.header, wanted):
+            yield part, self._finite(block)
+
+    def _finite(self, values: np.ndarray) -> np.ndarray:
+        n_bad = int(np.count_nonzero(~np.isfinite(values)))
+        if n_bad:
+            raise WeightsError(f"{self.label}: {self.header.name} has {n_bad} values that are NaN or infinite")
+        return values
+
+
 def rows_at_once(tensor: Tensor) -> int:
     """How many rows make a block."""
     float32_bytes = tensor.row_bytes // tensor.raw.itemsize * 4

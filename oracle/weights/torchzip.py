@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from typing import BinaryIO
 
 from oracle.errors import WeightsError
-from oracle.weights.archive import Archive
 from oracle.weights.formats import EXTENT_LIMIT
+from oracle.weights.npz import Archive
 from oracle.weights.pickled import STORAGES, PickleError, View, tensors_and_values
 from oracle.weights.tensors import Data, Tensor, listed
 
