@@ -210,7 +210,7 @@ def classes(keys: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     if m < 2:
         return np.arange(m), np.arange(m)
     # -0.0 and 0.0 are one number.
-    columns = [key if key.dtype.kind == "i" else (key + 0.0).view(np.int64) for key in keys]
+    columns = [key if key.dtype.kind == "i" else (key + 0.0).astype("<f8", copy=False).view("<i8") for key in keys]
     order = np.lexsort(columns)
     differs = np.zeros(m, bool)
     for column in columns:

@@ -172,6 +172,11 @@ def _named_rows(paths: tuple[str, ...], repo: str) -> list[Format]:
     return [row for row in rows if row.owner == repo.split("/")[0]] or rows
 
 
+def _is_known_by_name(row: Format, path: str) -> bool:
+    """Whether a file of a format with a side file is called so, and by more than its suffix."""
+    return row.side_file is not None and row.how_specific(path) > len(".pth")
+
+
 def _has_side_file(row: Format, layer: int, encoder: HubFile, source: Source) -> bool:
     """Whether the repo's listing, where there is one, has the side file of a format."""
     with contextlib.suppress(OSError, ValueError, vendored_hf.EntryNotFoundError):
@@ -245,8 +250,10 @@ def _of_paths(job: Job, repo: str, source: Source) -> Plan:
     files = dict(sorted(files.items()))
     rows = _named_rows(job.origin.path, repo)
     rows = [row for row in rows if row.folder] or rows  # a folder's files are of its format alone
-    if rows and rows[0].folder and job.origin.schema not in (None, rows[0].name):
-        raise CurationError(f"{job.origin.path[0]} is of the schema {rows[0].name}, not {job.origin.schema}: leave --schema out")
+    # What a side file says would be passed over if its files were read by another schema.
+    if any(row.folder or _is_known_by_name(row, job.origin.path[0]) for row in rows) and job.origin.schema not in (None, *(row.name for row in rows)):
+        named = " or ".join(row.name for row in rows)
+        raise CurationError(f"{job.origin.path[0]} is of the schema {named}, not {job.origin.schema}: leave --schema out")
     if not rows and job.origin.schema is None:
         _refuse_foreign(files.values())
         names = ", ".join(f"{row.name} has {row.encoder_file}" for row in FORMATS if PATH in row.found_by)

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from oracle.arithmetic import decoder, encoder
+from oracle.arithmetic.chain import Threshold
 from oracle.arithmetic.decoder import Sums
+from oracle.arithmetic.encoder import ActiveFeatures, Encoder
 from oracle.arithmetic.products import Matrix
-from oracle.arithmetic.settling import ActiveFeatures
 
 
 def active(features: list[int], activations: list[float], slack: list[float], at_gate: list[bool]) -> ActiveFeatures:
@@ -104,14 +105,13 @@ def test_the_slack_of_features_is_the_tolerance_and_at_their_gates_all_of_it() -
     """Five features: well above, just above its gate, at it, just below, well below."""
     tolerance, gate = 2.0**-6, np.full(5, 0.5, np.float32)
     pre = np.array([[0.75, 0.5 + 2.0**-7, 0.5, 0.5 - 2.0**-7, 0.25]], np.float32)
-    encoded = encoder.encode(
-        Matrix(lambda: iter([pre]), False), np.zeros(5, np.float32), gate, np.ones((1, 1), np.float32), k=5, tolerance=tolerance, with_active=True
-    )
+    chain = Encoder(Matrix(lambda: iter([pre]), False), np.zeros(5), Threshold(gate))
+    encoded = encoder.encode(chain, np.ones((1, 1), np.float32), k=5, tolerance=tolerance, with_active=True)
     features = encoded.encodings[0].active
     assert features is not None and features.features.tolist() == [0, 1, 2, 3]
     assert features.activations.tolist() == [0.75, 0.5 + 2.0**-7, 0.0, 0.0] and features.activations.dtype == np.float32
     assert features.at_gate.tolist() == [False, True, True, True]
-    assert features.slack.tolist() == [tolerance] + [0.5 + 2 * tolerance] * 3
+    assert features.slack.tolist() == [tolerance] + [pre + tolerance for pre in (0.5 + 2.0**-7, 0.5, 0.5 - 2.0**-7)]
 
 
 @pytest.mark.parametrize("features_first", [False, True])
@@ -119,7 +119,8 @@ def test_the_slack_of_features_is_the_tolerance_and_at_their_gates_all_of_it() -
 def test_activations_behind_the_list_are_rounded_as_exactly(features_first: bool, tail: float, expected: float) -> None:
     """1 + 2^-24 lies half-way between two float32; what decides is below float64's last bit."""
     w_enc = np.array([[8.0, 4.0, 2.0, 1.0], [0, 0, 0, 2.0**-24], [0, 0, 0, tail]], np.float32)
-    lies, nothing = w_enc.T.copy() if features_first else w_enc, np.zeros(4, np.float32)
-    encoded = encoder.encode(Matrix(lambda: iter([lies]), features_first), nothing, nothing, np.ones((1, 3), np.float32), k=1, tolerance=1e-4, with_active=True)
+    lies = w_enc.T.copy() if features_first else w_enc
+    chain = Encoder(Matrix(lambda: iter([lies]), features_first), np.zeros(4), Threshold())
+    encoded = encoder.encode(chain, np.ones((1, 3), np.float32), k=1, tolerance=1e-4, with_active=True)
     features = encoded.encodings[0].active
     assert features is not None and features.activations.tolist() == [8.0, 4.0, 2.0, expected] and encoded.n_settled == 1
