@@ -29,9 +29,9 @@ from dictionary_learning.dictionary import AutoEncoder, GatedAutoEncoder, JumpRe
 from dictionary_learning.trainers.batch_top_k import BatchTopKSAE
 from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchTopKSAE
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
-from safetensors import safe_open
 from sae_lens.loading import pretrained_sae_loaders as loaders
 from sae_lens.registry import get_sae_class
+from safetensors import safe_open
 from sparsify import SparseCoder, SparseCoderConfig
 
 Task = dict[str, Any]
