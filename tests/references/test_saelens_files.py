@@ -33,6 +33,7 @@ def test_a_skip_connection_to_another_width(tmp_path: Path, scale: float) -> Non
     kind = "none" if scale == 1.0 else "expected_average_only_in"
     config = {"architecture": "skip_transcoder", "normalize_activations": kind, "apply_b_dec_to_input": False, "sae_lens_version": "6.0.0"}
     document = reference(tmp_path, only(ours, *STANDARD, "W_skip"), config, input_scale=None if scale == 1.0 else scale)
+    assert document["decoder_formula"] == ("acts @ W_dec + b_dec" if scale == 1.0 else "(acts @ W_dec + b_dec) * 0.588235294") + " + W_skip @ residual"
     for case in document["test_cases"]:
         residual = np.array(case["residual"])
         acts = np.maximum((residual * scale).astype(np.float32).astype(np.float64) @ ours["W_enc"].astype(np.float64) + ours["b_enc"], 0)
