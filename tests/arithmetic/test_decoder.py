@@ -54,12 +54,20 @@ def test_parts_add_up() -> None:
     for features_first in (False, True):
         w_skip = np.array([[1.0, 2.0], [10.0, 20.0]], np.float32)
         lies = w_skip.T.copy() if features_first else w_skip
-        skip, = decoder.skip_connection(Matrix(lambda lies=lies: iter([lies[:1], lies[1:]]), features_first), residuals)  # type: ignore[misc]
+        skip, = decoder.skip_connection(Matrix(lambda lies=lies: iter([lies[:1], lies[1:]]), features_first), residuals, 2)  # type: ignore[misc]
         assert (skip.values.tolist(), skip.squares.tolist(), skip.count) == ([53.0, 106.0], [9.0 + 2500.0, 36.0 + 10000.0], 2)
         outputs.append(decoder.output([decoded([[1.0, -1.0]], case), skip], np.array([0.25, 0.5], np.float32)))
     assert outputs[0] == outputs[1] and outputs[0].first_10 == (57.25, 102.5)
     # 3 * 0.5 by chance; rounding of 1 + 1 + 2 terms, whose squares are 16 and those of W_skip.
     assert outputs[0].tolerance == float(f"{1.5 + 4 * 2.0**-24 * 2 * (102.5 + math.sqrt(16 + 10036)):.3g}") == 1.5
+
+
+@pytest.mark.parametrize("features_first", [False, True])
+def test_a_skip_connection_to_another_length(features_first: bool) -> None:
+    w_skip = np.array([[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]], np.float32)  # [d_model, d_out]
+    lies = w_skip.T.copy() if features_first else w_skip
+    skip, = decoder.skip_connection(Matrix(lambda: iter([lies]), features_first), np.array([[3.0, 5.0]], np.float32), 3)
+    assert (skip.values.tolist(), skip.count) == ([53.0, 106.0, 159.0], 2)
 
 
 def test_groups_of_features_and_of_blocks_are_the_same_sums() -> None:
@@ -92,7 +100,7 @@ def test_a_target_of_several_is_that_one() -> None:
     first, second = decoder.output([sums], np.ones(2, np.float32), 0), decoder.output([sums], None, 1)
     assert first.first_10 == (8.0, 11.0) and second.first_10 == (13.0, 16.0)
     assert (first.tolerance, second.tolerance) == (3.0, 4.0)  # half of 6, and of 8
-    skip, = decoder.skip_connection(Matrix(lambda: iter([np.eye(2, dtype=np.float32)]), False), np.array([[3.0, 5.0]], np.float32))
+    skip, = decoder.skip_connection(Matrix(lambda: iter([np.eye(2, dtype=np.float32)]), False), np.array([[3.0, 5.0]], np.float32), 2)
     assert decoder.output([sums, skip], None, 0).first_10 == (10.0, 15.0)  # of a part without targets all
 
 
