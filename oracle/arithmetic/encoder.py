@@ -243,7 +243,9 @@ class _Draft:
         bounds = self._decision.counted(fewest), self._decision.counted(most)
         least, _ = self._margins()
         ranked = self._value.order(self._candidates[active[self._candidates]]).tolist()[: self._k + 1]
-        values = [self._value.value(feature) for feature in ranked]
+        values: list[float | Fraction] = [self._value.value(feature) for feature in ranked]
+        if not all(isinstance(value, float) for value in values):  # a float and a Fraction would give a float, rounded
+            values = [self._value.exact_value(feature) for feature in ranked]
         rank_margin = min((a - b for a, b in zip(values[: self._k], values[1:])), default=None)
         at_gate = maybe & ~surely
 
