@@ -17,9 +17,9 @@ from oracle.diagnosis.explain import explain
 from oracle.diagnosis.mistakes import MISTAKES
 from oracle.diagnosis.port import DECODER_FIELDS
 from oracle.references.reading import parse_candidate
+from tests.support.chains import OF_THE_CHAIN, OF_THE_DECODER
 from tests.support.hub import Hub
 from tests.support.independent import float64_encode
-from tests.support.chains import OF_THE_CHAIN, OF_THE_DECODER
 from tests.support.planting import PLANTS, World, candidate, check, plant_all
 from tests.support.process import run
 from tests.support.small_scope import fill, layer_arrays

@@ -13,6 +13,7 @@ import pytest
 from oracle.diagnosis.mistakes import MISTAKES
 from oracle.diagnosis.port import DECODER_FIELDS
 from tests.support import worlds
+from tests.support.chains import OF_THE_DECODER
 from tests.support.hub import Hub
 from tests.support.planting import check
 from tests.support.planting_decoder import PLANTS, Decoders
