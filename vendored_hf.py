@@ -21,6 +21,7 @@ import logging
 import os
 import random
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -293,13 +294,13 @@ class Hub:
         import requests
         if is_offline_mode() if self._offline is None else self._offline:
             raise OfflineModeIsEnabled(f"{shown(url)} is not asked: HF_HUB_OFFLINE is set")
-        attempt, deadline = 1, time.monotonic() + self._patience
+        attempt, deadline, handled = 1, time.monotonic() + self._patience, sys.exc_info()[1]
         while True:
             asked = None
             try:
                 response = self._follow(method, url, timeout, byte_range)
             except (requests.RequestException, ValueError) as error:
-                failure: HfHubHTTPError | HubConnectionError = _unreachable(f"cannot reach {shown(url)}", url, error)
+                failure: HfHubHTTPError | HubConnectionError = _unreachable(f"cannot reach {shown(url)}", url, error, handled)
                 lasting = isinstance(error, (requests.exceptions.SSLError, ValueError))
             else:
                 if response.status_code in (200, 206) or response.is_redirect or (method == "HEAD" and response.status_code in (405, 501)):
@@ -354,8 +355,7 @@ class Hub:
         if ours and self._token:
             request.headers["Authorization"] = f"Bearer {self._token}"
         elif ours:
-            login = get_auth_from_url(address)
-            if not any(login) and self._implicit:
+            if not any(login := get_auth_from_url(address)) and self._implicit:
                 login = get_netrc_auth(address) or login
             if any(login):
                 HTTPBasicAuth(*login)(request)
@@ -398,12 +398,12 @@ def _by_way(url: str) -> str:
             return f" by way of the proxy {shown(proxy)}, which {urlsplit(url).scheme.upper()}_PROXY names"
     return ""
 
-def _unreachable(what: str, url: str, error: BaseException) -> HubConnectionError:
+def _unreachable(what: str, url: str, error: BaseException, handled: BaseException | None) -> HubConnectionError:
     """What is raised for an error of requests: the innermost reason that says something, and the names of all, since the texts of
     requests and urllib3 hold whole addresses, passwords and words of servers. Not to be raised in `except`: its context would be that."""
     reason, names = "", list[str]()
     inner: BaseException | None = error
-    while inner is not None and len(names) < 20:
+    while inner is not None and inner is not handled:  # Python hangs what the caller was handling behind the causes
         names.append(type(inner).__name__)
         known = re.search(r"Tunnel connection failed: [^')]*|Missing dependencies for SOCKS|timed out", str(inner))
         reason = (inner.strerror if isinstance(inner, OSError) else "") or (known[0] if known else reason)
@@ -650,7 +650,7 @@ class Source:
         """Wait before the next connection, or give up."""
         if failures >= ATTEMPTS:
             what = f"{self.shown}: the connection broke {failures} times, last at byte {position}"
-            raise _unreachable(what, self._url, error)
+            raise _unreachable(what, self._url, error, sys.exc_info()[1])
         time.sleep(_backoff(failures))
 
 

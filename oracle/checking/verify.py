@@ -13,7 +13,7 @@ from oracle.checking.lists import compare_case
 from oracle.checking.reconstructions import reconstruction_problems
 from oracle.checking.verdict import DIFFERS, SAME, CaseVerdict, Verification
 from oracle.references.document import Case, CaseId, Reference
-from oracle.references.layer import encode_residuals, input_of, skipped_seeds
+from oracle.references.layer import Arithmetic, encode_residuals, input_of, skipped_seeds
 from oracle.references.recorded import RecordedLayer, RecordedWeights, residual_of
 from oracle.weights.layer import LayerWeights
 
@@ -66,9 +66,12 @@ def _formula_problems(reference: Reference, weights: LayerWeights) -> list[str]:
         problems.append(f"wrong encoder_input: its weights are encoded with {weights.encoder_input.record}")
     if any((reference.gate or {}).get(key) != value for key, value in weights.gate.record.items()):
         problems.append(f"wrong gate: its weights have {weights.gate.record}")
-    formula = weights.formula(weights.n_negative_thresholds > 0)
+    arithmetic = Arithmetic.of(weights)
+    if reference.tensors is not None and reference.tensors != arithmetic.tensors:
+        problems.append("wrong tensors: its weights have others, or in another order of their axes")
+    formula = arithmetic.negative_formula if weights.n_negative_thresholds else arithmetic.formula
     # Of several layers it is enough that one has a negative threshold.
-    if reference.encoder_formula not in (formula, weights.formula(True)):
+    if reference.encoder_formula not in (formula, arithmetic.negative_formula):
         shown = ascii((reference.encoder_formula or "")[:80])
         problems.append(f"wrong encoder_formula: {shown}, its weights are encoded by {formula!r}")
     return problems

@@ -254,6 +254,8 @@ class Reference:
     methodology: str | None = row(text, since=REFERENCE, required=OURS)
     schema: str | None = row(text, since=REFERENCE, required=OURS)
     encoder_formula: str | None = row(text, since=REFERENCE, required=OURS)
+    decoder_formula: str | None = row(text, since=OURS, required=NOBODY)
+    tensors: Document | None = row(mapping, since=OURS, required=NOBODY)
     gate: Document | None = row(mapping, since=OURS)
     encoder_input: Document | None = row(mapping, since=OURS)
     ignored_keys: tuple[str, ...] | None = row(texts, since=OURS, required=NOBODY)

@@ -200,6 +200,8 @@ def _assemble(job: Job, job_plan: Plan, results: list[LayerResult]) -> Reference
         methodology=METHODOLOGY,
         schema=first.arithmetic.schema,
         encoder_formula=first.arithmetic.negative_formula if negative else first.arithmetic.formula,
+        decoder_formula=_same([result.arithmetic.decoder_formula for result in results]) if job.decode else None,
+        tensors=first.arithmetic.tensors,
         gate=first.arithmetic.gate if not negative else {
             **negative[0].arithmetic.gate, "n_negative_thresholds": sum(result.arithmetic.n_negative_thresholds for result in results)
         },
@@ -229,6 +231,11 @@ def _gates(*results: LayerResult) -> list[Document]:
 
 def _inputs_but_factor(*results: LayerResult) -> list[Document]:
     return [{key: value for key, value in result.arithmetic.encoder_input.items() if key != "factor"} for result in results]
+
+
+def _same(formulas: list[str]) -> str:
+    """The formula of all layers; where they differ, in a factor or a skip, each that there is."""
+    return "; or ".join(dict.fromkeys(formulas))
 
 
 def _in_words(record: Document) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from oracle.arithmetic import decoder, encoder
 from oracle.arithmetic.chain import Inputs
-from oracle.arithmetic.constants import seeds
+from oracle.arithmetic.constants import ABSTOPK, GATED, GROUPMAX, IDENTITY, JUMPRELU, LAYER_NORM, RELU, SCALED, TOPK, UNIT_RMS, seeds
 from oracle.arithmetic.encoder import Encoding
 from oracle.arithmetic.products import NotFiniteError
 from oracle.arithmetic.residual import fingerprint, residual
@@ -21,9 +21,9 @@ from oracle.references.document import Case, CaseId, LayerRecord, Reconstruction
 from oracle.references.plan import LayerFiles
 from oracle.references.rows import Document
 from oracle.sources.source import SourceFile
-from oracle.weights.formats import DECODER, ENCODER, SIDE, Format
+from oracle.weights.formats import DECODER, ENCODER, SIDE, Format, TensorSpec
 from oracle.weights.layer import LayerWeights
-from oracle.weights.sidefiles import Context
+from oracle.weights.sidefiles import W_DEC, W_ENC, W_SKIP, Context, Settings
 
 SEEDS_AT_ONCE = 16  # a pass over W_enc for each group: its products take less than the results of 300 seeds
 MOST_SKIPPED = 100  # seeds of a layer that --robust passes over before it gives up
@@ -53,6 +53,8 @@ class Arithmetic:
     schema: str
     formula: str
     negative_formula: str
+    decoder_formula: str
+    tensors: Document
     gate: Document
     encoder_input: Document
     ignored: tuple[str, ...]
@@ -60,9 +62,11 @@ class Arithmetic:
 
     @classmethod
     def of(cls, weights: LayerWeights) -> Arithmetic:
-        settings = weights.settings
+        settings, tensors = weights.settings, weights.tensors
+        formula, negative_formula = (_encoder_formula(settings, tensors[W_ENC], has_negative) for has_negative in (False, True))
+        records = {part: {"name": spec.name, "axes": list(spec.axes)} for part, spec in tensors.items()}
         return cls(
-            weights.schema, weights.formula(False), weights.formula(True), weights.gate_record, weights.encoder_input.record,
+            weights.schema, formula, negative_formula, _decoder_formula(weights), records, weights.gate_record, weights.encoder_input.record,
             settings.ignored, settings.notes,
         )  # fmt: skip
 
@@ -284,6 +288,8 @@ def _reconstructions(
     cases = []
     for number, (sums, skip) in enumerate(zip(features, skips)):
         factor, offset = (float(values[number, 0]) if weights.settings.restores else neutral for values, neutral in ((inputs.factor, 1.0), (inputs.offset, 0.0)))
+        for part in skip:  # W_skip is from residuals to outputs as they are: what brings the others back is not for it
+            part.scale(1 / factor)
         outputs = []
         for target in range(row_shape[0] if several else 1):
             parts = [sums, *skip] if target == weights.own_target else [sums]
@@ -291,3 +297,53 @@ def _reconstructions(
             outputs.append(Reconstruction(target_layer=weights.first_target + target, **vars(output)))
         cases.append(tuple(outputs))
     return cases
+
+
+def _encoder_formula(settings: Settings, w_enc: TensorSpec, has_negative_threshold: bool) -> str:
+    """What is computed, as the field's references write it; thresholds below zero let nothing negative through."""
+    x = "residual"
+    if settings.root_scaled:
+        x = "(residual / sqrt(d_model))"
+    elif settings.normalised == UNIT_RMS:
+        x = "(residual * sqrt(d_model) / norm(residual))"
+    elif settings.normalised == LAYER_NORM:
+        x = "((residual - mean) / (std + 1e-05))"
+    elif settings.normalised != IDENTITY:
+        x = "(residual * input_scale)"
+    if settings.minus_b_dec:
+        x = f"({x} - b_dec)"
+    product = f"{w_enc.name.partition('_{')[0]}{'.T' if w_enc.axes[0] == 'd_model' else ''} @ {x}"
+    if "n_input_layers" in w_enc.axes:
+        product = f"sum over the input layers l of {w_enc.name}[l].T @ {x}[l]"
+    if settings.gate == RELU:
+        return f"ReLU({product} + b_enc)"
+    if settings.gate == GATED:
+        return f"p = {product}; acts = ReLU(exp(r_mag) * p + b_mag) * (p + b_gate > 0)"
+    pre = f"({product} + b_enc) * norm(W_dec rows)" if settings.by_decoder_norm else f"{product} + b_enc"
+    if settings.gate == JUMPRELU:
+        gate = "max(threshold, 0)" if has_negative_threshold else "threshold"
+        return f"pre = {pre}; acts = pre * (pre > {gate})"
+    kept = {
+        TOPK: "ReLU(pre) where it is among the k largest" if settings.relu else "pre where it is among the k largest",
+        ABSTOPK: "pre where |pre| is among the k largest",
+        GROUPMAX: "ReLU(pre) where it is the largest of one of k groups",
+    }[settings.gate]
+    return f"pre = {pre}; acts = {kept}, else 0; k = {settings.k}"
+
+
+def _decoder_formula(weights: LayerWeights) -> str:
+    """What is made of the activations, as the field writes it; x is the residual."""
+    settings = weights.settings
+    spec = weights.tensors.get(W_DEC, weights.format.of_part(W_DEC)[0])
+    acts = "(acts / norm(W_dec rows))" if settings.by_decoder_norm else "acts"
+    w_dec = spec.name.partition("_{")[0] + ("" if spec.axes[0] == "n_features" else ".T")
+    rows = f"sqrt(d_model) * {acts} @ {w_dec}" if settings.root_scaled else f"{acts} @ {w_dec}"
+    own = " at the own layer" if weights.format.has_targets and not weights.n_input_layers else ""
+    formula = f"{rows} + b_dec{own}"
+    if settings.restores and settings.normalised != IDENTITY:
+        back = {SCALED: f"* {settings.back:.9g}", UNIT_RMS: "* norm(residual) / sqrt(d_model)", LAYER_NORM: "* std + mean"}
+        formula = f"({formula}) {back[settings.normalised]}"
+    if weights.w_skip:
+        skip = weights.tensors[W_SKIP]
+        formula += f" + {f'{skip.name} @ residual' if weights.w_skip.features_first else f'residual @ {skip.name}'}{own}"
+    return formula

@@ -13,7 +13,7 @@ import numpy as np
 
 from oracle.arithmetic import decoder
 from oracle.arithmetic.chain import EncoderInput, Gate, Gated, Largest, Threshold, exp_float32
-from oracle.arithmetic.constants import ABSTOPK, GATED, GROUPMAX, IDENTITY, JUMPRELU, LAYER_NORM, RELU, SCALED, TOPK, UNIT_RMS
+from oracle.arithmetic.constants import ABSTOPK, GATED, GROUPMAX, JUMPRELU, RELU, SCALED, TOPK
 from oracle.arithmetic.encoder import Encoder
 from oracle.arithmetic.products import Matrix
 from oracle.errors import WeightsError
@@ -180,9 +180,10 @@ class LayerWeights:
     def n_negative_thresholds(self) -> int:
         return int(np.count_nonzero(self.threshold < 0))
 
-    def formula(self, has_negative_threshold: bool) -> str:
-        """What is computed, as the field's references write it."""
-        return formula(self.settings, self._specs[W_ENC], has_negative_threshold)
+    @property
+    def tensors(self) -> dict[str, TensorSpec]:
+        """The tensors that are read, by what they are for."""
+        return {part: spec for part, spec in self._specs.items() if part not in self.settings.unused}
 
     @property
     def schema(self) -> str:
@@ -346,35 +347,3 @@ class LayerWeights:
             raise WeightsError(f"{self.label}: its gate keeps the {settings.k} largest of {n} features")
         if settings.gate == GROUPMAX and n % settings.k:
             raise WeightsError(f"{self.label}: its {n} features cannot be {settings.k} groups of one size")
-
-
-def formula(settings: Settings, w_enc: TensorSpec, has_negative_threshold: bool = False) -> str:
-    """What is computed, as the field's references write it; thresholds below zero let nothing negative through."""
-    x = "residual"
-    if settings.root_scaled:
-        x = "(residual / sqrt(d_model))"
-    elif settings.normalised == UNIT_RMS:
-        x = "(residual * sqrt(d_model) / norm(residual))"
-    elif settings.normalised == LAYER_NORM:
-        x = "((residual - mean) / (std + 1e-05))"
-    elif settings.normalised != IDENTITY:
-        x = "(residual * input_scale)"
-    if settings.minus_b_dec:
-        x = f"({x} - b_dec)"
-    product = f"{w_enc.name.partition('_{')[0]}{'.T' if w_enc.axes[0] == 'd_model' else ''} @ {x}"
-    if "n_input_layers" in w_enc.axes:
-        product = f"sum over the input layers l of {w_enc.name}[l].T @ {x}[l]"
-    if settings.gate == RELU:
-        return f"ReLU({product} + b_enc)"
-    if settings.gate == GATED:
-        return f"p = {product}; acts = ReLU(exp(r_mag) * p + b_mag) * (p + b_gate > 0)"
-    pre = f"({product} + b_enc) * norm(W_dec rows)" if settings.by_decoder_norm else f"{product} + b_enc"
-    if settings.gate == JUMPRELU:
-        gate = "max(threshold, 0)" if has_negative_threshold else "threshold"
-        return f"pre = {pre}; acts = pre * (pre > {gate})"
-    kept = {
-        TOPK: "ReLU(pre) where it is among the k largest" if settings.relu else "pre where it is among the k largest",
-        ABSTOPK: "pre where |pre| is among the k largest",
-        GROUPMAX: "ReLU(pre) where it is the largest of one of k groups",
-    }[settings.gate]
-    return f"pre = {pre}; acts = {kept}, else 0; k = {settings.k}"

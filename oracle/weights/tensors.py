@@ -204,7 +204,7 @@ class Float32Converter:
 
     def __init__(self, tensor: Tensor, n_rows: int):
         self._tensor = tensor
-        as_it_lies = tensor.raw == np.float32 and not tensor.bfloat16
+        as_it_lies = tensor.raw == np.float32  # bfloat16 lies as integers
         self._buffer = None if as_it_lies else np.zeros((n_rows, *tensor.row_shape), "<f4")
 
     def __call__(self, raw: np.ndarray) -> np.ndarray:

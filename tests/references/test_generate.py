@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -105,7 +106,14 @@ def test_options(served: Hub) -> None:
     assert all(len(c["top_4"]) == 4 and "residual" not in c for c in document["test_cases"])
     assert document["top_k"] == 4 and document["tolerance"] == 0.01
     assert "gate-tie" in {flag for c in document["test_cases"] for flag in c["flags"]} and "gate-tie" in ran.stderr
-    assert document["residual_generator"]["multiplier"] == "0x5851f42d4c957f2d"
+    assert document["encoder_input"] == {"kind": "identity"} and all("encoder_input_fingerprint" not in c for c in document["test_cases"])
+    generator = document["residual_generator"]
+    assert generator.pop("arithmetic").startswith("unsigned 64-bit modulo 2^64") and len(generator.pop("steps")) == 7
+    assert generator == {
+        "name": "pcg32-polar-f32", "version": 1, "seed": "100 * i + layer for the i-th residual of a layer, i = 0, 1, ...", "stream": "layer",
+        "multiplier": "0x5851f42d4c957f2d", "sqrt_half": 0.5**0.5, "ln_2": math.log(2), "ln_last_term": 21,
+        "fnv_offset_basis": "0xcbf29ce484222325", "fnv_prime": "0x00000100000001b3",
+    }  # fmt: skip
     quiet = generate(served, "--quiet")
     assert quiet.returncode == 0 and quiet.stderr == ""
     assert generate(served, "--omit-residuals", "-o", "small.json").returncode == 0

@@ -166,6 +166,7 @@ def test_18_a_head_without_the_length(told: dict[str, object]) -> None:
 def test_18_an_empty_file_is_empty_because_its_get_says_so(filled: Hub, tmp_path: Path) -> None:
     filled.add(REPO, "empty.yaml", b"")
     assert fetch(filled.url, "empty.yaml") == b""
+    assert [seen.method for seen in filled.seen] == ["HEAD", "GET", "GET"]
     with scripted(lambda request: whole(b"", request)) as server:
         assert fetch(server.url, "empty.npz", cache_dir=tmp_path / "other") == b""
         assert [r.method for r in server.requests] == ["HEAD", "GET", "GET"]
@@ -272,6 +273,27 @@ def test_18_more_or_fewer_bytes_than_told(body: bytes, outcome: str) -> None:
 def test_18_bytes_behind_the_answer_are_none_of_it() -> None:
     with scripted(lambda request: whole(CONTENT, request) + b"HTTP/1.1 200 OK\r\n\r\nmore") as server:
         assert fetch(server.url) == CONTENT
+
+
+@pytest.mark.parametrize("pieces, answers", [
+    ([0] * 9, 4), ([1, *[0] * 9], 4), ([0, 1, *[0] * 9], 5), ([0, 0.75, *[0] * 9], 4), ([0, 0, 0, 1, 1, *[0] * 9], 8),
+    ([1, 1, 1, 1, 1], None), ([0, 0, 0, 2, 0, 0], None),
+])
+def test_18_answers_that_break_are_counted_until_a_piece_has_come(pieces: list[float], answers: int | None) -> None:
+    """Each ends after so many pieces. Four that bring less than one are the end; one that brings as much is the first of four again."""
+    def answer(request: Request) -> bytes:
+        told, end, body = part(CONTENT, request).partition(b"\r\n\r\n")
+        return told + end + (body[: int(left.pop(0) * hf.PIECE)] if left and request.method == "GET" else body)
+
+    left = list(pieces)
+    with scripted(answer) as server:
+        if answers is None:
+            assert fetch(server.url) == CONTENT and not left
+        else:
+            with pytest.raises(hf.HubConnectionError, match=f"the connection broke 4 times, last at byte {int(sum(pieces) * hf.PIECE)}: "):
+                fetch(server.url)
+            assert len(server.requests) == 1 + answers
+    assert len(blobs()) == (answers is None)
 
 
 # --- 19: one parser decides and sends ----------------------------------------------------------------------------
@@ -602,6 +624,14 @@ def test_a_branch_that_looks_like_a_commit_s_folder_is_no_commit() -> None:
     with scripted(lambda request: part(b"abc", request)) as server:
         file = hf.hf_hub_file(REPO, PATH, endpoint=server.url, revision="snapshots/" + "1" * 40)
     assert file.commit_hash is None and file.sha256 == hashlib.sha256(b"abc").hexdigest()
+
+
+@pytest.mark.parametrize("size, first", [((64 << 20) - 1, None), (64 << 20, (0, 16 << 20))])
+def test_a_file_of_64_mib_comes_over_four_connections(size: int, first: tuple[int, int] | None) -> None:
+    with scripted(lambda request: head("404 Not Found", Content_Length=0)) as server:
+        with pytest.raises(hf.HfHubHTTPError, match="404"):
+            fetch(server.url, known=hf.HfFileMetadata(None, None, size, f"{server.url}/x"))
+        assert [request.span for request in server.requests] == [first]
 
 
 @pytest.mark.parametrize("connections", [1, 2, 3])

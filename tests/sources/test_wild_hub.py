@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import email.utils
+import fcntl
 import hashlib
 import os
 import random
@@ -19,6 +20,7 @@ import pytest
 import trustme
 
 import vendored_hf as hf
+from oracle.sources.stream import open_remote
 from tests.support.hub import Fault, Hub
 from tests.support.places import ROOT
 from tests.support.scripted import Request, head, part, scripted, whole
@@ -84,6 +86,21 @@ def test_1_what_cannot_be_resumed_is_not_left(filled: Hub) -> None:
     (process,) = without_locks(filled, "errno.ENOSYS", 1)
     assert "the connection broke" in process.communicate(timeout=60)[1] and process.returncode == 1
     assert not blobs()
+
+
+def test_1_a_lock_file_that_goes_before_it_is_locked_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody tidies the cache up: what was opened is not what the next one opens."""
+    place, flock = tmp_path / "x.lock", fcntl.flock
+
+    def tidied(descriptor: int, how: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        place.unlink()
+        flock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", tidied)
+    with hf.locked(place) as alone, place.open() as other, pytest.raises(BlockingIOError):
+        assert alone
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_1_who_holds_a_lock_is_waited_for(filled: Hub) -> None:
@@ -217,6 +234,7 @@ def test_4_waits_as_the_server_asks_and_says_so(filled: Hub, headers: dict[str, 
 @pytest.mark.parametrize("headers", [
     {"Retry-After": "3600"}, {"RateLimit": '"api";r=0;t=299'}, {"Retry-After": "9" * 400}, {"Retry-After": "Fri, 31 Dec 9999 23:59:59 GMT"},
     {"Retry-After": email.utils.formatdate(time.time() + 7200, usegmt=True)},
+    {"RateLimit": '"api";'.ljust(491) + "r=0;t=299"},  # 500 characters, which are all that is looked at
 ])
 def test_4_a_wait_that_is_too_long_ends_with_when_to_come_back(filled: Hub, headers: dict[str, str]) -> None:
     filled.inject(*(Fault(host="hub", method="HEAD", status=429, headers=headers) for _ in range(9)))
@@ -226,10 +244,25 @@ def test_4_a_wait_that_is_too_long_ends_with_when_to_come_back(filled: Hub, head
     assert time.monotonic() - began < 2 and len(filled.seen) == 1
 
 
-@pytest.mark.parametrize("value", ["Fri, 31 Dec 99999999 23:59:59 GMT", "-5", "\xb2", "1e400", "Fri, 31 Foo", "," * 1000, "1" * 4301 + "x"])
-def test_4_a_wait_that_is_none(filled: Hub, value: str) -> None:
-    filled.inject(Fault(host="hub", method="HEAD", status=429, headers={"Retry-After": value}))
-    assert fetch(filled.url) == CONTENT
+@pytest.mark.parametrize("headers", [
+    *({"Retry-After": value} for value in ("Fri, 31 Dec 99999999 23:59:59 GMT", "-5", "\xb2", "1e400", "Fri, 31 Foo", "," * 1000, "1" * 4301 + "x")),
+    {"RateLimit": '"api";'.ljust(494) + "r=0;t=999"},
+])
+def test_4_a_wait_that_is_none(filled: Hub, headers: dict[str, str]) -> None:
+    filled.inject(Fault(host="hub", method="HEAD", status=429, headers=headers))
+    began = time.monotonic()
+    assert fetch(filled.url) == CONTENT and time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize("chance, waits", [(0.0, [0.3, 0.6, 1.2]), (1.0, [0.36, 0.72, 1.44])])
+def test_4_waits_double_and_are_up_to_a_fifth_longer(chance: float, waits: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(hf, "FIRST_WAIT", 0.3)
+    monkeypatch.setattr(random, "random", lambda: chance)
+    monkeypatch.setattr(time, "sleep", waited.append)
+    with pytest.raises(hf.LocalEntryNotFoundError, match="Connection refused"):
+        fetch("http://127.0.0.1:9")
+    assert waited == pytest.approx(waits)
 
 
 def test_4_all_waits_end_with_the_patience(filled: Hub) -> None:
@@ -285,6 +318,30 @@ def test_5_what_is_blank_is_not_set(value: str, monkeypatch: pytest.MonkeyPatch)
     assert (hf.hf_hub_cache(), hf.hf_endpoint(), hf.get_token()) == plain
     monkeypatch.setenv("HF_ENDPOINT", f"http://h/{value}")
     assert hf.hf_endpoint() == "http://h"
+
+
+class Impatient(hf.Hub):
+    """Takes down how long it may wait for an answer, and asks nobody."""
+
+    def request(self, *_: Any, timeout: float, **__: Any) -> Any:
+        raise hf.HubConnectionError(f"{timeout}")
+
+
+@pytest.mark.parametrize("value, seconds", [
+    ("", 10), ("0", 10), ("0.0", 10), ("7.5", 7.5), ("5.", 5), (" 3 ", 3), ("3600", 3600), ("3601", 3600), ("9" * 30, 3600), ("9" * 31, 10),
+    ("0." + "1" * 9, 0.111111111), ("0." + "1" * 10, 10), ("-1", 10), ("1e3", 10), ("nan", 10), ("inf", 10), ("ten", 10),
+])
+def test_5_seconds_that_an_answer_may_take(value: str, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = Impatient("http://127.0.0.1:9")
+    for name, ask in (
+        ("HF_HUB_ETAG_TIMEOUT", lambda: hf.file_metadata(hub, "http://127.0.0.1:9", REPO, PATH, "main", 1)),
+        ("HF_HUB_DOWNLOAD_TIMEOUT", lambda: hf.Source(hub, hf.HfFileMetadata(None, None, 9, "http://127.0.0.1:9/x")).open(0, 9)),
+    ):
+        monkeypatch.setenv(name, value)
+        with pytest.raises(hf.HubConnectionError) as raised:
+            ask()
+        assert float(str(raised.value)) == seconds
+        monkeypatch.delenv(name)
 
 
 def test_5_a_cache_folder_below_home(filled: Hub, tmp_path: Path) -> None:
@@ -366,6 +423,22 @@ def test_6_where_there_is_no_proxy_none_is_named(filled: Hub, monkeypatch: pytes
         with pytest.raises(OSError) as raised:
             fetch(filled.url, "config.yaml")
         assert "the proxy" not in str(raised.value)
+
+
+def test_6_the_reason_is_the_connection_s_and_not_what_the_caller_handles(filled: Hub) -> None:
+    """Who fetches a file because it is missing here handles that error still, and Python hangs it behind each that is raised meanwhile."""
+    known = hf.HfFileMetadata(None, None, len(CONTENT), hf.hf_hub_url(REPO, PATH, endpoint=filled.url))
+    with open_remote(hf.Hub(filled.url), filled.url, REPO, PATH, known=known) as file:
+        try:
+            Path("missing").read_bytes()
+        except FileNotFoundError:
+            with pytest.raises(hf.LocalEntryNotFoundError, match="Connection refused") as refused:
+                fetch("http://127.0.0.1:9")
+            filled.inject(*(Fault(cut_after=1000) for _ in range(9)))
+            with pytest.raises(hf.HubConnectionError, match="the connection broke 4 times, .*: IncompleteRead$") as broken:
+                file.read()
+    for names in (refused.value.__cause__.__cause__, broken.value.__cause__):
+        assert "Error" in str(names) and "FileNotFoundError" not in str(names)
 
 
 # --- 8: an ETag that is another hash -------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import copy
 import importlib
 import os
@@ -32,12 +33,25 @@ DECODER = ["tests/arithmetic/test_decoder.py", "tests/references/test_decode.py"
 VERIFY = ["tests/checking/test_verify.py", "tests/references/test_robust.py", "tests/test_trust.py", "-k", "checking or robust or test_8_what or test_8_with"]
 READERS = ["tests/weights", "-k", "not bombs and not anywhere"]
 FORMATS = [*READERS[:1], "tests/references/test_plan.py", "-k", "not bombs and not anywhere and not server and not mirror"]
+RESIDUAL = ["tests/arithmetic/test_residual.py", "-k", "not rust and not millisecond"]
+INPUTS = ["tests/references/test_generate.py", "tests/references/test_formats.py", "tests/test_trust.py", "-k", "options or test_14 or random_shapes"]
+GENERATOR = [*RESIDUAL[:1], "tests/references/test_generate.py", "-k", "known or rounding or contract or options"]
+FETCHING = ["vendored_hf", "trust_hub", "wild_hub", "faults", "network"]
+# What hangs is noticed in seconds, and what starts processes or waits for seconds is left to the whole of the tests.
+HUB = [
+    *(f"tests/sources/test_{name}.py" for name in FETCHING), "-o", "faulthandler_timeout=20", "-o", "faulthandler_exit_on_timeout=true", "-k",
+    "not kill_9 and not real_client and not clients and not processes and not a_stream and not no_locks and not resumed_is_not and not each_side "
+    "and not certificate and not through_a_proxy and not nowhere_but and not endpoint_is_not_shown and not dead_process",
+]  # fmt: skip
 NEAREST = {
     "oracle/arithmetic/encoder.py": ENCODER,
     "oracle/arithmetic/products.py": ENCODER,
     "oracle/arithmetic/chain.py": ENCODER,
     "oracle/arithmetic/numbers.py": ENCODER,
     "oracle/arithmetic/decoder.py": DECODER,
+    "oracle/arithmetic/residual.py": RESIDUAL,
+    "oracle/arithmetic/inputs.py": INPUTS,
+    "oracle/arithmetic/generator.py": GENERATOR,
     "oracle/checking/compare.py": RULES,
     "oracle/checking/lists.py": RULES,
     "oracle/checking/reconstructions.py": RULES,
@@ -51,6 +65,7 @@ NEAREST = {
     "oracle/weights/sidefiles.py": FORMATS,
     "oracle/weights/tensors.py": READERS,
     "oracle/weights/torchzip.py": READERS,
+    "vendored_hf.py": HUB,
 }
 
 COMPARISONS: dict[type[ast.cmpop], tuple[type[ast.cmpop], ...]] = {
@@ -189,11 +204,18 @@ def passes(arguments: list[str], seconds: float) -> bool:
     while time.monotonic() < deadline:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
+            _end(child)
             return status == 0
         time.sleep(0.02)
-    os.killpg(child, signal.SIGKILL)
+    _end(child)
     os.waitpid(child, 0)
     return False
+
+
+def _end(group: int) -> None:
+    """End what is left of the tests' processes."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
 
 
 def _import_what_is_slow() -> None:

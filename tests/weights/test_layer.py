@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from oracle.arithmetic.chain import Threshold
+from oracle.references.layer import Arithmetic
 from oracle.weights import formats
 from oracle.weights.formats import DECODER, ENCODER, FORMATS, SIDE, by_name
 from oracle.weights.layer import LayerWeights, OpenFile
@@ -198,14 +199,14 @@ def test_the_formula(name: str) -> None:
     layer = opened(name, encoder)
     pre = f"{said['formula']} @ {said.get('x', 'residual')} + b_enc"
     if layer.has_threshold:
-        assert layer.formula(False) == f"pre = {pre}; acts = pre * (pre > threshold)"
-        assert layer.formula(True) == f"pre = {pre}; acts = pre * (pre > max(threshold, 0))"
+        assert Arithmetic.of(layer).formula == f"pre = {pre}; acts = pre * (pre > threshold)"
+        assert Arithmetic.of(layer).negative_formula == f"pre = {pre}; acts = pre * (pre > max(threshold, 0))"
         if "threshold" not in "".join(said["optional"]):
             return
         layer = opened(name, {tensor: values for tensor, values in encoder.items() if "threshold" not in tensor})
     relu = f"ReLU({pre})"
     kept = f"pre = {pre}; acts = ReLU(pre) where it is among the k largest, else 0; k = 2"
-    assert layer.formula(False) == (kept if name in ("QwenScope", "Sparsify") else relu) == layer.formula(True)
+    assert Arithmetic.of(layer).formula == (kept if name in ("QwenScope", "Sparsify") else relu) == Arithmetic.of(layer).negative_formula
 
 
 @pytest.mark.parametrize("name", TABLE)

@@ -163,7 +163,7 @@ BAD = {
     "wrong CRC in b_enc": (flipped(npz(GOOD), "b_enc"), "b_enc has CRC-32"),
     "members that claim more than the file has": (
         archive(W_enc=member(header(shape=(1 << 20, 1 << 14)))).replace(b"\x80\0\0\0" * 2, b"\0\0\0\x40" * 2), "W_enc"),
-    "encrypted": (with_flag(npz(GOOD), 1), "encrypted"),
+    "encrypted": (with_flag(npz(GOOD), 1), "W_enc.npy is encrypted"),
     "bzip2": (archive(zipfile.ZIP_BZIP2, W_enc=member(header(), bytes(8))), "zip method 12"),
     "missing tensor": (spoiled(threshold=None), "no tensor threshold"),
     "W_skip": (spoiled(W_skip=np.zeros((24, 24), np.float32)), "W_skip, which a GemmaScopeNpz file never has"),
@@ -233,6 +233,45 @@ def test_a_good_hand_made_header_is_read() -> None:
         assert file.read(file.tensor("b_enc")).tolist() == [1.5, -2]
 
 
+@pytest.mark.parametrize("length, read", [(65_535, True), (65_536, True), (65_537, False)])
+def test_a_header_of_64_kib_is_read_and_a_longer_one_is_not(length: int, read: bool) -> None:
+    data = np.array([1.5, -2], np.float32).tobytes()
+    file = open_npz(archive(b_enc=member(header().ljust(length), data, 2)))
+    if read:
+        assert file.read(file.tensor("b_enc")).tolist() == [1.5, -2]
+    else:
+        with pytest.raises(WeightsError, match="b_enc has a header of 65537 bytes; at most 65536 are read"):
+            file.tensor("b_enc")
+
+
+# Where the fields of a local header stand.
+LOCAL = {"flags": (6, 2), "method": (8, 2), "CRC-32": (14, 4), "packed size": (18, 4), "size": (22, 4)}
+
+
+def with_local(content: bytes, **fields: int) -> bytes:
+    """An archive whose first local header has other values than the directory."""
+    data = bytearray(content)
+    for name, value in fields.items():
+        at, width = LOCAL[name]
+        data[at : at + width] = value.to_bytes(width, "little")
+    return bytes(data)
+
+
+@pytest.mark.parametrize("field, value", [("method", 8), ("CRC-32", 1), ("packed size", 7), ("size", 7)])
+def test_a_local_header_that_says_something_else_than_the_directory(field: str, value: int) -> None:
+    """Each field by itself; where the sizes are said to follow the data, the directory alone has them."""
+    values = np.array([1.5, -2], np.float32)
+    content = archive(b_enc=member(header(), values.tobytes()))
+    with pytest.raises(WeightsError, match="b_enc.npy has another size, CRC-32 or compression by its own header"):
+        open_npz(with_local(content, **{field: value})).tensor("b_enc")
+    follows = with_local(content, **{field: value, "flags": 8})
+    if field == "method":
+        with pytest.raises(WeightsError, match="another size, CRC-32 or compression"):
+            open_npz(follows).tensor("b_enc")
+    else:
+        assert np.array_equal(read_all(follows, "b_enc"), values)
+
+
 def test_two_members_of_one_name_are_refused() -> None:
     with pytest.warns(UserWarning), pytest.raises(WeightsError, match="two members"):
         target = io.BytesIO()
@@ -281,6 +320,16 @@ def test_a_directory_that_claims_gigabytes_is_refused() -> None:
     content[end + 12 : end + 16] = (2**31).to_bytes(4, "little")
     with pytest.raises(WeightsError, match="directory claims 2147483648"):
         open_npz(bytes(content))
+
+
+@pytest.mark.parametrize("start", [0, 0x06054B50])
+@pytest.mark.parametrize("size, refused", [(1 << 20, False), ((1 << 20) + 1, True)])
+def test_a_directory_of_more_than_1_mib_is_refused(start: int, size: int, refused: bool) -> None:
+    """Also where the end record's own bytes look like the beginning of another one."""
+    end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 1, 1, size, start, 0)
+    with pytest.raises(WeightsError) as error:  # there is no directory at all
+        open_npz(bytes(1000) + end)
+    assert ("directory claims 1048577 bytes; at most 1048576 are read" in str(error.value)) == refused
 
 
 @settings(deadline=None, max_examples=400)

@@ -52,10 +52,11 @@ def read_everything(content: bytes) -> dict[str, np.ndarray]:
 
 BAD = {
     "empty": (b"", "truncated"),
-    "seven bytes": (b"\0" * 7, "truncated"),
+    "seven bytes": (b"\0" * 7, "it has 7 bytes; truncated"),
     "a header past the end": (packed({}, length=100), "truncated"),
     "a header of 2^63 bytes": (packed({}, length=2**63), "limit"),
     "a header of 2^64 - 1 bytes": (packed({}, length=2**64 - 1), "limit"),
+    "a header of the format's limit": (packed({}, length=100_000_000), "its header claims 100000000 bytes, but the file ends 2 bytes on"),
     "a header past the format's limit": (packed({}, length=100_000_001), "limit"),
     "a header larger than is read": (packed(b" " * (4 * 1024 * 1024) + b"{}"), "at most"),
     "no header": (packed(b""), "not readable JSON"),
@@ -67,6 +68,7 @@ BAD = {
     "a tensor twice": (packed(b'{"a": 1, "a": 2}'), "twice"),
     "deep nesting": (packed(b"[" * 100_000), "not readable JSON"),
     "a huge integer": (packed(b'{"a": ' + b"9" * 100_000 + b"}"), "not"),
+    "no entry, and a long name": (packed({"\xe9" * 500: 1}), "entry for '" + "\\xe9" * 80 + "' is not of the form"),
     "no dtype": (packed({"a": {"shape": [1], "data_offsets": [0, 4]}}, b"\0" * 4), "not of the form"),
     "offsets of one": (packed({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0]}}), "not of the form"),
     "a negative offset": (packed({"a": entry(-4, 0, [1])}), "not of the form"),
@@ -89,6 +91,7 @@ BAD = {
     "an extent of 0": (packed({"a": entry(0, 0, [0, 5])}), "dimensions"),
     "no rows": (packed({"a": entry(0, 4, [])}, b"\0" * 4), "a is a single number, where rows have to be"),
     "no dimension, and two numbers": (packed({"a": entry(0, 8, [])}, b"\0" * 8), "takes 4"),
+    "a hundred dimensions": (packed({"a": entry(0, 4, [2**62] * 100)}, b"\0" * 4), "dimensions"),
     "four dimensions": (packed({"a": entry(0, 4, [1, 1, 1, 1])}, b"\0" * 4), "dimensions"),
 }
 
@@ -99,6 +102,21 @@ def test_bad_headers(content: bytes, message: str) -> None:
         read_everything(content)
     said = str(error.value)
     assert message in said and said.startswith("layer_0.safetensors: ") and "\n" not in said and len(said) < 600
+
+
+@pytest.mark.parametrize("length, read", [(4_194_303, True), (4_194_304, True), (4_194_305, False)])
+def test_a_header_of_4_mib_is_read_and_a_longer_one_is_not(length: int, read: bool) -> None:
+    content = packed(b"{}".ljust(length))
+    if read:
+        assert read_everything(content) == {}
+    else:
+        with pytest.raises(WeightsError, match="its header has 4194305 bytes; at most 4194304 are read"):
+            read_everything(content)
+
+
+def test_a_tensor_that_is_not_there() -> None:
+    with pytest.raises(WeightsError, match="^f: it has no tensor W_skip; it has W_enc, b_enc$"):
+        Safetensors(io.BytesIO(worlds.to_safetensors(GOOD)), "f").tensor("W_skip")
 
 
 BOMBS = """
