@@ -149,6 +149,13 @@ class _Draft:
                 at_gate |= unsure
             is_open |= condition.needs(unsure | condition.distance.is_open(off) | condition.distance.is_open(-off))
         is_open |= self._margin_is_open()
+        # The product of a dead feature is exact, but what it is held against may have been rounded.
+        rounded = is_open & ~self._product.is_vague & reduce(np.logical_or, [condition.distance.is_vague for condition in conditions])
+        rounded[self._product.settled.features] = False
+        if rounded.any():
+            self._product = self._product.with_exact(np.flatnonzero(rounded))
+            self._look()
+            return
         is_open |= self._ranks_are_open(at_gate)
         self.open_features = np.flatnonzero(is_open & self._product.is_vague)
 
@@ -243,7 +250,9 @@ class _Draft:
         bounds = self._decision.counted(fewest), self._decision.counted(most)
         least, _ = self._margins()
         ranked = self._value.order(self._candidates[active[self._candidates]]).tolist()[: self._k + 1]
-        values = [self._value.value(feature) for feature in ranked]
+        values: list[float | Fraction] = [self._value.value(feature) for feature in ranked]
+        if not all(isinstance(value, float) for value in values):  # a float and a Fraction would give a float, rounded
+            values = [self._value.exact_value(feature) for feature in ranked]
         rank_margin = min((a - b for a, b in zip(values[: self._k], values[1:])), default=None)
         at_gate = maybe & ~surely
 
