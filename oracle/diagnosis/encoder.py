@@ -61,12 +61,12 @@ class EncoderTrial:
         wanted = [by(indices, n) for by in INDEX_MAPS for indices, _ in self._first] + [item.expected[0] for item in layer.cases]
         features = np.unique(np.concatenate(wanted))
         self._features = features[features >= 0]
-        self._factors: dict[tuple[Port, int], np.ndarray] = {}
+        self._factors: dict[tuple[object, ...], np.ndarray] = {}
         with layer.opened(OWN) as weights:
             rows = np.stack([self._factor(Port(), number, weights) for number in range(len(layer.cases))])
             self.survey = Survey.of(weights.w_enc, n, self._features, rows)
             self.right = self.survey.product
-            self._columns = {OWN: self.survey.columns}
+            self._columns = {OWN: self.survey.columns, RESHAPED: self.survey.reshaped}
             self._check(weights)
 
     def _check(self, weights: LayerWeights) -> None:
@@ -172,7 +172,7 @@ class EncoderTrial:
     def _accumulated(self, port: Port, number: int, columns: np.ndarray, weights: LayerWeights) -> np.ndarray:
         """A sum that is rounded at each step, input after input: of values that are no such numbers at once NaN."""
         values = self._first[number][1].astype(np.float32)
-        if not np.array_equal(port.output(values), values):
+        if not np.array_equal(port.accumulation(values), values):
             return np.full(columns.shape[1], np.nan)
         total = np.zeros(columns.shape[1], np.float32)
         for value, row in zip(self._factor(port, number, weights), columns):
@@ -255,7 +255,7 @@ class EncoderTrial:
 
     def forget(self) -> None:
         """Let go of what other files have, and can be read again."""
-        self._columns = {OWN: self._columns[OWN]}
+        self._columns = {OWN: self.survey.columns, RESHAPED: self.survey.reshaped}
         self._factors.clear()
 
     def _vectors(self, port: Port, weights: LayerWeights) -> Vectors:
@@ -268,7 +268,7 @@ class EncoderTrial:
 
     def _factor(self, port: Port, number: int, weights: LayerWeights) -> np.ndarray:
         """What a port multiplies by W_enc, float32 [d_model]."""
-        key = (port.only(("source", "input", "norm", "residual_rounding", "product_rounding")), number)
+        key = (number, port.source, port.input, port.norm, port.residual_rounding, port.product_rounding)
         if key in self._factors and port.w_enc == OWN:
             return self._factors[key]
         item = self.layer.cases[number]

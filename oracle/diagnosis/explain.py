@@ -25,7 +25,7 @@ from oracle.diagnosis.encoder import EncoderTrial
 from oracle.diagnosis.explanation import BITS_OF_A_VALUE, BITS_OF_TWO, Cause, Evidence, Explanation, Fit, Matches, Reading, causes_of, conclusions, relation
 from oracle.diagnosis.layers import OTHER_L0, ExaminedCase, ExaminedLayer, Neighbourhood
 from oracle.diagnosis.mistakes import DECODER_MISTAKES, ENCODER_MISTAKES, LABEL
-from oracle.diagnosis.port import OWN, Hypothesis, Mistake, pairs, singles
+from oracle.diagnosis.port import OWN, RESHAPED, Hypothesis, Mistake, pairs, singles
 from oracle.references.document import Candidate, Case, CaseId, Reference
 from oracle.references.recorded import RecordedLayer, RecordedWeights, residual_of
 from oracle.references.rows import DataError
@@ -33,8 +33,9 @@ from oracle.weights.formats import ENCODER
 from oracle.weights.sidefiles import W_DEC
 
 MOST_CASES = 128  # examined
+MOST_BESIDE = 6  # cases of a layer, where some of them do not differ
 PRODUCT_BYTES = 24 * 1024 * 1024  # of right products that are held
-COLUMN_BYTES = 16 * 1024 * 1024  # of columns of matrices that are kept, not read again
+COLUMN_BYTES = 24 * 1024 * 1024  # of columns of matrices that are kept, not read again
 
 Trial = EncoderTrial | DecoderTrial
 
@@ -54,7 +55,7 @@ def explain(reference: Reference, candidate: Candidate, comparison: Comparison, 
     wrong = [verdict.id for verdict in verdicts if not verdict.agrees]
     decodes_wrong = [case.id for case, answer in shared if case.id not in wrong and _decodes_wrong(case, answer, reference.d_out)]
     searches = [
-        _Search(trial, own, answers, len(shared) - len(wrong) - len(decodes_wrong), weights, label).run()
+        _Search(trial, own, {*wrong, *decodes_wrong}, answers, len(shared) - len(wrong) - len(decodes_wrong), weights, label).run()
         for trial, own in ((EncoderTrial, wrong), (DecoderTrial, decodes_wrong)) if own
     ]  # fmt: skip
     if searches:
@@ -91,11 +92,18 @@ def _decodes_wrong(case: Case, answer: Case, d_out: int) -> bool:
 
 
 class _Search:
-    """One search over the `wrong` cases of a candidate, or as many as there is room for. `label` is a mistake of the labels that
+    """One search over the `wrong` cases of a candidate, or as many as there is room for. `others` differ too. `label` is a mistake of the labels that
     is known already, or none."""
 
     def __init__(
-        self, trial: type[Trial], wrong: list[CaseId], answers: dict[CaseId, Case], n_right: int, weights: RecordedWeights, label: tuple[Mistake, ...]
+        self,
+        trial: type[Trial],
+        wrong: list[CaseId],
+        others: set[CaseId],
+        answers: dict[CaseId, Case],
+        n_right: int,
+        weights: RecordedWeights,
+        label: tuple[Mistake, ...],
     ):
         self._trial, self._weights, self._label, self._n_wrong, self._n_right = trial, weights, label, len(wrong), n_right
         reference = weights.reference
@@ -104,11 +112,17 @@ class _Search:
             by_layer.setdefault(case_id.layer, []).append(case_id)
         most = max(1, min(MOST_CASES, PRODUCT_BYTES // (8 * reference.n_features)) // len(by_layer))
         sample = {case_id for own in by_layer.values() for case_id in own[:most]}
-        needed = replace(weights, reference=replace(reference, cases=tuple(case for case in reference.cases if case.id in sample)))
+        # Beside the cases that differ some of the same layers that do not: who changes these is not as likely.
+        beside = [case.id for case in reference.cases if case.id in answers and case.id.layer in by_layer and case.id not in others]
+        rest: dict[int, list[CaseId]] = {}
+        for case_id in beside:
+            rest.setdefault(case_id.layer, []).append(case_id)
+        looked_at = sample | {case_id for layer, own in rest.items() for case_id in own[: max(0, min(most, MOST_BESIDE) - len(by_layer[layer]))]}
+        needed = replace(weights, reference=replace(reference, cases=tuple(case for case in reference.cases if case.id in looked_at)))
         self._trials = [trial(reference, _examined(layer, answers, reference)) for layer in needed.layers()]
         self._matches: Matches = {}
         self._readings = {reading.item.case.id: reading for trial in self._encoders for reading in trial.readings()}
-        self._evidence = {item.case.id: self._evidence_of(item) for trial in self._trials for item in trial.layer.cases}
+        self._evidence = {item.case.id: self._evidence_of(item) for trial in self._trials for item in trial.layer.cases if item.case.id in sample}
         n_columns = sum(len(item.printed[0]) for trial in self._trials for item in trial.layer.cases) * 6
         self._keeps = 4 * n_columns * reference.input_length * 4 <= COLUMN_BYTES
 
@@ -137,7 +151,9 @@ class _Search:
             trial.layer.neighbours = neighbourhood.beside(trial.layer.own)
             trial.layer.vectors.clear()
         self._matches = {}
-        causes = self._stage(singles, OTHER_L0.values())
+        causes = self._stage(lambda own: [hypothesis for hypothesis in singles(own) if not _is_far(hypothesis)], ())
+        if self._open(causes):
+            causes = self._stage(lambda own: [hypothesis for hypothesis in singles(own) if _is_far(hypothesis)], OTHER_L0.values())
         open_ids = self._open(causes)
         if open_ids and self._encoders:
             rows = mistakes.estimated([self._readings[case] for case in self._evidence if case in open_ids])
@@ -185,6 +201,11 @@ class _Search:
         values = [reading for trial in self._trials for reading in trial.readings() if not isinstance(reading, Reading)]
         right, printed = (np.concatenate(column) for column in zip(*values))
         return relation(right, printed, "values of reconstructions")
+
+
+def _is_far(hypothesis: Hypothesis) -> bool:
+    """Whether a port takes another matrix, which takes a pass to look at."""
+    return not {hypothesis.port.w_enc, hypothesis.port.w_dec} <= {OWN, RESHAPED}
 
 
 def _examined(layer: RecordedLayer, answers: dict[CaseId, Case], reference: Reference) -> ExaminedLayer:

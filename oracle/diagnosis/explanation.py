@@ -257,6 +257,9 @@ def needed(hypothesis: Hypothesis) -> float:
 def _cause(
     cases: list[CaseId], hypotheses: list[Hypothesis], matches: Matches, evidence: dict[CaseId, Evidence], label: tuple[Mistake, ...]
 ) -> Cause:
+    # Cases beside them that are right are so with this mistake, or it is one of these cases alone.
+    beside = {hypothesis: len(matches[hypothesis].keys() - evidence.keys()) for hypothesis in hypotheses}
+    hypotheses = [hypothesis for hypothesis in hypotheses if beside[hypothesis] == max(beside.values())]
     left = {hypothesis: max(matches[hypothesis][case].max_difference for case in cases) for hypothesis in hypotheses}
     # Mistakes that give the same numbers leave the same difference, but for a last bit of what is printed.
     noise = 1.5 * min(left.values()) + 2.0**-23 * max(evidence[case].largest for case in cases)

@@ -228,10 +228,12 @@ def rounded(block: np.ndarray, roundings: Roundings, largest: np.ndarray | None,
 
 @dataclass(frozen=True)
 class Survey:
-    """What one pass over a matrix tells: some of its columns, float32 [n_inputs, n]; rows times the whole of it, float64
-    [n_rows, n_outputs]; and each output's largest |weight|, float32 [n_outputs]."""
+    """What one pass over a matrix tells: some of its columns, float32 [n_inputs, n], as they are and where its buffer is taken as one
+    with its axes swapped; rows times the whole of it, float64 [n_rows, n_outputs]; and each output's largest |weight|, float32
+    [n_outputs]."""
 
     columns: np.ndarray
+    reshaped: np.ndarray
     product: np.ndarray
     largest: np.ndarray
 
@@ -240,9 +242,17 @@ class Survey:
         """`outputs` ascend; float32 rows [n_rows, n_inputs]."""
         product, largest = np.zeros((len(rows), n_outputs)), np.zeros(n_outputs, np.float32)
         wide_rows, parts, start = rows.astype(np.float64), [], 0
+        n_inputs = rows.shape[1]
+        inputs = np.arange(n_inputs)[:, np.newaxis]
+        places = (inputs * n_outputs + outputs if matrix.features_first else outputs * n_inputs + inputs).reshape(-1)
+        order = np.argsort(places)
+        places = places[order]
+        swapped = np.empty(len(places), np.float32)
         for block in matrix.blocks():
             span = slice(start, start + len(block))
             start = span.stop
+            first, last = np.searchsorted(places, (span.start * block.shape[1], span.stop * block.shape[1]))
+            swapped[order[first:last]] = block.reshape(-1)[places[first:last] - span.start * block.shape[1]]
             wide = block.astype(np.float64)
             if matrix.features_first:
                 product[:, span] = wide_rows @ wide.T
@@ -254,7 +264,7 @@ class Survey:
                 np.maximum(largest, np.maximum(block.max(axis=0), -block.min(axis=0)), out=largest)
                 parts.append(block[:, outputs])
         columns = np.concatenate(parts)
-        return cls(np.ascontiguousarray(columns.T) if matrix.features_first else columns, product, largest)
+        return cls(np.ascontiguousarray(columns.T) if matrix.features_first else columns, swapped.reshape(n_inputs, -1), product, largest)
 
 
 def in_memory(values: np.ndarray) -> Matrix:

@@ -73,7 +73,7 @@ class Scaled:
 
 
 def whole_numbers(values: np.ndarray) -> np.ndarray:
-    return np.rint(values)
+    return np.asarray(np.rint(values))
 
 
 # --- sequences of the generator ---------------------------------------------------------------------------------------
