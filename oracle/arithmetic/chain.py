@@ -217,16 +217,16 @@ class Largest(Gate):
             vague = unknown & measure.is_vague
             if vague.any():
                 return Decision(undecided=np.flatnonzero(vague))
-            _resolve(measure, inside, unknown, group_of, limit)
+            _resolve(measure, inside, unknown, n // n_groups, limit)
         conditions = [Condition(value if self.relu else value.magnitude())]  # what is 0 does not fire
         if limit < n // n_groups:
-            levels, rests_on = self._boundaries(measure, inside, group_of, n_groups, limit)
+            levels, rests_on = self._boundaries(measure, inside, n_groups, limit)
             choice = group_of + np.where(inside, 0, n_groups)
             conditions.append(Condition(measure.minus(levels, choice), 2, rests_on, group_of))
         return Decision(tuple(conditions), inside, None, limit, n // n_groups, not self.has_floor)
 
     def _boundaries(
-        self, measure: Numbers, inside: np.ndarray, group_of: np.ndarray, n_groups: int, limit: int
+        self, measure: Numbers, inside: np.ndarray, n_groups: int, limit: int
     ) -> tuple[Levels, np.ndarray]:
         """What the features inside are held against, the largest outside, group by group, and then what those outside are.
 
@@ -252,8 +252,8 @@ class Largest(Gate):
         if len(measure.settled.features):
             vague = measure.is_vague
             for side, chosen in ((0, flat & ~inside), (n_groups, flat & inside)):
-                for group in np.unique(group_of[measure.settled.features]).tolist():
-                    contenders = np.flatnonzero(chosen & (group_of == group))
+                for group in np.unique(measure.settled.features // size).tolist():
+                    contenders = group * size + np.flatnonzero(chosen[group * size : (group + 1) * size])
                     if len(contenders) and not vague[contenders].any():
                         first = measure.order(contenders)[-1 if side else 0]
                         value = measure.exact_value(int(first))
@@ -283,12 +283,12 @@ def _inside(measure: Numbers, n_groups: int, limit: int, has_floor: bool) -> tup
     return surely.reshape(-1), unknown.reshape(-1)
 
 
-def _resolve(measure: Numbers, inside: np.ndarray, unknown: np.ndarray, group_of: np.ndarray, limit: int) -> None:
+def _resolve(measure: Numbers, inside: np.ndarray, unknown: np.ndarray, size: int, limit: int) -> None:
     """Put as many of the unknown features inside as their groups lack: the largest, and of equal ones the first."""
-    for group in np.unique(group_of[unknown]).tolist():
-        own = group_of == group
-        lacking = limit - int(np.count_nonzero(inside & own))
-        inside[measure.order(np.flatnonzero(unknown & own))[:lacking]] = True
+    for group in np.unique(np.flatnonzero(unknown) // size).tolist():
+        own = slice(group * size, (group + 1) * size)
+        lacking = limit - int(np.count_nonzero(inside[own]))
+        inside[measure.order(own.start + np.flatnonzero(unknown[own]))[:lacking]] = True
 
 
 def exp_float32(values: np.ndarray) -> np.ndarray:

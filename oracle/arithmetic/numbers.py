@@ -161,10 +161,10 @@ class Numbers:
 
     def identities(self, features: np.ndarray) -> np.ndarray:
         """int [m]: which settled value a feature has; those that are not settled have -1, and `near` tells them apart."""
-        ids = np.full(len(self.near), -1, np.int64)
-        ids[self.settled.features] = self.settled.of
-        identities: np.ndarray = ids[features]
-        return identities
+        if not len(self.settled.features):
+            return np.full(len(features), -1)
+        places = np.minimum(np.searchsorted(self.settled.features, features), len(self.settled.features) - 1)
+        return np.where(self.settled.features[places] == features, self.settled.of[places], -1)
 
     def order(self, features: np.ndarray) -> np.ndarray:
         """The features by their numbers, descending, then by index. No two of them may be open against each other."""
