@@ -7,6 +7,7 @@ Nothing of the encoder's arithmetic is used here, and no BLAS: float64 products 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -76,15 +77,15 @@ def input_of(settings: Settings, tensors: Tensors, residual: np.ndarray) -> tupl
     elif settings.normalised == SCALED:
         exact = [value * Fraction(settings.factor) for value in exact]
     elif settings.normalised == UNIT_RMS:
-        norm = _root(sum(value * value for value in exact))
+        norm = _root(sum((value * value for value in exact), Fraction(0)))
         if norm is None:
             return None
         exact = [value * math.isqrt(len(exact)) / norm for value in exact]
         factor = float(norm) / math.isqrt(len(exact))
     elif settings.normalised == LAYER_NORM:
-        mean = sum(exact) / len(exact)
+        mean = sum(exact, Fraction(0)) / len(exact)
         centred = [value - mean for value in exact]
-        deviation = _root(sum(value * value for value in centred) / (len(exact) - 1))
+        deviation = _root(sum((value * value for value in centred), Fraction(0)) / (len(exact) - 1))
         if deviation is None or deviation < LEAST_DEVIATION:
             return None
         exact, factor, offset = [value / deviation for value in centred], float(deviation), float(mean)
@@ -95,9 +96,8 @@ def input_of(settings: Settings, tensors: Tensors, residual: np.ndarray) -> tupl
         return values.astype(np.float32), factor if settings.restores else 1.0, offset if settings.restores else 0.0
 
 
-def _root(square: Fraction | int) -> Fraction | None:
+def _root(square: Fraction) -> Fraction | None:
     """The root of a power of four; None where it is none."""
-    square = Fraction(square)
     roots = math.isqrt(square.numerator), math.isqrt(square.denominator)
     is_power = square > 0 and not (square.numerator & (square.numerator - 1)) and not (square.denominator & (square.denominator - 1))
     return Fraction(*roots) if is_power and Fraction(*roots) ** 2 == square else None
@@ -220,12 +220,18 @@ NOTES: dict[str, tuple[str, str]] = {
     "last-feature": ("the last feature was left out", "a loop to n - 1; what blocks leave over is not computed"),
     "first-input": ("the first input was left out", "a loop from 1; a token of its own expected in front"),
     "last-input": ("the last input was left out", "a loop to n - 1; what blocks leave over is not summed"),
-    "each-block": ("features at the edges of blocks were left out or mixed up", "blocks of 8, 16, 64 or 256 that overlap, or whose last one is missing; a thread's share off by one"),
+    "each-block": (
+        "features at the edges of blocks were left out or mixed up",
+        "blocks of 8, 16, 64 or 256 that overlap, or whose last one is missing; a thread's share off by one",
+    ),
     "b_enc-matters": ("b_enc was left out, subtracted or added twice", "a linear layer without its bias; b_dec in its place"),
     "b_dec-matters": ("a reconstruction without b_dec", "the decoder's bias forgotten, or subtracted"),
     "b_dec-not-subtracted": ("b_dec was taken from, or added to, a residual that goes in as it is", "what other SAEs do"),
     "b_dec-subtracted": ("b_dec was not subtracted from the input, or twice, or added", "a transcoder's encoder; apply_b_dec_to_input passed over"),
-    "orientation": ("W_enc was read the other way round", "its buffer reshaped, not transposed; [n_features, d_model] for [d_model, n_features]; a square one does not show it by its shape"),
+    "orientation": (
+        "W_enc was read the other way round",
+        "its buffer reshaped, not transposed; [n_features, d_model] for [d_model, n_features]; a square one does not show it by its shape",
+    ),
     "w_dec-not-w_enc": ("W_dec was used for W_enc", "tied weights assumed; two tensors confused"),
     "small-activations": ("weak features were dropped, halved or changed beside strong ones", "a cut such as 1e-3 or 1 % of the largest; GELU or another smooth gate"),
     "int8": ("weights were quantised", "8 bits for a tensor or a row, whose largest weight is 500 times the others"),
@@ -237,6 +243,11 @@ NOTES: dict[str, tuple[str, str]] = {
     "wide-residual": ("the residual was rounded", "stored or multiplied in fewer digits; printed with too few"),
     "wide-bias": ("b_enc was rounded", "a bias in bfloat16 or float16"),
     "wide-output": ("activations or sums were rounded or clamped", "an output in bfloat16 or float16, sums in float16, ReLU6"),
+    "wide-decoder": ("W_dec, or what it is multiplied by, was rounded", "a decoder in bfloat16 or float16"),
+    "decoder": (
+        "a reconstruction was made of other activations, or of another W_dec",
+        "the top k of a list alone; pre-activations; W_dec transposed, reshaped, or that of another layer",
+    ),
     "large-magnitude": ("a large activation overflowed, or was clamped", "float16; squares on the way; ReLU6"),
     "subnormal": ("an activation below 2^-126 became 0", "flush to zero, which -ffast-math at linking and some GPUs turn on"),
     "cancellation": ("what is left of large terms was lost", "sums in float16, bfloat16 or TF32"),
@@ -258,7 +269,7 @@ NOTES: dict[str, tuple[str, str]] = {
 }  # fmt: skip
 
 
-def true_flags(flags: tuple[str, ...], settings: Settings, result: Answer) -> list[str]:
+def true_flags(flags: Collection[str], settings: Settings, result: Answer) -> list[str]:
     """The flags that an answer shows, in the order of the notes: of those that were meant, and those that it turned out to have."""
     n, fires, selects = len(result.values), len(result.active), settings.k is not None
     shown = set(flags)

@@ -36,6 +36,7 @@ UNDER, OVER = (115, 116, 117), (120, 121, 122)
 TIED = tuple(range(131, 251, 5))  # 24: more than the k of a top-k gate, which is 20
 SPECIAL = (*BF16, *TF32, *WIDE_X, *FLOAT16, *CANCELS, *FINE, *ZERO)
 MINUS_ZERO = ZERO[0]
+OWN_OUTPUT = FIRST  # of the first and the last feature
 FINE_B_DEC = 11 * 2.0**-26  # 1 less this is rounded to 1 - 3 * 2^-24, a quarter of a unit further down
 LN_2 = np.float32(np.log(2.0))  # its exponential is 2.0000000038, of which float32 leaves 2
 
@@ -80,15 +81,15 @@ def stimuli(settings: Settings, tensors: Tensors) -> list[Stimulus]:
         Stimulus("zero-pre", ("zero-pre",), np.zeros(N_INPUTS)),
         Stimulus("minus-zero", ("zero-pre",), _with(np.zeros(N_INPUTS), dict.fromkeys((ALL, FIRST, RESIDUALS, LARGE), -0.0))),
         Stimulus("negative-threshold", ("negative-threshold", "negative-pre"), _on(NEGATIVE)),
-        Stimulus("threshold", ("threshold",), _on(LEVEL)),
+        Stimulus("threshold", ("threshold", "decoder"), _on(LEVEL)),
         Stimulus("tie-order", ("tie-order",), _on(TIES)),
-        Stimulus("all-active", ("all-active", "k-boundary"), _on(ALL)),
+        Stimulus("all-active", ("all-active", "k-boundary", "decoder"), _on(ALL)),
         Stimulus("none-active", ("none-active", "negative-pre", "b_dec-matters", "fewer-than-k"), -_on(ALL)),
-        Stimulus("first-feature", ("first-feature", "fewer-than-k"), _on(FIRST, LEVEL) if is_plain else on_first),
-        Stimulus("last-feature", ("last-feature", "fewer-than-k"), _on(LAST)),
+        Stimulus("first-feature", ("first-feature", "fewer-than-k", "wide-decoder"), _on(FIRST, LEVEL) if is_plain else on_first),
+        Stimulus("last-feature", ("last-feature", "fewer-than-k", "wide-decoder"), _on(LAST)),
         Stimulus("first-input", ("first-input",), _on(FIRST_INPUT)),
         Stimulus("last-input", ("last-input",), _on(LAST_INPUT)),
-        Stimulus("each-block", ("each-block",), _on(BLOCKS)),
+        Stimulus("each-block", ("each-block", "decoder"), _on(BLOCKS)),
         Stimulus("b_enc-matters", ("b_enc-matters",), _with(on_biases, {WEIGHTS: -ONE}) if is_plain else on_biases),
         Stimulus("wide-bias", ("wide-bias", "bfloat16", "b_enc-matters"), _on(FIRST, LAST)),
         Stimulus("small-activations", ("small-activations", "int8"), _on(WEAK)),
@@ -105,13 +106,13 @@ def stimuli(settings: Settings, tensors: Tensors) -> list[Stimulus]:
     if is_fine(settings):
         cases = [stimulus for stimulus in cases if stimulus.name != "subnormal"]
         cases.append(Stimulus("rounded-input", ("float64-input",), _with(on_first, {LARGE: 1.0, RESIDUALS: 1.0}), is_rounded=True))
-    dense = ("orientation", "w_dec-not-w_enc", "wide-output", "input", *settings_flags(settings))
+    dense = ("decoder", "orientation", "w_dec-not-w_enc", "wide-output", "input", *settings_flags(settings))
     return [*cases, *(Stimulus("dense", dense, _dense(number)) for number in _dense_numbers(settings, tensors))]
 
 
 def square_stimuli(settings: Settings, tensors: Tensors) -> list[Stimulus]:
     """The cases of square weights, which need no inputs of a purpose."""
-    flags = ("orientation", "w_dec-not-w_enc", "input", *settings_flags(settings))
+    flags = ("decoder", "orientation", "w_dec-not-w_enc", "input", *settings_flags(settings))
     return [Stimulus("dense", flags, _dense(number)) for number in _dense_numbers(settings, tensors)]
 
 
@@ -171,13 +172,14 @@ def weights(settings: Settings, parts: tuple[str, ...], d_out: int, targets: tup
     """The tensors of a layer: those with parts of their own, or for a few features square ones without."""
     n_rows = N_INPUTS // targets[1] if len(targets) > 1 else d_out
     number = (np.arange(n_features) * 101 + 7 + layer * 5) % n_features  # another for each feature
-    tensors: Tensors = {B_DEC: _b_dec(settings, n_rows, targets), W_DEC: _w_dec(number, n_rows, targets, n_features == N_FEATURES)}
+    tensors: Tensors = {B_DEC: _b_dec(settings, n_rows, targets), W_DEC: _w_dec(number, n_rows, targets, n_features == N_FEATURES, not settings.by_decoder_norm)}
     w_enc = _w_enc(number, settings) if n_features == N_FEATURES else _square(number, layer)
     bias = -0.25 - number / 512 if n_features == N_FEATURES else (number - 8) / 8 + layer / 16
     tensors[W_ENC] = w_enc.astype(np.float32)
     if W_SKIP in parts:
         place = np.add.outer(3 * np.arange(N_INPUTS), 5 * np.arange(n_rows) + layer)
         tensors[W_SKIP] = ((place % 9 - 4) / 4 * ~np.isin(np.arange(N_INPUTS), WIDE)[:, np.newaxis]).astype(np.float32)
+        tensors[W_SKIP][:, OWN_OUTPUT] = 0
     level = _levels(settings, parts, tensors, number, layer)
     magnitude = bias + np.where(number % 2, 0.5, -0.25)
     if n_features == N_FEATURES:
@@ -194,7 +196,8 @@ def weights(settings: Settings, parts: tuple[str, ...], d_out: int, targets: tup
 
 def _square(number: np.ndarray, layer: int) -> np.ndarray:
     place = np.add.outer(7 * np.arange(N_INPUTS) ** 2 + layer, 3 * number)
-    return (place % 23 - 11) / 8
+    values: np.ndarray = (place % 23 - 11) / 8
+    return values
 
 
 def _w_enc(number: np.ndarray, settings: Settings) -> np.ndarray:
@@ -235,17 +238,20 @@ def _b_dec(settings: Settings, n_rows: int, targets: tuple[int, ...]) -> np.ndar
     shape = targets[:1] if len(targets) > 1 else ()
     place = np.add.outer(3 * np.arange(int(np.prod(shape))), 5 * np.arange(n_rows)).reshape(*shape, n_rows)
     values = (place % 7 - 3) / 32
-    values[..., [row for row in WIDE if row < n_rows]] = 0
+    values[..., [row for row in (*WIDE, OWN_OUTPUT) if row < n_rows]] = 0
     if is_fine(settings):
         values[LARGE] = FINE_B_DEC
     return values.astype(np.float32)
 
 
-def _w_dec(number: np.ndarray, n_rows: int, targets: tuple[int, ...], has_special: bool) -> np.ndarray:
-    """Rows of one value or of four, of one magnitude, so that their norms are powers of two; those of special features have one."""
+def _w_dec(number: np.ndarray, n_rows: int, targets: tuple[int, ...], has_special: bool, has_wide: bool) -> np.ndarray:
+    """Rows of one value or of four, of one magnitude, so that their norms are powers of two; those of special features have one.
+
+    The first and the last feature have an output of their own, and there, where it `has_wide`, a weight that fewer digits change.
+    """
     w_dec = np.zeros((len(number), targets[0] if targets else 1, n_rows))
     own = [row for row in WIDE if row < n_rows and row != LARGE]
-    common = [row for row in range(n_rows) if row not in WIDE]
+    common = [row for row in range(n_rows) if row not in (*WIDE, OWN_OUTPUT)]
     for feature, value in enumerate(number.tolist()):
         for target in range(w_dec.shape[1]):
             if has_special and feature in SPECIAL:
@@ -255,6 +261,9 @@ def _w_dec(number: np.ndarray, n_rows: int, targets: tuple[int, ...], has_specia
             for place in range(1 if norm % 3 == 0 else 4):
                 row = common[(value + place * (3 if len(common) > 3 * 3 else 1) + target) % len(common)]
                 w_dec[feature, target, row] = (1 + norm % 2) * (1 if (value + place + target) % 3 else -1)
+    if has_special:
+        w_dec[[0, -1]] = 0
+        w_dec[0, :, OWN_OUTPUT], w_dec[-1, :, OWN_OUTPUT] = (1 + 3 * 2.0**-9, 33 * 2.0**-25) if has_wide else (1, 2)
     return (w_dec if targets else w_dec[:, 0]).astype(np.float32)
 
 

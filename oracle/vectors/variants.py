@@ -14,14 +14,13 @@ import numpy as np
 
 from oracle.arithmetic.constants import ABSTOPK, GATED, GROUPMAX, JUMPRELU, LAYER_NORM, SCALED, SELECTIONS, TOPK, UNIT_RMS
 from oracle.errors import BadUse
-from oracle.references.layer import Arithmetic, input_record
+from oracle.references.layer import Arithmetic
 from oracle.references.plan import LayerFiles
 from oracle.sources.curation import HubFile
 from oracle.vectors import features
 from oracle.vectors.exact import NOTES, Tensors, answer, true_flags
 from oracle.vectors.features import N_FEATURES, N_INPUTS, SQUARE, Stimulus
 from oracle.vectors.files import BFLOAT16, FLOAT32, Arrays, weight_file
-
 from oracle.weights import formats
 from oracle.weights.formats import DECODER, ENCODER, LIST, NAMES, SIDE, Format, TensorSpec
 from oracle.weights.layer import LayerWeights, OpenFile
@@ -35,6 +34,7 @@ FOLDERS = {
     "SaeLens": "blocks.{layer}.hook_resid_post", "DictionaryLearning": "resid_post_layer_{layer}/trainer_0", "Sparsify": "layers.{layer}",
     "LlamaScope": "Vectors-L{layer}R-8x", "LlamaScopeR1": "vectors/L{layer}R", "HookZ": "vectors", "GemmaScope2Crosscoder": "layer_0_1_width_{n}_l0_40",
 }  # fmt: skip
+OF_DECODERS = {"decoder", "wide-decoder", "b_dec-matters", "skip", "targets"}
 _PATH_KEYS = {ENCODER: "path", DECODER: "decoder_path", SIDE: "side_path"}
 Document = dict[str, Any]
 
@@ -214,7 +214,7 @@ def _specs(variant: Variant) -> list[TensorSpec]:
 
 def _stored(variant: Variant, tensors: Tensors, spec: TensorSpec, targets_before: int) -> np.ndarray:
     """A tensor with the axes that its file has."""
-    values = tensors[spec.part] if spec.part in tensors else np.float32(variant.settings.level or 0)
+    values = tensors[spec.part] if spec.part in tensors else np.array(variant.settings.level or 0, np.float32)
     if spec.part == W_ENC:
         values = values.T if spec.axes[0] == "n_features" else values.reshape(N_LAYERS, -1, values.shape[1]) if len(spec.axes) == 3 else values
     elif spec.part == W_DEC:
@@ -240,26 +240,28 @@ def _path(row: Format, layer: int, n_features: int) -> str:
 def files_of(variant: Variant) -> dict[str, bytes]:
     """All files of a row's folder by their paths, vectors.json among them."""
     files: dict[str, bytes] = {}
-    layers, cases, arithmetic, inputs = [], [], None, {}
+    layers: list[dict[str, Any]] = []
+    cases: list[Document] = []
+    opened: list[LayerWeights] = []
     for layer in range(N_LAYERS) if variant.is_square else (N_LAYERS - 1 if variant.row.all_targets else 0,):
         tensors = layer_tensors(variant, layer)
         of_layer = layer_files(variant, layer, tensors)
         files |= dict(of_layer.values())
-        opened = {role: OpenFile(io.BytesIO(content), path, path) for role, (path, content) in of_layer.items()}
-        weights = LayerWeights(variant.row, layer, opened, variant.context)
-        arithmetic, inputs[layer] = Arithmetic.of(weights), weights.encoder_input.record
+        readers = {role: OpenFile(io.BytesIO(content), path, path) for role, (path, content) in of_layer.items()}
+        opened.append(LayerWeights(variant.row, layer, readers, variant.context))
         layers.append({"layer": layer, **{_PATH_KEYS[role]: path for role, (path, _) in of_layer.items()}})
         cases += layer_cases(variant, tensors, layer)
-    assert arithmetic is not None
-    config = _config(variant, [path for record in layers for path in [record["path"]]])
+    config = _config(variant, [record["path"] for record in layers])
     files |= {"config.yaml": config} if config else {}
     shown = {flag for case in cases for flag in case["flags"]}
+    weights, arithmetic = opened[0], Arithmetic.of(opened[0])
     document = {
         "format": arithmetic.schema, "variant": variant.name, "repo": variant.repo, "weights": layers[0]["path"], "layers": layers,
         "d_model": weights.d_model, **({"d_model_out": weights.d_out} if weights.d_out != weights.d_model else {}),
         **({"n_input_layers": weights.n_input_layers} if weights.n_input_layers else {}), "n_features": weights.n_features,
         "encoder_formula": arithmetic.negative_formula if arithmetic.n_negative_thresholds else arithmetic.formula,
-        "decoder_formula": arithmetic.decoder_formula, "gate": arithmetic.gate, "encoder_input": input_record(inputs), "tensors": arithmetic.tensors,
+        "decoder_formula": arithmetic.decoder_formula, "gate": arithmetic.gate, "encoder_input": weights.encoder_input.record,
+        "tensors": arithmetic.tensors,
         "notes": {flag: {"catches": catches, "how": how} for flag, (catches, how) in NOTES.items() if flag in shown},
         "test_cases": [{"case": number, **case} for number, case in enumerate(cases)],
     }  # fmt: skip
@@ -269,14 +271,15 @@ def files_of(variant: Variant) -> dict[str, bytes]:
 def layer_cases(variant: Variant, tensors: Tensors, layer: int) -> list[Document]:
     """A layer's cases. Residuals whose input would be rounded are left out, and so are reconstructions that would be."""
     settings, row = variant.settings, variant.row
-    first_target, own = (0, layer if row.folder == CROSSCODER else 0) if row.folder == CROSSCODER else (layer, 0)
+    first_target, own = (0, layer) if row.folder == CROSSCODER else (layer, 0)
     cases = []
     for stimulus in (features.square_stimuli if variant.is_square else features.stimuli)(settings, tensors):
         residual = features.residual_of(settings, tensors, stimulus)
         result = None if residual is None else answer(settings, tensors, residual, own)
         if residual is None or result is None:
             continue
-        flags = true_flags((*stimulus.flags, *_flags(variant, stimulus)), settings, result)
+        meant = {*stimulus.flags, *_flags(variant, stimulus)} - (OF_DECODERS if result.outputs is None else set())
+        flags = true_flags(meant, settings, result)
         if not flags:
             continue
         case: Document = {
@@ -328,12 +331,16 @@ def _text(document: Document) -> str:
     lines = []
     for key, value in document.items():
         if key in ("test_cases", "notes"):
-            items = [json.dumps(case, separators=(",", ":")) for case in value] if key == "test_cases" else [f"{json.dumps(flag)}: {json.dumps(note)}" for flag, note in value.items()]
             opening, closing = "[]" if key == "test_cases" else "{}"
+            items = [json.dumps(case, separators=(",", ":")) for case in value] if opening == "[" else _members(value)
             lines.append(f'  "{key}": {opening}\n    ' + ",\n    ".join(items) + f"\n  {closing}")
         else:
             lines.append(f"  {json.dumps(key)}: {json.dumps(value)}")
     return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _members(document: Document) -> list[str]:
+    return [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in document.items()]
 
 
 def write(name: str, folder: Path) -> list[tuple[str, int]]:
