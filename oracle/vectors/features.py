@@ -36,7 +36,11 @@ UNDER, OVER = (115, 116, 117), (120, 121, 122)
 TIED = tuple(range(131, 251, 5))  # 24: more than the k of a top-k gate, which is 20
 SPECIAL = (*BF16, *TF32, *WIDE_X, *FLOAT16, *CANCELS, *FINE, *ZERO)
 MINUS_ZERO = ZERO[0]
-OWN_OUTPUT = FIRST  # of the first and the last feature
+OWN_OUTPUTS = FIRST, BLOCKS  # of the first feature, and of the last
+# Which features have to fire for a case to show some of its flags.
+SHOWN_BY = {
+    "each-block": EDGES, "wide-bias": WIDE_BIAS, "small-activations": FAINT, "cancellation": CANCELS[:1], "large-magnitude": ZERO, "subnormal": ZERO,
+}  # fmt: skip
 FINE_B_DEC = 11 * 2.0**-26  # 1 less this is rounded to 1 - 3 * 2^-24, a quarter of a unit further down
 LN_2 = np.float32(np.log(2.0))  # its exponential is 2.0000000038, of which float32 leaves 2
 
@@ -143,7 +147,7 @@ def _dense_numbers(settings: Settings, tensors: Tensors) -> list[int]:
     while len(numbers) < 2:
         number += 1
         residual = residual_of(settings, tensors, Stimulus("dense", (), _dense(number)))
-        inputs = None if residual is None else input_of(settings, tensors, residual)
+        inputs = None if residual is None or not residual.sum() else input_of(settings, tensors, residual)  # a mean shows where it is not 0
         if inputs:
             product = (tensors[W_ENC].astype(np.float64) * inputs[0].astype(np.float64)[:, np.newaxis]).sum(axis=0)
             if 0.1 <= np.count_nonzero(product + tensors[B_GATE if settings.gate == GATED else B_ENC] > 0) / len(product) <= 0.33:
@@ -179,7 +183,7 @@ def weights(settings: Settings, parts: tuple[str, ...], d_out: int, targets: tup
     if W_SKIP in parts:
         place = np.add.outer(3 * np.arange(N_INPUTS), 5 * np.arange(n_rows) + layer)
         tensors[W_SKIP] = ((place % 9 - 4) / 4 * ~np.isin(np.arange(N_INPUTS), WIDE)[:, np.newaxis]).astype(np.float32)
-        tensors[W_SKIP][:, OWN_OUTPUT] = 0
+        tensors[W_SKIP][:, list(OWN_OUTPUTS)] = 0
     level = _levels(settings, parts, tensors, number, layer)
     magnitude = bias + np.where(number % 2, 0.5, -0.25)
     if n_features == N_FEATURES:
@@ -207,8 +211,8 @@ def _w_enc(number: np.ndarray, settings: Settings) -> np.ndarray:
     w_enc[ALL] = (64 + number) / 64
     w_enc[FIRST_INPUT] = np.where(number % 9 == 0, 1 + number / 512, below)
     w_enc[LAST_INPUT] = np.where(number % 9 == 2, 1 + number / 512, below)
-    w_enc[BLOCKS, list(EDGES)] = 1 + np.arange(len(EDGES)) / 8
-    w_enc[FIRST, 0] = w_enc[LAST, -1] = 2
+    w_enc[BLOCKS, list(EDGES)] = 3 + np.arange(len(EDGES)) / 8
+    w_enc[FIRST, 0] = w_enc[LAST, -1] = 8
     w_enc[TIES, list(TIED)] = 1
     w_enc[WEAK, list(STRONG)] = 64 + np.arange(len(STRONG))
     w_enc[WEAK, list(FAINT)] = 0.125
@@ -228,9 +232,9 @@ def _w_enc(number: np.ndarray, settings: Settings) -> np.ndarray:
     w_enc[RESIDUALS, list(WIDE_X)] = powers
     w_enc[CANCELLING, list(FLOAT16)] = np.array([255, 253, 251]) * 2.0**-25
     w_enc[CANCELLING, list(CANCELS)] = w_enc[RESIDUALS, list(CANCELS)] = np.array([4, 0.125, 0.03125])
-    w_enc[LARGE, list(ZERO)], w_enc[LARGE, list(FINE)], w_enc[RESIDUALS, list(FINE)] = powers, -powers * 2.0**22, powers * 2.0**22
+    w_enc[LARGE, list(ZERO)], w_enc[LARGE, list(FINE)], w_enc[RESIDUALS, list(FINE)] = powers, -powers * 2.0**26, powers * 2.0**26
     w_enc[WEIGHTS, list((*FINE, *ZERO))] = -1 - np.arange(6) / 8
-    w_enc[CANCELLING, list(FINE)], w_enc[CANCELLING, list(ZERO)] = -2 * powers, -1 - np.arange(3) / 8
+    w_enc[CANCELLING, list(FINE)], w_enc[CANCELLING, list(ZERO)] = -32 * powers, -1 - np.arange(3) / 8
     return w_enc
 
 
@@ -238,7 +242,7 @@ def _b_dec(settings: Settings, n_rows: int, targets: tuple[int, ...]) -> np.ndar
     shape = targets[:1] if len(targets) > 1 else ()
     place = np.add.outer(3 * np.arange(int(np.prod(shape))), 5 * np.arange(n_rows)).reshape(*shape, n_rows)
     values = (place % 7 - 3) / 32
-    values[..., [row for row in (*WIDE, OWN_OUTPUT) if row < n_rows]] = 0
+    values[..., [row for row in (*WIDE, *OWN_OUTPUTS) if row < n_rows]] = 0
     if is_fine(settings):
         values[LARGE] = FINE_B_DEC
     return values.astype(np.float32)
@@ -251,7 +255,7 @@ def _w_dec(number: np.ndarray, n_rows: int, targets: tuple[int, ...], has_specia
     """
     w_dec = np.zeros((len(number), targets[0] if targets else 1, n_rows))
     own = [row for row in WIDE if row < n_rows and row != LARGE]
-    common = [row for row in range(n_rows) if row not in (*WIDE, OWN_OUTPUT)]
+    common = [row for row in range(n_rows) if row not in (*WIDE, *OWN_OUTPUTS)]
     for feature, value in enumerate(number.tolist()):
         for target in range(w_dec.shape[1]):
             if has_special and feature in SPECIAL:
@@ -263,7 +267,7 @@ def _w_dec(number: np.ndarray, n_rows: int, targets: tuple[int, ...], has_specia
                 w_dec[feature, target, row] = (1 + norm % 2) * (1 if (value + place + target) % 3 else -1)
     if has_special:
         w_dec[[0, -1]] = 0
-        w_dec[0, :, OWN_OUTPUT], w_dec[-1, :, OWN_OUTPUT] = (1 + 3 * 2.0**-9, 33 * 2.0**-25) if has_wide else (1, 2)
+        w_dec[0, :, OWN_OUTPUTS[0]], w_dec[-1, :, OWN_OUTPUTS[1]] = (1 + 3 * 2.0**-9, 33 * 2.0**-25) if has_wide else (1, 2)
     return (w_dec if targets else w_dec[:, 0]).astype(np.float32)
 
 
@@ -273,7 +277,7 @@ def _levels(settings: Settings, parts: tuple[str, ...], tensors: Tensors, number
     if settings.gate != JUMPRELU:
         return np.zeros(n)
     if LOG_THRESHOLD in parts:
-        logarithm = -1 - (number % 4) / 4 - layer / 2
+        logarithm = -1 - (number % 4) / 4 + 2 * layer
         if special:
             logarithm[list((*AT_GATE_ONE, *AT_GATE_TWO, *UNDER, *OVER, *FAINT))] = 0  # whose exponential is 1 with every libm
             logarithm[list(SPECIAL)] = -4

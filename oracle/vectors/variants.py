@@ -279,6 +279,7 @@ def layer_cases(variant: Variant, tensors: Tensors, layer: int) -> list[Document
         if residual is None or result is None:
             continue
         meant = {*stimulus.flags, *_flags(variant, stimulus)} - (OF_DECODERS if result.outputs is None else set())
+        meant -= {flag for flag, targets in features.SHOWN_BY.items() if not set(targets) & set(result.active)}
         flags = true_flags(meant, settings, result)
         if not flags:
             continue
@@ -308,7 +309,7 @@ def _flags(variant: Variant, stimulus: Stimulus) -> Iterable[str]:
         "skip": W_SKIP in variant.parts and name in ("none-active", "dense"),
         "input-layers": row.folder == CROSSCODER and name in ("first-input", "last-input", "dense"),
         "layers": variant.is_square,
-        "threshold": settings.gate == JUMPRELU and name == "dense",
+        "threshold": settings.gate == JUMPRELU and name == "dense" and not variant.is_square,
         "k-boundary": selects and name == "dense",
         "b_dec-matters": name == "dense",
     }
