@@ -93,6 +93,7 @@ fn ln(s: f64) -> f64 {
 }
 
 /// The first `n` values for `seed` and `stream`: standard normal, by Marsaglia's polar method.
+#[must_use]
 pub fn residual(seed: u64, stream: u64, n: usize) -> Vec<f32> {
     let mut generator = Pcg32::new(seed, stream);
     let mut values = Vec::with_capacity(n + 1);
@@ -113,6 +114,7 @@ pub fn residual(seed: u64, stream: u64, n: usize) -> Vec<f32> {
 
 /// FNV-1a, 64 bits, over the little-endian bytes: the reference's `residual_fingerprint`.
 #[allow(dead_code)]
+#[must_use]
 pub fn fingerprint(values: &[f32]) -> String {
     let mut state: u64 = 0xcbf2_9ce4_8422_2325;
     for byte in values.iter().flat_map(|value| value.to_le_bytes()) {

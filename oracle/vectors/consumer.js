@@ -18,7 +18,7 @@ function encode(vectors, weights, residual) {
   if (input.kind === "minus_b_dec") x.forEach((value, i) => (x[i] = value - weights.b_dec.values[i]));
   const { values: w, shape } = weights.W_enc;
   const byFeature = vectors.tensors.W_enc.axes[0] === "n_features";
-  if (shape[byFeature ? 0 : 1] !== n) throw new Error("W_enc has another shape than its axes say");
+  if (shape[byFeature ? 0 : shape.length - 1] !== n) throw new Error("W_enc has another shape than its axes say");
   const pre = new Float32Array(n);
   for (let j = 0; j < n; j++) {
     let sum = weights.b_enc.values[j];

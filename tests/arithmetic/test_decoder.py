@@ -7,11 +7,11 @@ import math
 
 import numpy as np
 import pytest
+from oracle.arithmetic.settling import ActiveFeatures
 
 from oracle.arithmetic import decoder, encoder
 from oracle.arithmetic.decoder import Sums
 from oracle.arithmetic.products import Matrix
-from oracle.arithmetic.settling import ActiveFeatures
 
 
 def active(features: list[int], activations: list[float], slack: list[float], at_gate: list[bool]) -> ActiveFeatures:

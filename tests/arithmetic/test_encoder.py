@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracle.arithmetic.settling import Encoding
 
 from oracle.arithmetic import encoder, settling
 from oracle.arithmetic.encoder import LayerEncoding
 from oracle.arithmetic.products import Matrix, NotFiniteError, multiply
-from oracle.arithmetic.settling import Encoding
 from tests.support.independent import exact_encode, float64_encode, nearest_float32
 from tests.support.small_scope import layer_arrays
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracle.arithmetic.settling import Encoding
 
 from oracle.arithmetic import encoder
 from oracle.arithmetic.encoder import LayerEncoding
 from oracle.arithmetic.products import Matrix
-from oracle.arithmetic.settling import Encoding
 from oracle.job import Job, Origin
 from oracle.library import compare
 from oracle.library import generate as generate_documents
