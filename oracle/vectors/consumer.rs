@@ -57,29 +57,21 @@ fn encode(
     }
     let level = weights
         .get("threshold")
-        .map_or_else(|| vec![0.0], |threshold| threshold.values.clone());
-    let mut active: Vec<(usize, f32)> = pre.into_iter().enumerate().collect();
+        .map_or_else(Vec::new, |threshold| threshold.values.clone());
+    let only = level.first().copied().unwrap_or(0.0); // of all features, where there is one
+    let levels = level.iter().copied().chain(std::iter::repeat(only));
+    let mut active: Vec<(usize, f32)> = pre
+        .into_iter()
+        .zip(levels)
+        .enumerate()
+        .filter(|(_, (value, level))| kind == "topk" || *value > level.max(0.0))
+        .map(|(index, (value, _))| (index, value))
+        .collect();
     active.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
     if kind == "topk" {
-        active.truncate(gate.get("k")?.whole()?);
         let has_relu = matches!(gate.get("relu"), Ok(Json::Bool(true)));
-        active.retain(|(_, value)| {
-            if has_relu {
-                *value > 0.0
-            } else {
-                *value != 0.0
-            }
-        });
-    } else {
-        active.retain(|(index, value)| {
-            *value
-                > level
-                    .get(*index)
-                    .or_else(|| level.first())
-                    .copied()
-                    .unwrap_or(0.0)
-                    .max(0.0)
-        });
+        active.truncate(gate.get("k")?.whole()?);
+        active.retain(|(_, value)| *value > 0.0 || (!has_relu && *value < 0.0));
     }
     Ok(active)
 }
@@ -112,12 +104,11 @@ fn vectors() -> Result<(), Failure> {
                 entry.get("activation")?.float()?.to_bits(),
             ));
         }
-        if expected
-            != active
-                .iter()
-                .map(|(index, value)| (*index, value.to_bits()))
-                .collect::<Vec<_>>()
-        {
+        let found: Vec<(usize, u32)> = active
+            .iter()
+            .map(|(index, value)| (*index, value.to_bits()))
+            .collect();
+        if expected != found {
             for flag in case.get("flags")?.list()? {
                 failed.entry(flag.text()?).or_default().push(number);
             }
@@ -286,7 +277,7 @@ fn floats(bytes: &[u8]) -> Vec<f32> {
 enum Json {
     Null,
     Bool(bool),
-    Number(f64),
+    Number(String),
     Text(String),
     List(Vec<Self>),
     Map(Vec<(String, Self)>),
@@ -347,7 +338,7 @@ impl Json {
             .unwrap_or(rest.len());
         let (digits, after) = rest.split_at(end);
         *rest = after;
-        Ok(Self::Number(digits.parse()?))
+        Ok(Self::Number(digits.to_owned()))
     }
 
     /// What stands between a bracket and its end, items with commas between them.
@@ -378,43 +369,32 @@ impl Json {
     }
 
     fn members(&self) -> Result<&[(String, Self)], Failure> {
-        if let Self::Map(members) = self {
-            Ok(members)
-        } else {
-            Err("no object".into())
+        match self {
+            Self::Map(members) => Ok(members),
+            _ => Err("no object".into()),
         }
     }
 
     fn list(&self) -> Result<&[Self], Failure> {
-        if let Self::List(items) = self {
-            Ok(items)
-        } else {
-            Err("no list".into())
+        match self {
+            Self::List(items) => Ok(items),
+            _ => Err("no list".into()),
         }
     }
 
+    /// A text, or the digits of a number.
     fn text(&self) -> Result<&str, Failure> {
-        if let Self::Text(text) = self {
-            Ok(text)
-        } else {
-            Err("no text".into())
+        match self {
+            Self::Text(text) | Self::Number(text) => Ok(text),
+            _ => Err("no text".into()),
         }
     }
 
     fn whole(&self) -> Result<usize, Failure> {
-        if let Self::Number(value) = self {
-            Ok(value.to_string().parse()?)
-        } else {
-            Err("no number".into())
-        }
+        Ok(self.text()?.parse()?)
     }
 
-    /// By way of its digits: the nearest float32, which the number is.
     fn float(&self) -> Result<f32, Failure> {
-        if let Self::Number(value) = self {
-            Ok(value.to_string().parse()?)
-        } else {
-            Err("no number".into())
-        }
+        Ok(self.text()?.parse()?)
     }
 }
