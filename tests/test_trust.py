@@ -76,8 +76,10 @@ KINDS = "model_kind: transcoder_set\n"
 @pytest.mark.parametrize(
     "config, words",
     [
-        ("activation: topk\nk: 128\n", ("config.yaml", "top-k")),
-        ("k: 128\n", ("config.yaml", "`k`", "top-k")),
+        ("activation: topk\nk: 128\n", ("layer_0.safetensors", "the 128 largest of 48 features")),
+        ("activation: topk\n", ("layer_0.safetensors", "top-k gate without k", "--k")),
+        ("activation: topk\nk: 7.5\n", ("config.yaml", "`k`")),
+        ("k: 128\n", ("config.yaml", "`k`", "activation: topk")),
         ("activation: jumprelu\n", ("no threshold", "jumprelu")),
         ("activation: gelu\n", ("config.yaml", "`activation`", "gelu")),
         ("normalize_activations: expected_average_only_in\n", ("config.yaml", "`normalize_activations`", "expected_average_only_in", "--ignore-key")),
@@ -97,6 +99,18 @@ def test_1_a_side_file_is_obeyed_or_refused(tmp_path: Path, config: str, words: 
     fails(run(*lay_out(tmp_path, files), *options), *words)
 
 
+@pytest.mark.parametrize("where", ["repo", "list", "folder"])
+def test_1_a_top_k_that_a_config_asks_for_is_read(tmp_path: Path, where: str) -> None:
+    config, weights = "activation: topk\nk: 7\n", {f"layer_{layer}.safetensors": bundle(layer) for layer in range(3)}
+    if where == "list":
+        config += "transcoders:\n" + "".join(f"  - hf://{REPO}/{path}\n" for path in weights)
+    files = {"config.yaml": (KINDS + config).encode(), **weights}
+    if where == "folder":
+        files = {f"sub/{path}": content for path, content in files.items()}
+    reference = parsed(run(*lay_out(tmp_path, files), *(["--path", "sub"] if where == "folder" else [])))
+    assert reference["gate"] == {"kind": "topk", "k": 7, "relu": False} and {case["n_active"] for case in reference["test_cases"]} == {7}
+
+
 def test_1_what_says_nothing_of_the_numbers_is_read(tmp_path: Path) -> None:
     config = KINDS + "model_name: org/x\nscan: abc\nfeature_input_hook: a\nfeature_output_hook: b\nactivation: relu\nsubfolder: x\n"
     reference = parsed(run(*lay_out(tmp_path, {"config.yaml": config.encode(), "layer_0.safetensors": bundle()}), "--layers", "0"))
@@ -111,12 +125,12 @@ def test_1_who_knows_better_goes_on_and_it_is_recorded(tmp_path: Path) -> None:
     assert run("verify", str(tmp_path / "r.json"), "--mirror", str(tmp_path)).returncode == 0
 
 
-@pytest.mark.parametrize("name", ["sae_weights.safetensors", "sae.safetensors", "final.safetensors"])
-@pytest.mark.parametrize("schema", [None, "PltBundle"])
-def test_2_a_square_file_of_another_format_is_not_read_by_its_shapes(tmp_path: Path, name: str, schema: str | None) -> None:
+@pytest.mark.parametrize("name", ["sae_weights.safetensors", "sae.safetensors", "checkpoints/final.safetensors", "ae.pt"])
+def test_2_a_square_file_of_another_format_is_not_read_by_its_shapes(tmp_path: Path, name: str) -> None:
     path = f"blocks.8.hook_resid_pre_768/{name}"
-    options = [*lay_out(tmp_path, {path: bundle(0, 32, 32)}), "--path", path, *(["--schema", schema] if schema else [])]
-    fails(run(*options), name, "not read yet")
+    options = [*lay_out(tmp_path, {path: bundle(0, 32, 32)}), "--path", path]
+    fails(run(*options), "lacks", "json", code=3)  # nothing says what is computed
+    fails(run(*options, "--schema", "PltBundle"), name, "not PltBundle", "leave --schema out")
 
 
 def test_2_a_name_of_no_format_needs_a_schema(tmp_path: Path) -> None:
@@ -298,7 +312,8 @@ def test_3_a_file_that_changes_while_it_is_read(large_bundle: tuple[Path, list[s
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_4_readers_and_encoder_do_not_depend_on_the_machine(dtype: str) -> None:
     """Arrays whose order in memory is swapped give the same numbers: nothing is viewed as the machine's own."""
-    from oracle.arithmetic.encoder import encode
+    from oracle.arithmetic.chain import Threshold
+    from oracle.arithmetic.encoder import Encoder, encode
     from oracle.arithmetic.products import Matrix
     from oracle.weights.safetensors import Safetensors
     from oracle.weights.tensors import Float32Converter
@@ -317,10 +332,12 @@ def test_4_readers_and_encoder_do_not_depend_on_the_machine(dtype: str) -> None:
     residuals = rng.standard_normal((2, 24)).astype(np.float32)
     bias = np.zeros(64, np.float32)
     encodings = [
-        encode(Matrix(lambda w=w: iter([w]), True), b, b, r, k=5, tolerance=1e-4).encodings
+        encode(Encoder(Matrix(lambda w=w: iter([w]), True), b.astype(np.float64), Threshold(b)), r, k=5, tolerance=1e-4, with_active=True).encodings
         for w, b, r in ((right, bias, residuals), *[tuple(a.astype(a.dtype.newbyteorder("S")) for a in (right, bias, residuals))])
     ]
-    assert encodings[0] == encodings[1]
+    for encoding, swapped in zip(*encodings):
+        assert replace(encoding, active=None) == replace(swapped, active=None) and encoding.active and swapped.active
+        assert all(np.array_equal(values, vars(swapped.active)[name]) for name, values in vars(encoding.active).items())
 
 
 def test_4_no_native_views() -> None:

@@ -72,6 +72,13 @@ class Numbers:
         bound[settled.features] = 2 * UNIT_ROUNDOFF * np.abs(near[settled.features])
         return Numbers(near, bound, self.settled.with_more(settled))
 
+    def with_exact(self, features: np.ndarray) -> Numbers:
+        """The same numbers, of which these, whose bounds are 0, are settled as they are."""
+        from fractions import Fraction
+
+        first, of = classes([self.near[features]])
+        return self.with_settled(Settled(features, of, [Fraction(value) for value in self.near[features[first]].tolist()]))
+
     @cached_property
     def is_vague(self) -> np.ndarray:
         """bool [n]: whether the number is known by its bound alone."""
@@ -210,7 +217,7 @@ def classes(keys: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     if m < 2:
         return np.arange(m), np.arange(m)
     # -0.0 and 0.0 are one number.
-    columns = [key if key.dtype.kind == "i" else (key + 0.0).view(np.int64) for key in keys]
+    columns = [key if key.dtype.kind == "i" else (key + 0.0).astype("<f8", copy=False).view("<i8") for key in keys]
     order = np.lexsort(columns)
     differs = np.zeros(m, bool)
     for column in columns:

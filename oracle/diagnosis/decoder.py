@@ -134,12 +134,12 @@ class DecoderTrial:
         for number, place, expected, answer in self._printed:
             if 0 <= place + port.target < n_targets:
                 output = by_target[number, place + port.target] * weights.row_factor
-                if place == self._own:
-                    output = output + skip @ self._skip_outputs[number, :, :n]
                 has_own = len(self._b_dec) > 1 or place == self._own
                 output = output + port.b_dec[0 if has_own else 1] * self._b_dec[place if len(self._b_dec) > 1 else 0, :n]
                 if self._back and port.restores:
                     output = output * self._back[0][number] + self._back[1][number]
+                if place == self._own:
+                    output = output + skip @ self._skip_outputs[number, :, :n]
                 yield number, expected, answer, output
 
 

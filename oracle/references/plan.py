@@ -143,9 +143,9 @@ def plan(job: Job, source: Source) -> Plan:
             with source.open(config_file) as file:
                 text = file.open.reader.read(curation.SIZE_LIMIT + 1)
             break
-        except vendored_hf.EntryNotFoundError as error:
-            if isinstance(error, vendored_hf.LocalEntryNotFoundError) and not source.is_local:
-                raise  # the server is out of reach: nobody knows whether there is one
+        except (vendored_hf.EntryNotFoundError, vendored_hf.HfHubHTTPError) as error:
+            if not source.says_that_it_is_missing(error):
+                raise
             missing = error
     else:
         paths = _files_in(folders, repo, source, origin)
@@ -170,6 +170,11 @@ def _named_rows(paths: tuple[str, ...], repo: str) -> list[Format]:
     most = max((row.how_specific(paths[0]) for row in rows), default=0)
     rows = [row for row in rows if row.how_specific(paths[0]) == most]
     return [row for row in rows if row.owner == repo.split("/")[0]] or rows
+
+
+def _is_known_by_name(row: Format, path: str) -> bool:
+    """Whether a file of a format with a side file is called so, and by more than its suffix."""
+    return row.side_file is not None and row.how_specific(path) > len(".pth")
 
 
 def _has_side_file(row: Format, layer: int, encoder: HubFile, source: Source) -> bool:
@@ -245,8 +250,10 @@ def _of_paths(job: Job, repo: str, source: Source) -> Plan:
     files = dict(sorted(files.items()))
     rows = _named_rows(job.origin.path, repo)
     rows = [row for row in rows if row.folder] or rows  # a folder's files are of its format alone
-    if rows and rows[0].folder and job.origin.schema not in (None, rows[0].name):
-        raise CurationError(f"{job.origin.path[0]} is of the schema {rows[0].name}, not {job.origin.schema}: leave --schema out")
+    # What a side file says would be passed over if its files were read by another schema.
+    if any(row.folder or _is_known_by_name(row, job.origin.path[0]) for row in rows) and job.origin.schema not in (None, *(row.name for row in rows)):
+        named = " or ".join(row.name for row in rows)
+        raise CurationError(f"{job.origin.path[0]} is of the schema {named}, not {job.origin.schema}: leave --schema out")
     if not rows and job.origin.schema is None:
         _refuse_foreign(files.values())
         names = ", ".join(f"{row.name} has {row.encoder_file}" for row in FORMATS if PATH in row.found_by)
@@ -269,7 +276,7 @@ def _of_names(
     side: Config = Config(),
     config: HubFile | None = None,
     commit: str | None = None,
-    missing: vendored_hf.EntryNotFoundError | None = None,
+    missing: Exception | None = None,
 ) -> Plan:
     """The files of a repo that has them itself, by their names. `missing` is why there is no config.yaml."""
     origin = job.origin

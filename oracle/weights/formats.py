@@ -146,7 +146,7 @@ _BY_INPUT, _BY_FEATURE = ("d_model", "n_features"), ("n_features", "d_model")
 _TO_OUTPUT, _FROM_OUTPUT = ("n_features", "d_model_out"), ("d_model_out", "n_features")
 _SKIP_BY_OUTPUT, _SKIP_BY_INPUT = ("d_model_out", "d_model"), ("d_model", "d_model_out")
 _TO_TARGETS = ("n_features", "n_targets", "d_model")
-_BLOCK_PATTERN = r"(?:blocks[._]|layer_)(\d{1,6})(?=\D|$)"
+_BLOCK_PATTERN = r"(?:blocks[._]|layer_|(?:^|/)(?=\d+-(?:res|att|mlp)))(\d{1,6})(?=\D|$)"  # 6-res-jb, as Neuronpedia calls them
 
 _GEMMA_SCOPE = Format(
     name="GemmaScopeNpz",

@@ -10,7 +10,9 @@ import pytest
 from oracle.arithmetic.settling import ActiveFeatures
 
 from oracle.arithmetic import decoder, encoder
+from oracle.arithmetic.chain import Threshold
 from oracle.arithmetic.decoder import Sums
+from oracle.arithmetic.encoder import ActiveFeatures, Encoder
 from oracle.arithmetic.products import Matrix
 
 
@@ -53,12 +55,20 @@ def test_parts_add_up() -> None:
     for features_first in (False, True):
         w_skip = np.array([[1.0, 2.0], [10.0, 20.0]], np.float32)
         lies = w_skip.T.copy() if features_first else w_skip
-        skip, = decoder.skip_connection(Matrix(lambda lies=lies: iter([lies[:1], lies[1:]]), features_first), residuals)  # type: ignore[misc]
+        skip, = decoder.skip_connection(Matrix(lambda lies=lies: iter([lies[:1], lies[1:]]), features_first), residuals, 2)  # type: ignore[misc]
         assert (skip.values.tolist(), skip.squares.tolist(), skip.count) == ([53.0, 106.0], [9.0 + 2500.0, 36.0 + 10000.0], 2)
         outputs.append(decoder.output([decoded([[1.0, -1.0]], case), skip], np.array([0.25, 0.5], np.float32)))
     assert outputs[0] == outputs[1] and outputs[0].first_10 == (57.25, 102.5)
     # 3 * 0.5 by chance; rounding of 1 + 1 + 2 terms, whose squares are 16 and those of W_skip.
     assert outputs[0].tolerance == float(f"{1.5 + 4 * 2.0**-24 * 2 * (102.5 + math.sqrt(16 + 10036)):.3g}") == 1.5
+
+
+@pytest.mark.parametrize("features_first", [False, True])
+def test_a_skip_connection_to_another_length(features_first: bool) -> None:
+    w_skip = np.array([[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]], np.float32)  # [d_model, d_out]
+    lies = w_skip.T.copy() if features_first else w_skip
+    skip, = decoder.skip_connection(Matrix(lambda: iter([lies]), features_first), np.array([[3.0, 5.0]], np.float32), 3)
+    assert (skip.values.tolist(), skip.count) == ([53.0, 106.0, 159.0], 2)
 
 
 def test_groups_of_features_and_of_blocks_are_the_same_sums() -> None:
@@ -91,7 +101,7 @@ def test_a_target_of_several_is_that_one() -> None:
     first, second = decoder.output([sums], np.ones(2, np.float32), 0), decoder.output([sums], None, 1)
     assert first.first_10 == (8.0, 11.0) and second.first_10 == (13.0, 16.0)
     assert (first.tolerance, second.tolerance) == (3.0, 4.0)  # half of 6, and of 8
-    skip, = decoder.skip_connection(Matrix(lambda: iter([np.eye(2, dtype=np.float32)]), False), np.array([[3.0, 5.0]], np.float32))
+    skip, = decoder.skip_connection(Matrix(lambda: iter([np.eye(2, dtype=np.float32)]), False), np.array([[3.0, 5.0]], np.float32), 2)
     assert decoder.output([sums, skip], None, 0).first_10 == (10.0, 15.0)  # of a part without targets all
 
 
@@ -104,14 +114,13 @@ def test_the_slack_of_features_is_the_tolerance_and_at_their_gates_all_of_it() -
     """Five features: well above, just above its gate, at it, just below, well below."""
     tolerance, gate = 2.0**-6, np.full(5, 0.5, np.float32)
     pre = np.array([[0.75, 0.5 + 2.0**-7, 0.5, 0.5 - 2.0**-7, 0.25]], np.float32)
-    encoded = encoder.encode(
-        Matrix(lambda: iter([pre]), False), np.zeros(5, np.float32), gate, np.ones((1, 1), np.float32), k=5, tolerance=tolerance, with_active=True
-    )
+    chain = Encoder(Matrix(lambda: iter([pre]), False), np.zeros(5), Threshold(gate))
+    encoded = encoder.encode(chain, np.ones((1, 1), np.float32), k=5, tolerance=tolerance, with_active=True)
     features = encoded.encodings[0].active
     assert features is not None and features.features.tolist() == [0, 1, 2, 3]
     assert features.activations.tolist() == [0.75, 0.5 + 2.0**-7, 0.0, 0.0] and features.activations.dtype == np.float32
     assert features.at_gate.tolist() == [False, True, True, True]
-    assert features.slack.tolist() == [tolerance] + [0.5 + 2 * tolerance] * 3
+    assert features.slack.tolist() == [tolerance] + [pre + tolerance for pre in (0.5 + 2.0**-7, 0.5, 0.5 - 2.0**-7)]
 
 
 @pytest.mark.parametrize("features_first", [False, True])
@@ -119,7 +128,8 @@ def test_the_slack_of_features_is_the_tolerance_and_at_their_gates_all_of_it() -
 def test_activations_behind_the_list_are_rounded_as_exactly(features_first: bool, tail: float, expected: float) -> None:
     """1 + 2^-24 lies half-way between two float32; what decides is below float64's last bit."""
     w_enc = np.array([[8.0, 4.0, 2.0, 1.0], [0, 0, 0, 2.0**-24], [0, 0, 0, tail]], np.float32)
-    lies, nothing = w_enc.T.copy() if features_first else w_enc, np.zeros(4, np.float32)
-    encoded = encoder.encode(Matrix(lambda: iter([lies]), features_first), nothing, nothing, np.ones((1, 3), np.float32), k=1, tolerance=1e-4, with_active=True)
+    lies = w_enc.T.copy() if features_first else w_enc
+    chain = Encoder(Matrix(lambda: iter([lies]), features_first), np.zeros(4), Threshold())
+    encoded = encoder.encode(chain, np.ones((1, 3), np.float32), k=1, tolerance=1e-4, with_active=True)
     features = encoded.encodings[0].active
     assert features is not None and features.activations.tolist() == [8.0, 4.0, 2.0, expected] and encoded.n_settled == 1

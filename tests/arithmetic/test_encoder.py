@@ -14,8 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle.arithmetic.settling import Encoding
 
-from oracle.arithmetic import encoder, settling
-from oracle.arithmetic.encoder import LayerEncoding
+from oracle.arithmetic import encoder
+from oracle.arithmetic.chain import Threshold
+from oracle.arithmetic.encoder import Encoder, Encoding, LayerEncoding
+from oracle.arithmetic.numbers import round_to_float32
 from oracle.arithmetic.products import Matrix, NotFiniteError, multiply
 from tests.support.independent import exact_encode, float64_encode, nearest_float32
 from tests.support.small_scope import layer_arrays
@@ -32,12 +34,12 @@ def encode(
 ) -> LayerEncoding:
     """By both orientations of W_enc, which must agree."""
     f32 = [np.asarray(array, np.float32) for array in (w_enc, b_enc, gate, residuals)]
-    made, other = (
-        encoder.encode(matrix, f32[1], f32[2], f32[3], k=k, tolerance=TOLERANCE)
+    by_input, by_feature = (
+        encoder.encode(Encoder(matrix, f32[1].astype(np.float64), Threshold(f32[2])), f32[3], k=k, tolerance=TOLERANCE)
         for matrix in (Matrix(blocks(f32[0], rows), False), Matrix(blocks(np.ascontiguousarray(f32[0].T), rows), True))
     )
-    assert made.encodings == other.encodings
-    return made
+    assert by_input.encodings == by_feature.encodings
+    return by_input
 
 
 def summary(encoding: Encoding) -> dict[str, Any]:
@@ -144,23 +146,23 @@ def test_as_many_features_at_their_gates_as_there_are() -> None:
 
 
 @pytest.mark.parametrize("features_first", [False, True])
-@pytest.mark.parametrize("n_rows", [1, 50, 512])
+@pytest.mark.parametrize("n_rows", [1, 50, 510])
 def test_float64_is_not_trusted_beyond_its_error_bound(features_first: bool, n_rows: int) -> None:
     """A term may be rounded as often as there are additions: each may be off by half a last bit of the sum of all sizes."""
-    d_model, tolerance, unit = 512, 0.5, 2.0**-53
+    d_model, tolerance, unit = 510, 0.5, 2.0**-53
     residual = np.where(np.arange(d_model) % 2, -1, 1).astype(np.float32) / 1024
     residual[-1] = 1 / 1024  # the others add up to 1/1024, and with b_enc to 1, which is the gate
     b_enc, gate = np.full(1, 1 - 1 / 1024, np.float32), np.ones(1, np.float32)
     depth = d_model if features_first else -(-d_model // n_rows) + n_rows
-    bound = (depth + 4) * unit * (d_model / 1024 + (1 - 1 / 1024) + 1 + tolerance)
+    bound = (depth + 4) * unit * d_model / 1024 + 2 * unit * 1 + 2 * unit * (1 + 1)  # of the product, the value and its distance
     last = int(bound / (2 * unit)) * 2 * unit  # of what float64 has right behind 1
     for distance, n_settled in ((last, 1), (last + 2 * unit, 0), (-last, 1), (-last - 2 * unit, 0)):
         w_enc = np.ones((d_model, 1), np.float32)
         w_enc[-1] = distance * 1024
         matrix = Matrix(blocks(w_enc.T.copy() if features_first else w_enc, n_rows), features_first)
         products = multiply(matrix, residual[None])
-        assert (products.depth, products.largest_weight) == (depth, 1.0)
-        encoded = encoder.encode(matrix, b_enc, gate, residual[None], k=1, tolerance=tolerance)
+        assert (products.depth, products.largest_weights.tolist()) == (depth, [1.0])
+        encoded = encoder.encode(Encoder(matrix, b_enc.astype(np.float64), Threshold(gate)), residual[None], k=1, tolerance=tolerance)
         assert encoded.encodings[0].top == ([(0, 1.0)] if distance > 0 else []) and encoded.n_settled == n_settled
 
 
@@ -291,6 +293,6 @@ def test_pre_activations_that_overflow_are_refused() -> None:
 @given(st.floats(allow_nan=False, min_value=2**-20, max_value=2**40), st.integers(-3, 3))
 def test_rounding_to_float32_is_exact(value: float, nudge: int) -> None:
     exact = Fraction(value) + Fraction(nudge, 2**90)
-    assert settling.round_to_float32(exact) == nearest_float32(exact)
+    assert round_to_float32(exact) == nearest_float32(exact)
     half_way = (Fraction(float(np.float32(value))) + Fraction(float(np.nextafter(np.float32(value), np.float32(np.inf))))) / 2
-    assert settling.round_to_float32(half_way + Fraction(nudge, 2**90)) == nearest_float32(half_way + Fraction(nudge, 2**90))
+    assert round_to_float32(half_way + Fraction(nudge, 2**90)) == nearest_float32(half_way + Fraction(nudge, 2**90))

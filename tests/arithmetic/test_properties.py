@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from oracle.arithmetic.settling import Encoding
 
 from oracle.arithmetic import encoder
-from oracle.arithmetic.encoder import LayerEncoding
+from oracle.arithmetic.chain import Threshold
+from oracle.arithmetic.encoder import Encoder, Encoding, LayerEncoding
 from oracle.arithmetic.products import Matrix
 from oracle.job import Job, Origin
 from oracle.library import compare
@@ -40,14 +41,8 @@ def arrays(seed: int, d_model: int, n_features: int, n_seeds: int = 2) -> tuple[
 
 
 def encode(w_enc: np.ndarray, b_enc: np.ndarray, gate: np.ndarray, residuals: np.ndarray, k: int = 10) -> LayerEncoding:
-    return encoder.encode(
-        Matrix(lambda: (w_enc[row : row + 7].copy() for row in range(0, len(w_enc), 7)), features_first=False),
-        b_enc,
-        gate,
-        residuals,
-        k=k,
-        tolerance=TOLERANCE,
-    )
+    matrix = Matrix(lambda: (w_enc[row : row + 7].copy() for row in range(0, len(w_enc), 7)), features_first=False)
+    return encoder.encode(Encoder(matrix, b_enc.astype(np.float64), Threshold(gate)), residuals, k=k, tolerance=TOLERANCE)
 
 
 def apart_from_the_list(encoding: Encoding) -> tuple[Any, ...]:

@@ -176,18 +176,21 @@ def test_demos(schema: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert run("verify", str(output), "--offline", "--cache-dir", "made/hub").returncode == 0
 
 
-SIXTH = """
+ONE_MORE = """
 import sys
 from oracle.weights import formats
 from oracle.weights.formats import DECODER, NAMES, Format, TensorSpec
+from oracle.weights.sidefiles import B_DEC, B_ENC, THRESHOLD, W_DEC, W_ENC
 
 formats.FORMATS += (
     Format(
-        name="Stacked", encoder_file="block-{layer}.enc.safetensors", decoder_file="block-{layer}.dec.safetensors", found_by=(NAMES,),
+        name="Stacked", encoder_files=("block-{layer}.enc.safetensors",), decoder_file="block-{layer}.dec.safetensors", found_by=(NAMES,),
         model_kind="stacked", repo_key="stack_repo", output="stack",
-        w_enc=TensorSpec("enc.weight.{layer}", ("d_model", "n_features")), b_enc=TensorSpec("enc.bias", ("n_features",)),
-        w_dec=TensorSpec("dec.weight", ("n_features", "d_model"), role=DECODER), b_dec=TensorSpec("dec.bias", ("d_model",)),
-        threshold=TensorSpec("gate", ("n_features",)),
+        tensors=(
+            TensorSpec("enc.weight.{layer}", ("d_model", "n_features"), W_ENC), TensorSpec("enc.bias", ("n_features",), B_ENC),
+            TensorSpec("dec.weight", ("n_features", "d_model"), W_DEC, role=DECODER), TensorSpec("dec.bias", ("d_model",), B_DEC),
+            TensorSpec("gate", ("n_features",), THRESHOLD),
+        ),
     ),
 )
 formats.REPO_KEYS += ("stack_repo",)
@@ -196,7 +199,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_a_sixth_schema_is_one_row(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_more_schema_is_one_row(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     base = worlds.make("CltSplit", n_layers=3)
     for layer, weights in base.weights.items():
@@ -209,18 +212,18 @@ def test_a_sixth_schema_is_one_row(hub: Hub, tmp_path: Path, monkeypatch: pytest
         hub.add("org/stack-of-some", f"deep/block-{layer}.dec.safetensors", worlds.to_safetensors(decoder))
     hub.add("org/stack-of-some", "config.yaml", b"model_kind: stacked\n")
 
-    def sixth(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return python("-c", SIXTH, *arguments)
+    def with_one_more(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return python("-c", ONE_MORE, *arguments)
 
     assert run("--mirror", hub.url, "--repo", "org/stack-of-some").returncode == 4
-    ran = sixth("--mirror", hub.url, "--repo", "org/stack-of-some", "--decode")
+    ran = with_one_more("--mirror", hub.url, "--repo", "org/stack-of-some", "--decode")
     assert ran.returncode == 0, ran.stderr
     made = json.loads(Path("stack_stack_reference.json").read_text())
     assert made["schema"] == "Stacked" and made["stack_repo"] == "org/stack-of-some"
     check(made, base, [0, 1, 2])
-    assert sixth("verify", "stack_stack_reference.json", "--mirror", hub.url).returncode == 0
-    assert sixth("mirror", "tree", "--mirror", hub.url, "--repo", "org/stack-of-some", "--decode").returncode == 0
-    assert sixth("demo", "--schema", "Stacked", "--folder", "demo", "--decode").returncode == 0
+    assert with_one_more("verify", "stack_stack_reference.json", "--mirror", hub.url).returncode == 0
+    assert with_one_more("mirror", "tree", "--mirror", hub.url, "--repo", "org/stack-of-some", "--decode").returncode == 0
+    assert with_one_more("demo", "--schema", "Stacked", "--folder", "demo", "--decode").returncode == 0
     assert json.loads(Path("demo/stack_gemma_reference.json").read_text())["schema"] == "Stacked"
-    again = sixth("--mirror", "tree", "--repo", "org/stack-of-some", "--decode", "-o", "-", "--workers", "2")
+    again = with_one_more("--mirror", "tree", "--repo", "org/stack-of-some", "--decode", "-o", "-", "--workers", "2")
     assert comparable(parsed(again)) == comparable(made)

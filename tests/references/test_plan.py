@@ -13,6 +13,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 
+from oracle.weights import formats
 from tests.support import real_client, worlds
 from tests.support.encodings import check, comparable, error, parsed
 from tests.support.files import file_server
@@ -78,7 +79,7 @@ def test_kinds_and_files_that_are_unknown(hub: Hub) -> None:
     said = error(generate(hub, {"model.safetensors": b"x", "README.md": b"x"}, repo="org/something-else"))
     assert "no config.yaml" in said and "layer_{layer}.safetensors or W_enc_{layer}.safetensors" in said and "it has README.md, model.safetensors" in said
     said = error(generate(hub, {}, "--schema", "Transcoder"))
-    assert "there is no schema 'Transcoder'; there are GemmaScopeNpz, PltBundle, CltSplit, CltSplitJumpReLU, GemmaScope2, Sae" in said
+    assert f"there is no schema 'Transcoder'; there are {', '.join(formats.schemas())}" in said
     assert "layer 9" in error(generate(hub, {"config.yaml": b"model_kind: transcoder_set\n"}, "--layers", "0,9"), 2)
 
 

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from tests.support.places import ROOT
 
-ENCODER = ["tests/arithmetic/test_encoder.py", "tests/arithmetic/test_decoder.py", "tests/arithmetic/test_properties.py"]
+ENCODER = [f"tests/arithmetic/test_{name}.py" for name in ("encoder", "decoder", "properties", "gates", "inputs")]
 RULES = ["tests/checking/test_rules.py", "tests/checking/test_compare.py", "-k", "not rust and not mistakes and not cannot and not explain"]
 DECODER = ["tests/arithmetic/test_decoder.py", "tests/references/test_decode.py", "-k", "not same_bytes"]
 VERIFY = ["tests/checking/test_verify.py", "tests/references/test_robust.py", "tests/test_trust.py", "-k", "checking or robust or test_8_what or test_8_with"]
@@ -46,7 +46,8 @@ HUB = [
 NEAREST = {
     "oracle/arithmetic/encoder.py": ENCODER,
     "oracle/arithmetic/products.py": ENCODER,
-    "oracle/arithmetic/settling.py": ENCODER,
+    "oracle/arithmetic/chain.py": ENCODER,
+    "oracle/arithmetic/numbers.py": ENCODER,
     "oracle/arithmetic/decoder.py": DECODER,
     "oracle/arithmetic/residual.py": RESIDUAL,
     "oracle/arithmetic/inputs.py": INPUTS,
@@ -61,6 +62,7 @@ NEAREST = {
     "oracle/weights/npz.py": READERS,
     "oracle/weights/pickled.py": READERS,
     "oracle/weights/safetensors.py": READERS,
+    "oracle/weights/sidefiles.py": FORMATS,
     "oracle/weights/tensors.py": READERS,
     "oracle/weights/torchzip.py": READERS,
     "vendored_hf.py": HUB,

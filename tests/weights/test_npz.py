@@ -42,7 +42,7 @@ def encoder_of(content: bytes) -> np.ndarray:
     """Everything that a run reads of a file, in the order of a run."""
     layer = layer_of(content)
     w_enc = [block.flatten() for block in layer.w_enc.blocks()]
-    return np.concatenate([layer.b_enc, layer.gate, *w_enc])
+    return np.concatenate([layer.b_enc, np.maximum(layer.threshold, 0), *w_enc])
 
 
 def member(header: str, data: bytes = b"", version: int = 1) -> bytes:
@@ -111,7 +111,7 @@ def test_negative_thresholds_gate_at_zero() -> None:
     arrays = layer_arrays(0)
     arrays["threshold"][:5] = [-1, -0.5, -0.0, 0.0, 2]
     layer = layer_of(npz(arrays))
-    assert layer.gate[:5].tolist() == [0, 0, 0, 0, 2]
+    assert layer.encoder.gate.level[:5].tolist() == [0, 0, 0, 0, 2]
 
 
 def test_the_decoder_s_data_is_not_read() -> None:
