@@ -126,6 +126,18 @@ def integer(low: int = 0, high: int = MAX_U64) -> Check:
     return check
 
 
+def whole(low: int = 0, high: int = MAX_U64) -> Check:
+    """An integer that may be written as 42.0, as languages do that have no other numbers."""
+
+    def check(fields: Fields, key: str) -> int:
+        value = fields.get(key)
+        if type(value) is float and value.is_integer() and low <= value <= high:
+            return int(value)
+        return int(integer(low, high)(fields, key))
+
+    return check
+
+
 def number(low: float = -math.inf, high: float = math.inf) -> Check:
     def check(fields: Fields, key: str) -> float:
         value = fields.get(key)
