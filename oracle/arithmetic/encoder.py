@@ -8,6 +8,7 @@ one of these open, exact arithmetic does. So the answer depends on no BLAS, no t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import reduce
 from typing import TYPE_CHECKING, Any
@@ -15,13 +16,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from oracle.arithmetic.chain import Condition, Gate
-from oracle.arithmetic.numbers import UNIT_ROUNDOFF, Numbers, Settled, classes, round_to_float32, settle
+from oracle.arithmetic.numbers import UNIT_ROUNDOFF, UNIT_ROUNDOFF_32, Numbers, Settled, classes, round_to_float32, settle
 from oracle.arithmetic.products import Matrix, NotFiniteError, multiply
+from oracle.job import MIN_TOLERANCE
 
 if TYPE_CHECKING:
     from fractions import Fraction
 
 MARGIN_DECIMALS = 6
+_SIGNIFICANT_DIGITS = 3  # of a tolerance
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +56,20 @@ class ActiveFeatures:
 
 
 @dataclass(frozen=True)
+class ActivationSums:
+    """The sum of all activations, and of their squares, each with what a correct port's may be off by.
+
+    Both are exact, of activations that are rounded to a multiple of `sum_unit`: so the same on every machine, and seldom
+    is a feature among thousands so near to the middle between two that it has to be settled.
+    """
+
+    activation_sum: float
+    activation_sum_tolerance: float
+    activation_sum_of_squares: float
+    activation_sum_of_squares_tolerance: float
+
+
+@dataclass(frozen=True)
 class Encoding:
     """What one residual gives.
 
@@ -70,6 +87,7 @@ class Encoding:
     gate_margin: float
     gate_ties: list[int]
     flags: list[str]
+    sums: ActivationSums
     active: ActiveFeatures | None = None
 
 
@@ -192,12 +210,14 @@ class _Draft:
         is_open = np.zeros(len(value), bool)
         counts = self._possible()
         possible = np.flatnonzero(counts)
+        for condition in self._decision.conditions:
+            counts = counts | (np.abs(condition.distance.near) <= condition.reach * self._tolerance + condition.distance.bound)
+        counted = np.flatnonzero(counts)
+        is_open[counted] = self._value.rounds_apart(counted, sum_unit(self._tolerance))
         if self._with_active:
             with np.errstate(over="ignore"):
-                ends = [(value + off).astype(np.float32) for off in (-bound, bound)]
-            for condition in self._decision.conditions:
-                counts = counts | (np.abs(condition.distance.near) <= condition.reach * self._tolerance + condition.distance.bound)
-            is_open |= counts & (ends[0] != ends[1])
+                ends = [end[counted].astype(np.float32) for end in (self._value.low, self._value.high)]
+            is_open[counted] |= ends[0] != ends[1]
         # The k + 1 first of the active features are among the k + 1 + n_open first of those that may be active, and
         # a feature that float32 puts more than twice its error below the last of these is not.
         count = k + 1 + int(np.count_nonzero(at_gate[possible]))
@@ -268,6 +288,7 @@ class _Draft:
             gate_margin=_round_margin(self._gate_margin()),
             gate_ties=np.flatnonzero(at_gate).tolist(),
             flags=flags,
+            sums=self._sums(np.flatnonzero(active | at_gate), active, at_gate),
             active=self._active_features(active, at_gate) if self._with_active else None,
         )
 
@@ -284,6 +305,26 @@ class _Draft:
             margins.append(abs(min(values)))
         return min(margins)
 
+    def _sums(self, features: np.ndarray, active: np.ndarray, at_gate: np.ndarray) -> ActivationSums:
+        """The sums over the features that may fire, int [n]. Their tolerances follow from these: of the features a_j that surely
+        fire each is off by e at most, the tolerance and half a unit, so that its square is off by 2 e |a_j| + e^2; one at its
+        gate comes or goes whole, as |a_j| + e; and a port may have stored each as float32.
+        """
+        unit = sum_unit(self._tolerance)
+        off = self._tolerance + unit / 2
+        counts = self._value.multiples(features, unit)
+        fires, ties = active[features].tolist(), at_gate[features].tolist()
+        fired = [count for count, fire in zip(counts, fires) if fire]
+        sizes = [abs(float(count)) * unit for count in counts]
+        # sum (2 e a + e^2) over all, and where a feature is at its gate (a + e)^2 in its place.
+        tied = [size for size, tie in zip(sizes, ties) if tie]
+        total, squares = math.fsum(sizes), math.fsum(size * size for size in sizes)
+        tolerance = len(sizes) * off + math.fsum(tied) + UNIT_ROUNDOFF_32 * total
+        tolerance_of_squares = 2 * off * total + len(sizes) * off**2 + math.fsum(size * size for size in tied) + 2 * UNIT_ROUNDOFF_32 * squares
+        return ActivationSums(
+            float(sum(fired)) * unit, _rounded_up(tolerance), float(sum(count * count for count in fired)) * unit**2, _rounded_up(tolerance_of_squares)
+        )
+
     def _active_features(self, active: np.ndarray, at_gate: np.ndarray) -> ActiveFeatures:
         with np.errstate(over="ignore"):
             values = self._value.near.astype(np.float32)
@@ -293,6 +334,16 @@ class _Draft:
         features = np.flatnonzero(active | at_gate)
         slack = np.where(at_gate, np.abs(values.astype(np.float64)), 0.0) + self._tolerance
         return ActiveFeatures(features, np.where(active, values, 0)[features], slack[features], at_gate[features])
+
+
+def sum_unit(tolerance: float) -> float:
+    """What activations are rounded to before they are added up: the largest power of two that is at most a quarter of the tolerance."""
+    return 2.0 ** (math.frexp(max(tolerance, MIN_TOLERANCE))[1] - 3)
+
+
+def _rounded_up(tolerance: float) -> float:
+    """A tolerance in a few digits, and never less than it is."""
+    return float(f"{tolerance * (1 + 6 * 10.0**-_SIGNIFICANT_DIGITS):.{_SIGNIFICANT_DIGITS}g}")
 
 
 def _round_margin(value: float | Fraction) -> float:

@@ -19,7 +19,7 @@ from oracle.arithmetic.products import Matrix
 if TYPE_CHECKING:
     from fractions import Fraction
 
-UNIT_ROUNDOFF = 2.0**-53
+UNIT_ROUNDOFF, UNIT_ROUNDOFF_32 = 2.0**-53, 2.0**-24
 _COLUMN_BYTES = 16 * 1024 * 1024  # of columns of W_enc that are held at once
 _FEW = 256  # so many columns are not looked through for equal ones
 
@@ -94,6 +94,20 @@ class Numbers:
         near: np.ndarray = np.abs(self.near - limit) <= self.bound + 2 * UNIT_ROUNDOFF * abs(limit)
         is_open: np.ndarray = near & self.is_vague
         return is_open
+
+    def rounds_apart(self, features: np.ndarray, unit: float) -> np.ndarray:
+        """bool [m]: whether it is unknown which multiple of `unit`, a power of two, is nearest to these features' numbers."""
+        apart: np.ndarray = np.rint(self.low[features] / unit) != np.rint(self.high[features] / unit)
+        return apart
+
+    def multiples(self, features: np.ndarray, unit: float) -> list[int]:
+        """Which multiples of `unit` are nearest to these features' numbers, ties to even: exact where that is not open."""
+        counts: list[int] = np.rint(self.near[features] / unit).tolist()
+        settled = self.identities(features)
+        for place in np.flatnonzero(settled >= 0).tolist():
+            value = self.settled.values[settled[place]]
+            counts[place] = round(value / value.from_float(unit))
+        return list(map(int, counts))
 
     def signs(self, limit: float) -> np.ndarray:
         """int [n]: the sign of number - limit, exact where it is not open."""

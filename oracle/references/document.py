@@ -105,6 +105,12 @@ def _gate_ties(fields: Fields, key: str) -> tuple[int, ...]:
     return tuple(ties)
 
 
+def _sum(fields: Fields, key: str) -> float:
+    if fields.kind == OURS and f"{key}_tolerance" not in fields:
+        raise fields.error("missing", f"{key}_tolerance")
+    return number()(fields, key)  # type: ignore[no-any-return]
+
+
 def _residual(fields: Fields, key: str) -> tuple[float, ...]:
     values, d_model, n_layers = numbers(fields, key), fields.above("d_model"), fields.above("n_input_layers")
     if len(values) != d_model * (n_layers or 1):
@@ -126,7 +132,7 @@ class Reconstruction:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A case of a candidate: `id`, `n_active`, `top` and perhaps `reconstructions`; or of a reference, which says more.
+    """A case of a candidate: `id`, `n_active`, `top` and perhaps a fingerprint, sums, `reconstructions`; or of a reference, which says more.
 
     `residual` is float32 [d_model] where oracle made it. What a reference does not say is None: those that torch wrote
     have neither margins nor flags.
@@ -134,7 +140,7 @@ class Case:
 
     id: CaseId = _id_row()
     stream: int | None = row(integer(), since=OURS)
-    residual_fingerprint: str | None = row(text, since=OURS)
+    residual_fingerprint: str | None = row(text, required=OURS)
     encoder_input_fingerprint: str | None = row(text, since=OURS, required=NOBODY)
     n_active: int = row(integer())
     n_active_bounds: tuple[int, int] | None = row(_bounds, since=OURS)
@@ -146,6 +152,10 @@ class Case:
         _top, "top_{top_k}",
         write=lambda case, known: {f"top_{known['top_k']}": [{"index": top.feature, "activation": top.activation} for top in case.top]},
     )  # fmt: skip
+    activation_sum: float | None = row(_sum, required=NOBODY)
+    activation_sum_tolerance: float | None = row(number(0), since=OURS, required=NOBODY)
+    activation_sum_of_squares: float | None = row(_sum, required=NOBODY)
+    activation_sum_of_squares_tolerance: float | None = row(number(0), since=OURS, required=NOBODY)
     reconstructions: tuple[Reconstruction, ...] | None = row(objects(Reconstruction, "target_layer"), required=NOBODY)
     residual: Any = row(_residual, since=REFERENCE, required=NOBODY, compare=False, repr=False)
 

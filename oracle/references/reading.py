@@ -59,8 +59,13 @@ def parse_candidate(document: Any, top_k: int, name: str = "the candidate") -> C
 
 
 def _keys(kind: type) -> set[str]:
-    """The keys that references of ours alone have."""
-    return {rule.metadata["key"] or rule.name for rule in fields(kind) if rule.metadata.get("since") == OURS}
+    """The keys that references of ours have, and torch's have not."""
+    rows = [rule for rule in fields(kind) if rule.metadata]
+    return {
+        rule.metadata["key"] or rule.name
+        for rule in rows
+        if rule.metadata["since"] == OURS or (rule.metadata["since"], rule.metadata["required"]) == (CANDIDATE, OURS)
+    }
 
 
 def _refuse_empty(item: Fields, cases: tuple[Case, ...]) -> None:

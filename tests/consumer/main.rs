@@ -138,6 +138,9 @@ fn run_case(case: &Json, transcoder: &Transcoder, top_k: usize, mistake: Mistake
         residual.iter_mut().zip(&transcoder.b_dec).for_each(|(r, b)| *r -= b);
     }
     let active = transcoder.encode(&residual);
+    // In f64: in f32 thousands of features would add up to rounding of their own.
+    let values = || active.iter().map(|feature| f64::from(feature.activation));
+    let (sum, squares): (f64, f64) = (values().sum(), values().map(|value| value * value).sum());
     let first_index = if mistake == Mistake::IndexFromOne { 1 } else { 0 };
     let mut top = Vec::new();
     for feature in active.iter().take(top_k) {
@@ -149,7 +152,10 @@ fn run_case(case: &Json, transcoder: &Transcoder, top_k: usize, mistake: Mistake
         top.push(format!(r#"{{"index": {index}, "activation": {activation:?}}}"#));
     }
     let (n_active, top) = (active.len(), top.join(", "));
-    Ok(format!(r#"{{"layer": {layer}, "seed": {seed}, "n_active": {n_active}, "top_{top_k}": [{top}]}}"#))
+    Ok(format!(
+        r#"{{"layer": {layer}, "seed": {seed}, "residual_fingerprint": "{found}", "n_active": {n_active},
+    "activation_sum": {sum:?}, "activation_sum_of_squares": {squares:?}, "top_{top_k}": [{top}]}}"#
+    ))
 }
 
 /// The whole candidate.
