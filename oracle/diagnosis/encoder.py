@@ -200,9 +200,10 @@ def firing(port: Port, product: np.ndarray, weights: LayerWeights) -> Firing:
     if not isinstance(right, Largest) or not gate.selects:
         return Firing(pre, value, pre - level.least)
     relu = right.relu if gate.relu is None else gate.relu
-    measure = np.abs(pre) if right.magnitude else pre
+    by_magnitude = right.magnitude and gate.by_magnitude
+    measure = np.abs(pre) if by_magnitude else pre
     distance = _above_boundary(measure, gate.k or right.k, right.grouped)
-    return Firing(pre, value, np.minimum(distance, measure) if relu or right.magnitude else distance, 2)
+    return Firing(pre, value, np.minimum(distance, measure) if relu or by_magnitude else distance, 2)
 
 
 def _above_boundary(measure: np.ndarray, k: int, grouped: bool) -> np.ndarray:

@@ -38,6 +38,7 @@ from oracle.weights.sidefiles import LOG_THRESHOLD
 # What there must be for a port to make a mistake. Without a threshold a mistake about it gives the right numbers.
 GENERATOR, THRESHOLD, NEGATIVE, W_SKIP = "a residual generator", "a threshold", "a negative threshold", "W_skip"
 LOG, LARGEST, RAW, POSITIVE = "a threshold's logarithm", "a gate of the largest", "a top k of pre-activations", "a top k of ReLU"
+MAGNITUDE = "a top k of magnitudes"
 GATED_GATE, UNGATED, NORMS = "a gated gate", "no gated gate", "a gate by the decoder's norms"
 B_DEC_GOES, B_DEC_STAYS, NORMALISED, SCALED_INPUT = "b_dec subtracted", "no b_dec subtracted", "a normalised input", "a scaled input"
 ONE_TARGET, SEVERAL_TARGETS = "a W_dec of one target layer", "a W_dec of several target layers"
@@ -51,6 +52,7 @@ def possible(weights: LayerWeights, is_ours: bool) -> set[str]:
         SEVERAL_TARGETS: weights.format.has_targets, ONE_TARGET: not weights.format.has_targets,
         LOG: weights.has_threshold and bool(weights.format.of_part(LOG_THRESHOLD)), LARGEST: isinstance(gate, Largest),
         RAW: isinstance(gate, Largest) and not gate.has_floor, POSITIVE: isinstance(gate, Largest) and gate.relu,
+        MAGNITUDE: isinstance(gate, Largest) and gate.magnitude,
         GATED_GATE: settings.gate == GATED, UNGATED: settings.gate != GATED, NORMS: settings.by_decoder_norm,
         B_DEC_GOES: settings.minus_b_dec, B_DEC_STAYS: not settings.minus_b_dec and weights.d_out == weights.input_length,
         NORMALISED: settings.normalised != IDENTITY, SCALED_INPUT: settings.normalised == SCALED,
@@ -184,7 +186,7 @@ _SWAPPED = "buffer is read with its axes swapped: reshaped instead of transposed
 _LOG = "the gate is the threshold's logarithm, as it stands in the file"
 _NO_GATE = Gate(lambda t: Level(np.full_like(t, -np.inf), np.zeros_like(t)), selects=False)
 _TF32 = "products are TF32: weights and residual"
-_MAGNITUDE = "the top k are chosen by absolute value"
+_BY_MAGNITUDE = "the top k are chosen by absolute value"
 
 MISTAKES: tuple[Mistake, ...] = (
     Mistake("relu", "gate", "plain ReLU instead of JumpReLU: the threshold is ignored", _gate(np.zeros_like), _JUMP),
@@ -198,6 +200,7 @@ MISTAKES: tuple[Mistake, ...] = (
     Mistake("top k left out", "gate", "all positive features fire: the gate's top k is left out", Gate(selects=False), (LARGEST,)),
     Mistake("ReLU before the top k", "gate", "the top k is one of ReLU: negative values are dropped", Gate(relu=True), (LARGEST, RAW)),
     Mistake("no ReLU before the top k", "gate", "the top k is one of pre-activations: negative values fire too", Gate(relu=False), (LARGEST, POSITIVE)),
+    Mistake("top k by value", "gate", "the top k is one of values, not of magnitudes", Gate(by_magnitude=False), (MAGNITUDE,)),
     Mistake("gate left out", "gate", "the gated encoder's gate is left out: all positive magnitudes fire", Gate(is_gated=False), (GATED_GATE,)),
     Mistake("decoder norms left out", "gate", "pre-activations are not multiplied by the norms of W_dec's rows", Gate(by_decoder_norm=False), (NORMS,)),
     Mistake("b_enc left out", "b_enc", "b_enc is not added", 0),
@@ -225,8 +228,8 @@ MISTAKES: tuple[Mistake, ...] = (
     Mistake("residual RMS-normalised", "norm", "the residual is divided by its root mean square", _rms_norm),
     Mistake("residual layer-normalised", "norm", "the residual is centred and divided by its deviation", _layer_norm),
     *_SOURCES,
-    Mistake("top k by |pre|", "selection", _MAGNITUDE, Selection("|pre|", True, "pre")),
-    Mistake("top k by |pre|, printed", "selection", f"{_MAGNITUDE}, which is what is printed", Selection("|pre|", True, "|pre|")),
+    Mistake("top k by |pre|", "selection", _BY_MAGNITUDE, Selection("|pre|", True, "pre")),
+    Mistake("top k by |pre|, printed", "selection", f"{_BY_MAGNITUDE}, which is what is printed", Selection("|pre|", True, "|pre|")),
     Mistake("top k ascending", "selection", "the top k stand in ascending order", Selection(order="ascending")),
     Mistake("smallest k", "selection", "the k smallest activations are taken: sorted in ascending order", Selection("-activation")),
     Mistake("top k by index", "selection", "the top k are sorted by index", Selection(order="by index")),

@@ -51,7 +51,7 @@ def right_level(threshold: np.ndarray) -> Level:
 @dataclass(frozen=True)
 class Gate:
     """How a port decides what fires, where that is another way than the weights': `level`, of the threshold, float64 [n_features];
-    how many a gate of the largest keeps, None for as many as the weights say; whether it takes the largest at all, and of ReLU;
+    how many a gate of the largest keeps, None for as many as the weights say; whether it takes the largest at all, of ReLU, by magnitude;
     whether a gated gate has its gate; whether pre-activations are multiplied by the decoder's norms.
     """
 
@@ -59,6 +59,7 @@ class Gate:
     k: int | None = None
     selects: bool = True
     relu: bool | None = None
+    by_magnitude: bool = True
     is_gated: bool = True
     by_decoder_norm: bool = True
 

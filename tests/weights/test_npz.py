@@ -14,11 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oracle.weights.archive import DIRECTORY_LIMIT
 from oracle.weights.formats import ENCODER as ENCODER_FILE
 from oracle.weights.formats import by_name
 from oracle.weights.layer import LayerWeights, OpenFile
-from oracle.weights.npz import Npz
+from oracle.weights.npz import DIRECTORY_LIMIT, Npz
 from oracle.weights.tensors import WeightsError
 from tests.support.places import shared
 from tests.support.small_scope import layer_arrays, npz

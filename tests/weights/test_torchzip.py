@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from oracle.weights import archive, pickled, tensors
+from oracle.weights import npz, pickled, tensors
 from oracle.weights.tensors import WeightsError
 from oracle.weights.torchzip import TorchZip
 from tests.support.bad_torchfiles import BAD, BOMBS, DATA, GOOD
@@ -164,7 +164,7 @@ def test_tensors_that_share_a_storage() -> None:
 
 def test_small_blocks_and_a_large_storage(monkeypatch: pytest.MonkeyPatch) -> None:
     """What stands before and behind a tensor goes through the checksum in pieces."""
-    monkeypatch.setattr(archive, "BLOCK_BYTES", 100)
+    monkeypatch.setattr(npz, "BLOCK_BYTES", 100)
     monkeypatch.setattr(tensors, "BLOCK_BYTES", 40)
     monkeypatch.setattr(tensors, "MIN_BLOCK_ROWS", 3)
     values = np.random.default_rng(0).standard_normal((50, 4)).astype(np.float32)
