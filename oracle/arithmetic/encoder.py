@@ -8,23 +8,20 @@ one of these open, exact arithmetic does. So the answer depends on no BLAS, no t
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from oracle.arithmetic.chain import Condition, Gate
-from oracle.arithmetic.numbers import UNIT_ROUNDOFF, UNIT_ROUNDOFF_32, Numbers, Settled, classes, round_to_float32, settle
+from oracle.arithmetic.chain import Condition, FeatureSteps, Gate, GateStep
+from oracle.arithmetic.numbers import UNIT_ROUNDOFF, ActivationSums, Numbers, Settled, activation_sums, classes, exact_product, round_to_float32, settle, sum_unit
 from oracle.arithmetic.products import Matrix, NotFiniteError, multiply
-from oracle.job import MIN_TOLERANCE
 
 if TYPE_CHECKING:
     from fractions import Fraction
 
 MARGIN_DECIMALS = 6
-_SIGNIFICANT_DIGITS = 3  # of a tolerance
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,20 +53,6 @@ class ActiveFeatures:
 
 
 @dataclass(frozen=True)
-class ActivationSums:
-    """The sum of all activations, and of their squares, each with what a correct port's may be off by.
-
-    Both are exact, of activations that are rounded to a multiple of `sum_unit`: so the same on every machine, and seldom
-    is a feature among thousands so near to the middle between two that it has to be settled.
-    """
-
-    activation_sum: float
-    activation_sum_tolerance: float
-    activation_sum_of_squares: float
-    activation_sum_of_squares_tolerance: float
-
-
-@dataclass(frozen=True)
 class Encoding:
     """What one residual gives.
 
@@ -93,19 +76,28 @@ class Encoding:
 
 @dataclass(frozen=True)
 class LayerEncoding:
-    """The encodings of one layer, and of all pre-activations: float32's largest error, and how many were settled."""
+    """The encodings of one layer, and of all pre-activations: float32's largest error, and how many were settled.
+
+    `steps` are those of one feature in each case, where they were asked for, and `column` its encoder vector, float32 [d_model].
+    """
 
     encodings: list[Encoding]
     float32_max_abs_error: float
     n_settled: int
+    steps: list[FeatureSteps]
+    column: np.ndarray | None
 
 
-def encode(encoder: Encoder, inputs: np.ndarray, *, k: int, tolerance: float, with_active: bool = False) -> LayerEncoding:
-    """Encode float32 inputs [n_cases, d_model]. `with_active` asks for all features that are active, not for the top k alone.
+def encode(
+    encoder: Encoder, inputs: np.ndarray, *, k: int, tolerance: float, with_active: bool = False, feature: int | None = None
+) -> LayerEncoding:
+    """Encode float32 inputs [n_cases, d_model]. `with_active` asks for all features that are active, not for the top k alone;
+    `feature` for the steps of one.
 
     Raises NotFiniteError.
     """
-    products = multiply(encoder.w_enc, inputs)
+    kept: list[np.ndarray] = []
+    products = multiply(encoder.w_enc if feature is None else encoder.w_enc.keeping(feature, kept), inputs)
     scale = 1.0 if encoder.scale is None else encoder.scale
     with np.errstate(all="ignore"):  # what overflows is counted here, and refused
         values32 = products.float32
@@ -122,16 +114,21 @@ def encode(encoder: Encoder, inputs: np.ndarray, *, k: int, tolerance: float, wi
     sizes: np.ndarray = np.abs(inputs).sum(axis=1, dtype=np.float64)  # [n_cases]
     unit = (products.depth + 4) * UNIT_ROUNDOFF
     drafts = [
-        _Draft(encoder, Numbers(product, unit * size * products.largest_weights, Settled.nothing()), values, error32, k, tolerance, with_active)
+        _Draft(encoder, Numbers(product, unit * size * products.largest_weights, Settled.nothing()), values, error32, k, tolerance, with_active, feature)
         for product, values, size in zip(products.float64, values32, sizes)
     ]
+    column = np.concatenate(kept) if kept else None
+    if feature is not None and column is not None:
+        for draft, values in zip(drafts, inputs):
+            draft.learn(Settled(np.array([feature]), np.zeros(1, np.int64), [exact_product(column, values)]))
     n_settled = 0
     while any(len(draft.open_features) for draft in drafts):
         settled = settle(encoder.w_enc, inputs, [draft.open_features for draft in drafts])
         n_settled += sum(len(exact.features) for exact in settled)
         for draft, exact in zip(drafts, settled):
             draft.learn(exact)
-    return LayerEncoding([draft.close() for draft in drafts], error32, n_settled)
+    steps = [] if feature is None else [draft.steps(feature) for draft in drafts]
+    return LayerEncoding([draft.close() for draft in drafts], error32, n_settled, steps, column)
 
 
 class _Draft:
@@ -141,10 +138,11 @@ class _Draft:
     """
 
     def __init__(
-        self, encoder: Encoder, product: Numbers, values32: np.ndarray, error32: float, k: int, tolerance: float, with_active: bool
-    ):
+        self, encoder: Encoder, product: Numbers, values32: np.ndarray, error32: float, k: int, tolerance: float, with_active: bool,
+        feature: int | None,
+    ):  # fmt: skip
         self._encoder, self._product, self._values32, self._error32 = encoder, product, values32, error32
-        self._k, self._tolerance, self._with_active = k, tolerance, with_active
+        self._k, self._tolerance, self._with_active, self._feature = k, tolerance, with_active, feature
         self._look()
 
     def learn(self, settled: Settled) -> None:
@@ -172,6 +170,9 @@ class _Draft:
             is_open |= unsure
         is_open |= self._margin_is_open()
         is_open |= self._ranks_are_open(at_gate)
+        if self._feature is not None:
+            watched = np.arange(len(is_open)) == self._feature
+            is_open |= reduce(np.logical_or, [condition.needs(watched) for condition in conditions]) | self._near(self._feature)
         self.open_features = np.flatnonzero(is_open & self._product.is_vague)
 
     def _decides(self, condition: Condition) -> bool:
@@ -244,21 +245,52 @@ class _Draft:
             is_open[self._candidates] = True
         return is_open
 
+    def _near(self, feature: int) -> np.ndarray:
+        """bool [n]: the features that may fire whose values are not surely apart from this one's."""
+        near: np.ndarray = (self._value.low <= self._value.high[feature]) & (self._value.high >= self._value.low[feature]) & self._possible()
+        return near
+
+    def _active(self) -> np.ndarray:
+        """bool [n]: the features that fire, where nothing is open."""
+        inside = self._decision.inside
+        active = np.ones(len(self._value.near), bool) if inside is None else inside & (self._value.signs(0.0) != 0)
+        for condition in self._decision.conditions:
+            if self._decides(condition):
+                active &= condition.distance.signs(0.0) > 0
+        return active
+
+    def steps(self, feature: int) -> FeatureSteps:
+        """The steps of one feature, where nothing is open."""
+        inside, active = self._decision.inside, self._active()
+        value = self._value.exact_value(feature)
+        gate = []
+        for condition in self._decision.conditions:
+            distance = condition.distance.exact_value(feature)
+            measured = distance if condition.measured is None else condition.measured.exact_value(feature)
+            holds = bool(distance > 0 if inside is None or self._decides(condition) else inside[feature])
+            outside = inside is not None and not inside[feature]
+            gate.append(GateStep(condition.subject, measured, condition.against[outside], measured - distance, holds))
+        near = self._near(feature) & active
+        larger = int(np.count_nonzero(active & ~near & (self._value.near > self._value.near[feature])))
+        for other in np.flatnonzero(near).tolist():
+            exact = self._value.exact_value(other)
+            larger += exact > value or exact == value and other < feature
+        fires = bool(active[feature])
+        return FeatureSteps(self._product.exact_value(feature), value, tuple(gate), fires, larger + 1 if fires else None)
+
     def close(self) -> Encoding:
         """The encoding, where nothing is open."""
-        conditions, tolerance, inside = self._decision.conditions, self._tolerance, self._decision.inside
-        n = len(self._value.near)
-        active = np.ones(n, bool) if inside is None else inside & (self._value.signs(0.0) != 0)
+        conditions, tolerance = self._decision.conditions, self._tolerance
+        n, active = len(self._value.near), self._active()
         surely, maybe, tie = (np.ones(n, bool) for _ in range(3))
         fewest, most = (np.ones(n, bool) for _ in range(2))
         for condition in conditions:
             off = condition.reach * tolerance
-            above, over, under = (condition.distance.signs(limit) for limit in (0.0, off, -off))
+            over, under = (condition.distance.signs(limit) for limit in (off, -off))
             surely &= over > 0
             maybe &= under > 0
             tie &= under >= 0
             if self._decides(condition):
-                active &= above > 0
                 fewest &= over > 0
                 most &= under > 0
         n_active = int(np.count_nonzero(active))
@@ -288,7 +320,7 @@ class _Draft:
             gate_margin=_round_margin(self._gate_margin()),
             gate_ties=np.flatnonzero(at_gate).tolist(),
             flags=flags,
-            sums=self._sums(np.flatnonzero(active | at_gate), active, at_gate),
+            sums=activation_sums(self._value, active, at_gate, tolerance),
             active=self._active_features(active, at_gate) if self._with_active else None,
         )
 
@@ -305,26 +337,6 @@ class _Draft:
             margins.append(abs(min(values)))
         return min(margins)
 
-    def _sums(self, features: np.ndarray, active: np.ndarray, at_gate: np.ndarray) -> ActivationSums:
-        """The sums over the features that may fire, int [n]. Their tolerances follow from these: of the features a_j that surely
-        fire each is off by e at most, the tolerance and half a unit, so that its square is off by 2 e |a_j| + e^2; one at its
-        gate comes or goes whole, as |a_j| + e; and a port may have stored each as float32.
-        """
-        unit = sum_unit(self._tolerance)
-        off = self._tolerance + unit / 2
-        counts = self._value.multiples(features, unit)
-        fires, ties = active[features].tolist(), at_gate[features].tolist()
-        fired = [count for count, fire in zip(counts, fires) if fire]
-        sizes = [abs(float(count)) * unit for count in counts]
-        # sum (2 e a + e^2) over all, and where a feature is at its gate (a + e)^2 in its place.
-        tied = [size for size, tie in zip(sizes, ties) if tie]
-        total, squares = math.fsum(sizes), math.fsum(size * size for size in sizes)
-        tolerance = len(sizes) * off + math.fsum(tied) + UNIT_ROUNDOFF_32 * total
-        tolerance_of_squares = 2 * off * total + len(sizes) * off**2 + math.fsum(size * size for size in tied) + 2 * UNIT_ROUNDOFF_32 * squares
-        return ActivationSums(
-            float(sum(fired)) * unit, _rounded_up(tolerance), float(sum(count * count for count in fired)) * unit**2, _rounded_up(tolerance_of_squares)
-        )
-
     def _active_features(self, active: np.ndarray, at_gate: np.ndarray) -> ActiveFeatures:
         with np.errstate(over="ignore"):
             values = self._value.near.astype(np.float32)
@@ -334,16 +346,6 @@ class _Draft:
         features = np.flatnonzero(active | at_gate)
         slack = np.where(at_gate, np.abs(values.astype(np.float64)), 0.0) + self._tolerance
         return ActiveFeatures(features, np.where(active, values, 0)[features], slack[features], at_gate[features])
-
-
-def sum_unit(tolerance: float) -> float:
-    """What activations are rounded to before they are added up: the largest power of two that is at most a quarter of the tolerance."""
-    return 2.0 ** (math.frexp(max(tolerance, MIN_TOLERANCE))[1] - 3)
-
-
-def _rounded_up(tolerance: float) -> float:
-    """A tolerance in a few digits, and never less than it is."""
-    return float(f"{tolerance * (1 + 6 * 10.0**-_SIGNIFICANT_DIGITS):.{_SIGNIFICANT_DIGITS}g}")
 
 
 def _round_margin(value: float | Fraction) -> float:

@@ -19,6 +19,21 @@ class Matrix:
     blocks: Callable[[], Iterator[np.ndarray]]
     features_first: bool
 
+    def keeping(self, feature: int, column: list[np.ndarray]) -> Matrix:
+        """The same matrix, whose passes put the encoder vector of one feature, float32, into `column`, in parts."""
+
+        def blocks() -> Iterator[np.ndarray]:
+            start = 0
+            for block in self.blocks():
+                if not self.features_first:
+                    column.append(block[:, feature].copy())
+                elif start <= feature < start + len(block):
+                    column.append(block[feature - start].copy())
+                start += len(block)
+                yield block
+
+        return Matrix(blocks, self.features_first)
+
     def columns(self, features: np.ndarray) -> np.ndarray:
         """The encoder vectors of some features in ascending order, float32 [d_model, n], by a pass over it."""
         if not self.features_first:
@@ -29,7 +44,6 @@ class Matrix:
             rows.append(block[features[first:last] - start])
             start += len(block)
         return np.ascontiguousarray(np.concatenate(rows).T)
-
 
     def column_parts(self, features: np.ndarray) -> Iterator[tuple[slice | np.ndarray, slice, np.ndarray]]:
         """The encoder vectors of some features in ascending order, in parts, by a pass over it.

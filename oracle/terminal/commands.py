@@ -17,8 +17,8 @@ from oracle import errors
 from oracle.errors import BadUse
 from oracle.terminal import github, tables
 from oracle.terminal.options import job_of, origin_of, parser
-from oracle.terminal.output import check_output, dump, write_text
-from oracle.terminal.text import fits, say
+from oracle.terminal.output import check_output, dump, json_text, write_text
+from oracle.terminal.text import fits, printable, say
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -132,6 +132,21 @@ def _conclude(outcome: Comparison | Verification, options: argparse.Namespace, e
     return errors.DONE if outcome.agrees else errors.DISAGREE
 
 
+def _inspect(options: argparse.Namespace) -> None:
+    from oracle.checking.inspect import inspect
+    from oracle.references.reading import read_candidate, read_reference
+    from oracle.references.recorded import RecordedWeights
+    from oracle.terminal.progress import ProgressReporter
+
+    reference = read_reference(options.reference)
+    candidate = read_candidate(options.candidate, reference.top_k) if options.candidate else None
+    with ProgressReporter(quiet=options.quiet) as reporter:
+        weights = RecordedWeights.of(reference, origin_of(options), reporter)
+        inspection = inspect(weights, options.layer, options.seed, options.feature, candidate, with_generator=options.residual)
+    text = f"{json_text(inspection.document, 2)}\n" if options.format == "json" else "".join(f"{printable(line)}\n" for line in inspection.lines)
+    write_text([text], "-")
+
+
 def _report(options: argparse.Namespace) -> None:
     from oracle.page.page import page
     from oracle.references.reading import read_reference
@@ -221,6 +236,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "generate": _generate,
     "verify": _verify,
     "compare": _compare,
+    "inspect": _inspect,
     "report": _report,
     "mirror": _mirror,
     "demo": _demo,

@@ -153,6 +153,15 @@ def parser() -> argparse.ArgumentParser:
     forms = ("table", "json", "junit")
     compare.add_argument("--format", choices=forms, default="table", help="json and junit go to standard output (table)")
 
+    described = "One feature of one case, step by step, from the weights: where a port's number leaves the right one."
+    inspect = command("inspect", described, "A port that prints the same lines is bisected by the first that differs.", reference=True)
+    inspect.add_argument("--layer", type=integer(0, MAX_LAYER), required=True, metavar="L", help="the layer of the case")
+    inspect.add_argument("--seed", type=integer(0, 2**64 - 1), required=True, metavar="S", help="its seed")
+    inspect.add_argument("--feature", type=integer(0, MAX_FEATURES), required=True, metavar="J", help="the feature, from 0")
+    inspect.add_argument("--candidate", metavar="FILE", help="a port's JSON: where its number stands; `-` is standard input")
+    inspect.add_flag("--residual", "show the generator's first steps too")
+    inspect.add_argument("--format", choices=("table", "json"), default="table", help="both go to standard output (table)")
+
     described = "One HTML page with the pictures: a reference, and what a candidate makes of it."
     more = (
         "No script, nothing from outside. It needs no weights but for --explain. Exit code 0 says that the page was written: "
@@ -184,7 +193,7 @@ def parser() -> argparse.ArgumentParser:
     form.add_argument("--hex", action="store_true", help="print float32 bits, 8 hex digits each")
     form.add_argument("--rust", action="store_true", help="print residual.rs")
 
-    for name in ("generate", "verify", "compare", "report", "mirror"):
+    for name in ("generate", "verify", "compare", "inspect", "report", "mirror"):
         _add_origin(subparsers.choices[name])
     return whole
 

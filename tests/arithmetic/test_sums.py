@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from oracle.arithmetic import encoder
 from oracle.arithmetic.chain import Gate, Gated, Largest, Threshold
-from oracle.arithmetic.encoder import Encoder, sum_unit
+from oracle.arithmetic.encoder import Encoder
+from oracle.arithmetic.numbers import sum_unit
 from oracle.arithmetic.products import Matrix
 
 TOLERANCE = 1e-4
