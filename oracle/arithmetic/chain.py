@@ -131,7 +131,8 @@ class Decision:
     """What a gate makes of a case. A feature is active iff all conditions hold, and it is `inside`, bool [n], where that is given.
 
     `undecided` are features that have to be settled before anything else can be said; then there are no conditions.
-    `limit` is how many can fire of each group of `group_size` features that follow each other.
+    `limit` is how many can fire of each group of `group_size` features that follow each other. `of_all` is whether what is
+    negative may be inside: then those that are further from 0 fire no more than others.
     """
 
     conditions: tuple[Condition, ...] = ()
@@ -139,6 +140,7 @@ class Decision:
     undecided: np.ndarray | None = None
     limit: int | None = None
     group_size: int = 1
+    of_all: bool = False
 
     def counted(self, may_fire: np.ndarray) -> int:
         """How many fire of features that may, bool [n]."""
@@ -251,13 +253,14 @@ class Largest(Gate):
                 return Decision(undecided=np.flatnonzero(vague))
             _resolve(measure, inside, unknown, group_of, limit)
         subject = "|pre|" if self.magnitude else "max(pre, 0)" if self.relu else "pre"
-        conditions = [Condition(measure, subject, ZERO) if self.magnitude else Condition(value, "pre", ZERO)] if self.has_floor else []
+        # What is 0 does not fire.
+        conditions = [Condition(value, "pre", ZERO) if self.relu else Condition(value.magnitude(), "|pre|", ZERO)]
         if limit < n // n_groups:
             levels, rests_on = self._boundaries(measure, inside, group_of, n_groups, limit)
             choice = group_of + np.where(inside, 0, n_groups)
             against = ("the largest of the others in its group",) * 2 if self.grouped else (f"number {limit + 1} by size", f"number {limit} by size")
             conditions.append(Condition(measure.minus(levels, choice), subject, against, measure, 2, rests_on, group_of))
-        return Decision(tuple(conditions), inside, None, limit, n // n_groups)
+        return Decision(tuple(conditions), inside, None, limit, n // n_groups, not self.has_floor)
 
     def _boundaries(
         self, measure: Numbers, inside: np.ndarray, group_of: np.ndarray, n_groups: int, limit: int

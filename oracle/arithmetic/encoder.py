@@ -164,10 +164,6 @@ class _Draft:
             if self._decides(condition):
                 at_gate |= unsure
             is_open |= condition.needs(unsure | condition.distance.is_open(off) | condition.distance.is_open(-off))
-        if self._decision.inside is not None:  # what is inside and 0 does not fire
-            unsure = self._decision.inside & self._value.is_open(0.0)
-            at_gate |= unsure
-            is_open |= unsure
         is_open |= self._margin_is_open()
         is_open |= self._ranks_are_open(at_gate)
         if self._feature is not None:
@@ -182,7 +178,7 @@ class _Draft:
     def _possible(self) -> np.ndarray:
         """bool [n]: what may be active."""
         inside = self._decision.inside
-        possible = np.ones(len(self._value.near), bool) if inside is None else inside & ((self._value.low != 0) | (self._value.high != 0))
+        possible = np.ones(len(self._value.near), bool) if inside is None else inside.copy()
         for condition in self._decision.conditions:
             if self._decides(condition):
                 possible &= condition.distance.high > 0
@@ -253,7 +249,7 @@ class _Draft:
     def _active(self) -> np.ndarray:
         """bool [n]: the features that fire, where nothing is open."""
         inside = self._decision.inside
-        active = np.ones(len(self._value.near), bool) if inside is None else inside & (self._value.signs(0.0) != 0)
+        active = np.ones(len(self._value.near), bool) if inside is None else inside.copy()
         for condition in self._decision.conditions:
             if self._decides(condition):
                 active &= condition.distance.signs(0.0) > 0
@@ -294,13 +290,14 @@ class _Draft:
                 fewest &= over > 0
                 most &= under > 0
         n_active = int(np.count_nonzero(active))
+        if self._decision.inside is not None and self._decision.of_all:
+            fewest &= self._decision.inside
         bounds = self._decision.counted(fewest), self._decision.counted(most)
-        if not any(condition.reach == 1 for condition in conditions):  # what fires may be negative, and is off where it is 0
-            near_0 = active & (np.abs(self._value.near) <= tolerance)
-            bounds = n_active - int(np.count_nonzero(near_0)), self._decision.counted(np.ones(n, bool))
         least, _ = self._margins()
         ranked = self._value.order(self._candidates[active[self._candidates]]).tolist()[: self._k + 1]
-        values = [self._value.value(feature) for feature in ranked]
+        values: list[float | Fraction] = [self._value.value(feature) for feature in ranked]
+        if not all(isinstance(value, float) for value in values):  # a float and a Fraction would give a float, rounded
+            values = [self._value.exact_value(feature) for feature in ranked]
         rank_margin = min((a - b for a, b in zip(values[: self._k], values[1:])), default=None)
         at_gate = maybe & ~surely
 

@@ -343,8 +343,7 @@ class LayerWeights:
         settings, n = self.settings, self.n_features
         if settings.k is None:
             return
-        most = n if isinstance(self.gate, Largest) and self.gate.has_floor else n - 1
-        if settings.k > most:
-            raise WeightsError(f"{self.label}: its gate keeps the {settings.k} largest of {n} features; at most {most} can be kept")
+        if settings.k > n:
+            raise WeightsError(f"{self.label}: its gate keeps the {settings.k} largest of {n} features")
         if settings.gate == GROUPMAX and n % settings.k:
             raise WeightsError(f"{self.label}: its {n} features cannot be {settings.k} groups of one size")
