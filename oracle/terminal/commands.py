@@ -217,6 +217,13 @@ def _demo(options: argparse.Namespace) -> None:
     say(f"Again, by hand: {shlex.join(command)}", quiet=quiet)
 
 
+def _schema(options: argparse.Namespace) -> None:
+    from oracle.references.reading import candidate_schema, reference_schema
+
+    schema = {"reference": reference_schema, "candidate": candidate_schema}[options.name]()
+    write_text(dump(schema), "-")
+
+
 def _residual(options: argparse.Namespace) -> None:
     lines: Iterable[str]
     if options.rust:
@@ -240,5 +247,6 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "report": _report,
     "mirror": _mirror,
     "demo": _demo,
+    "schema": _schema,
     "residual": _residual,
 }

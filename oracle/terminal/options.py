@@ -185,6 +185,9 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--schema", choices=names, default=names[0], help=f"of which kind ({names[0]})")
     demo.add_flag("--decode", "add what the decoder makes of each case")
 
+    schema = command("schema", "Print the JSON Schema (draft 2020-12) of a reference or of a candidate.")
+    schema.add_argument("name", metavar="NAME", choices=("reference", "candidate"), help="reference or candidate")
+
     residual = command("residual", "Print one residual, a value a line, or the generator in Rust.")
     residual.add_argument("--seed", type=integer(0, 2**64 - 1), default=0)
     residual.add_argument("--stream", type=integer(0, 2**64 - 1), default=0)

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""Every reference and candidate that a test's process writes, or reads without complaint, is held against its JSON Schema.
+
+All of them pass by three doors: `to_json` writes references, `parse_reference` and `parse_candidate` read what files, standard
+input and programs hand over. The doors are watched before anything imports their names.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from typing import Any
+
+from oracle.references import document, reading
+
+try:
+    import jsonschema
+except ImportError:  # then nothing is held against anything, and tests/references/test_schemas.py is skipped
+    jsonschema = None
+
+MISSING = "jsonschema is not installed"
+SCHEMAS = {"reference": reading.reference_schema, "candidate": reading.candidate_schema}
+counts = dict.fromkeys(SCHEMAS, 0)
+
+
+@functools.cache
+def validator(name: str) -> Any:
+    schema = SCHEMAS[name]()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return jsonschema.Draft202012Validator(schema)
+
+
+def problem(name: str, instance: Any) -> str | None:
+    """What is wrong with a document, by its schema."""
+    error = next(validator(name).iter_errors(instance), None)
+    return None if error is None else f"{error.json_path}: {error.message[:300]}"
+
+
+def hold(name: str, instance: Any) -> None:
+    if jsonschema is not None:
+        counts[name] += 1
+        if said := problem(name, instance):
+            raise AssertionError(f"a {name} that was written or read is not what its schema says: {said}")
+
+
+def watch() -> None:
+    """Have every document that passes be held against its schema."""
+    to_json, parse_reference, parse_candidate = document.to_json, reading.parse_reference, reading.parse_candidate
+
+    @functools.wraps(to_json)
+    def written(*arguments: Any, **options: Any) -> Any:
+        whole = to_json(*arguments, **options)
+        hold("reference", json.loads(json.dumps(whole, default=lambda array: array.tolist())))
+        return whole
+
+    def read(parse: Callable[..., Any], name: str) -> Callable[..., Any]:
+        @functools.wraps(parse)
+        def parsed(instance: Any, *arguments: Any, **options: Any) -> Any:
+            result = parse(instance, *arguments, **options)
+            if name == "candidate" or result.is_ours:  # of those that torch wrote there is no schema
+                hold(name, instance)
+            return result
+
+        return parsed
+
+    document.to_json, reading.parse_reference = written, read(parse_reference, "reference")
+    reading.parse_candidate = read(parse_candidate, "candidate")
