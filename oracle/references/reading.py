@@ -27,16 +27,23 @@ class InputError(BadUse, OSError):
 
 def read_reference(path: str) -> Reference:
     """The reference in a file; `-` is standard input. Raises DataError and InputError."""
-    return parse_reference(_read_json(path), path)
+    return parse_reference(read_json(path), path)
 
 
 def read_candidate(path: str, top_k: int) -> Candidate:
     """The candidate in a file; `-` is standard input. Raises DataError and InputError."""
-    return parse_candidate(_read_json(path), top_k, path)
+    return parse_candidate(read_json(path), top_k, path)
+
+
+def are_vectors(document: Any) -> bool:
+    """Whether a JSON is that of exact vectors, not a reference."""
+    return isinstance(document, dict) and "notes" in document and "format" in document
 
 
 def parse_reference(document: Any, name: str = "the reference") -> Reference:
     """A reference: ours, or one that torch wrote. One that has any key of ours is ours. `name` names it in messages. Raises DataError."""
+    if are_vectors(document):
+        raise DataError(f"{name} holds exact vectors, not a reference: `compare` alone reads them")
     item = Fields(document, name, REFERENCE)
     cases = [case for case in item.items("test_cases") if isinstance(case, dict)]
     if item.value.keys() & _keys(Reference) or any(case.keys() & _keys(Case) for case in cases):
@@ -85,7 +92,8 @@ def _refuse_empty(item: Fields, cases: tuple[Case, ...]) -> None:
         raise item.error("empty", "test_cases")
 
 
-def _read_json(path: str) -> Any:
+def read_json(path: str) -> Any:
+    """The JSON in a file; `-` is standard input. Raises DataError and InputError."""
     try:
         # One byte past the limit tells a file that is too large, whatever kind of file it is.
         with contextlib.nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb") as file:

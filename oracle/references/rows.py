@@ -192,6 +192,19 @@ def integer(low: int = 0, high: int = MAX_U64) -> Check[int]:
     return whole_number
 
 
+def whole(low: int = 0, high: int = MAX_U64) -> Check[int]:
+    """An integer that may be written as 42.0, as languages do that have no other numbers."""
+
+    @check(integer(low, high).schema)
+    def whole_number(fields: Fields, key: str) -> int:
+        value = fields.get(key)
+        if type(value) is float and value.is_integer() and low <= value <= high:
+            return int(value)
+        return integer(low, high)(fields, key)
+
+    return whole_number
+
+
 def number(low: float = -math.inf, high: float = math.inf) -> Check[float]:
     ends = {name: end for name, end in (("minimum", low), ("maximum", high)) if math.isfinite(end)}
 

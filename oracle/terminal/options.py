@@ -31,6 +31,7 @@ from oracle.version import VERSION
 from oracle.weights.formats import FORMATS
 
 MAX_LENGTH = 1 << 24
+CONSUMERS = {"rust": "consumer.rs", "c": "consumer.c", "javascript": "consumer.js"}
 DESCRIPTION = (
     "Reference encodings of transcoders for people who port them. `python -m oracle COMMAND --help` lists a command's "
     "options; without a command it is `generate`."
@@ -185,8 +186,17 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--schema", choices=names, default=names[0], help=f"of which kind ({names[0]})")
     demo.add_flag("--decode", "add what the decoder makes of each case")
 
-    schema = command("schema", "Print the JSON Schema (draft 2020-12) of a reference or of a candidate.")
-    schema.add_argument("name", metavar="NAME", choices=("reference", "candidate"), help="reference or candidate")
+    schema = command("schema", "Print the JSON Schema (draft 2020-12) of what oracle writes, or of what a port does.")
+    kinds = "reference, candidate (a port's answers to one), vectors, or answers (a port's to these)"
+    schema.add_argument("name", metavar="NAME", choices=("reference", "candidate", "vectors", "answers"), help=kinds)
+
+    vectors = command("vectors", "Exact test vectors of a format: small weights, and answers that a right port gives bit for bit.")
+    vectors.add_argument("--format", metavar="NAME", default="all", help="a format, or one of its folders, such as SaeLens-gated (all)")
+    vectors.add_argument("--folder", metavar="DIR", default="vectors", help="where to write: DIR/<format>/vectors.json and the weights (vectors)")
+    form = vectors.add_mutually_exclusive_group()
+    for language in ("rust", "c", "javascript"):
+        described = f"print a test in {language} that reads them, to fill in"
+        form.add_argument(f"--{language}", action="store_const", dest="consumer", const=CONSUMERS[language], help=described)
 
     residual = command("residual", "Print one residual, a value a line, or the generator in Rust.")
     residual.add_argument("--seed", type=integer(0, 2**64 - 1), default=0)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from oracle.checking import vectors
 from oracle.references import document, reading, rows
 from oracle.references.document import SCHEMA_ID, Case, LayerRecord, Reconstruction, Reference, SkippedSeed, digest
 from oracle.references.rows import DataError
@@ -23,12 +24,16 @@ pytestmark = pytest.mark.skipif(schemas.jsonschema is None, reason=schemas.MISSI
 
 REFERENCE = "plt_gemma_reference.json"
 # What only a reader can see: how lists and numbers hang together.
-BEYOND = ("gate_ties", "residual", "layers", "n_active_bounds", "d_model", "n_features_per_layer")
+BEYOND = ("gate_ties", "residual", "layers", "n_active_bounds", "d_model", "n_features_per_layer", "n_features", "n_active", "case", "notes", "flags")
 VALUES = (None, True, 3, -3, 0.5, "text", [], ["text"], {})
 
 
+NAMES = ("reference", "candidate", "vectors", "answers")
+
+
 def door(name: str, instance: Any) -> Any:
-    return reading.parse_reference(instance) if name == "reference" else reading.parse_candidate(instance, 10)
+    doors = {"reference": reading.parse_reference, "vectors": vectors.parse_vectors, "answers": vectors.parse_answers}
+    return doors[name](instance) if name in doors else reading.parse_candidate(instance, 10)
 
 
 def refused(name: str, instance: Any) -> bool:
@@ -58,7 +63,7 @@ def parent_of(instance: Any, path: tuple[Any, ...]) -> Any:
 
 @pytest.fixture(scope="module")
 def documents(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A reference with nearly every key that there is, and a candidate with all."""
+    """A reference with nearly every key that there is, a candidate with all; and exact vectors, with a port's answers."""
     folder = tmp_path_factory.mktemp("clt")
     assert run("demo", "--schema", "CltSplit", "--decode", "--folder", str(folder), "--quiet").returncode == 0
     source = ("--offline", "--cache-dir", str(folder / "hub"))
@@ -68,10 +73,14 @@ def documents(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> di
         names = ("activation_sum", "activation_sum_of_squares", "residual_fingerprint", "reconstructions")
         own |= {name: copy.deepcopy(case[name]) for name in names}
     assert "skipped_seeds" in written and "decoder_path" in written["layers"][0]
-    return {"reference": written, "candidate": candidate}
+    assert run("vectors", "--format", "SaeLens", "--folder", str(folder), "--quiet").returncode == 0
+    exact = read(next(folder.glob("SaeLens*/vectors.json")))
+    exact["test_cases"] = [case for case in exact["test_cases"] if "reconstructions" in case and case["n_active"]][:4]
+    answers = {"test_cases": [{key: case[key] for key in ("case", "n_active", "active", "reconstructions")} for case in exact["test_cases"]]}
+    return {"reference": written, "candidate": candidate, "vectors": exact, "answers": answers}
 
 
-@pytest.mark.parametrize("name", ["reference", "candidate"])
+@pytest.mark.parametrize("name", NAMES)
 def test_the_schema_is_one_and_takes_what_is_right(documents: dict[str, Any], name: str) -> None:
     schema = json.loads(run("schema", name).stdout)
     assert schema == schemas.SCHEMAS[name]() and schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
@@ -79,30 +88,30 @@ def test_the_schema_is_one_and_takes_what_is_right(documents: dict[str, Any], na
     assert schemas.problem(name, documents[name]) is None and not refused(name, documents[name])
 
 
-@pytest.mark.parametrize("name", ["reference", "candidate"])
+@pytest.mark.parametrize("name", NAMES)
 def test_what_one_misses_the_other_misses(documents: dict[str, Any], name: str) -> None:
     """Every key that there is, taken out."""
     whole, n_required = documents[name], 0
     for path in places(whole):
-        if path[0] in ("gate", "encoder_input", "tensors", "environment"):  # whose keys nobody asks for
+        if path[0] in ("gate", "encoder_input", "tensors", "environment", "notes", "layers" if name == "vectors" else ""):  # whose keys nobody asks for
             continue
         instance = copy.deepcopy(whole)
         del parent_of(instance, path)[path[-1]]
         expected = refused(name, instance)
-        if path[-1] in ("activation_sum_tolerance", "activation_sum_of_squares_tolerance") or path[-1] == "residual_generator":
+        if path[-1] in ("activation_sum_tolerance", "activation_sum_of_squares_tolerance", "residual_generator"):
             assert expected
             continue
         assert expected is (schemas.problem(name, instance) is not None), path
         n_required += expected
-    assert n_required > {"reference": 50, "candidate": 15}[name]
+    assert n_required > {"reference": 50, "candidate": 15, "vectors": 10, "answers": 10}[name]
 
 
-@pytest.mark.parametrize("name", ["reference", "candidate"])
+@pytest.mark.parametrize("name", NAMES)
 def test_what_one_takes_the_other_takes(documents: dict[str, Any], name: str) -> None:
     """Every value that there is, replaced by one of each kind: what the reader takes fits, what does not fit it refuses."""
     whole, n_refused = documents[name], 0
     for path in places(whole):
-        if path[0] in ("gate", "encoder_input", "tensors", "environment") and len(path) > 1:
+        if path[0] in ("gate", "encoder_input", "tensors", "environment", "notes", "layers" if name == "vectors" else "") and len(path) > 1:
             continue
         for value in VALUES:
             instance = copy.deepcopy(whole)
@@ -115,12 +124,12 @@ def test_what_one_takes_the_other_takes(documents: dict[str, Any], name: str) ->
                 # the place of a layer or a case, an index past the features, a list of another length, and numbers that hang together
                 assert isinstance(value, (int, list, dict)) and not isinstance(value, bool), (path, value)
                 assert path[-1] in (*BEYOND, "layer", "index", "test_cases", "target_layer", "top_k") or value == [], (path, value)
-    assert n_refused > {"reference": 300, "candidate": 100}[name]
+    assert n_refused > {"reference": 300, "candidate": 100, "vectors": 80, "answers": 80}[name]
 
 
 def test_every_row_says_what_it_is() -> None:
     """A check that is not one of rows.py's would have no schema."""
-    for kind in (Reference, Case, LayerRecord, Reconstruction, SkippedSeed):
+    for kind in (Reference, Case, LayerRecord, Reconstruction, SkippedSeed, vectors.Vectors, vectors.ExactCase, vectors.ExactOutput):
         for item in dataclasses.fields(kind):
             assert not item.metadata or isinstance(item.metadata["check"], rows.Check), f"{kind.__name__}.{item.name}"
 
@@ -160,14 +169,14 @@ def test_documents_of_the_tests_pass_by(demo_folder: Path) -> None:
     before = dict(schemas.counts)
     reference = str(demo_folder / REFERENCE)
     assert run("compare", reference, reference).returncode == 0
-    assert schemas.counts == {name: count + 1 for name, count in before.items()}
+    assert schemas.counts == {name: count + (name in ("reference", "candidate")) for name, count in before.items()}
     assert hasattr(document.to_json, "__wrapped__")
     with pytest.raises(AssertionError, match="is not what its schema says"):
         schemas.hold("candidate", {"test_cases": []})
 
 
 def test_as_a_process_without_numpy() -> None:
-    for name in ("reference", "candidate"):
+    for name in NAMES:
         ran = oracle("schema", name)
         assert ran.returncode == 0 and json.loads(ran.stdout)["$id"] == rows.schema_id(name) and ran.stderr == ""
     assert run("schema", "report").returncode == 2

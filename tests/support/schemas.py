@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""Every reference and candidate that a test's process writes, or reads without complaint, is held against its JSON Schema.
+"""Every document that a test's process writes, or reads without complaint, is held against its JSON Schema.
 
-All of them pass by three doors: `to_json` writes references, `parse_reference` and `parse_candidate` read what files, standard
-input and programs hand over. The doors are watched before anything imports their names.
+All of them pass by five doors: `to_json` writes references; `parse_reference`, `parse_candidate`, and for exact vectors and the
+answers to them `parse_vectors` and `parse_answers`, read what files, standard input and programs hand over. The doors are watched
+before anything imports their names.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from oracle.checking import vectors
 from oracle.references import document, reading
 
 try:
@@ -20,7 +22,10 @@ except ImportError:  # then nothing is held against anything, and tests/referenc
     jsonschema = None
 
 MISSING = "jsonschema is not installed"
-SCHEMAS = {"reference": reading.reference_schema, "candidate": reading.candidate_schema}
+SCHEMAS = {
+    "reference": reading.reference_schema, "candidate": reading.candidate_schema,
+    "vectors": vectors.vectors_schema, "answers": vectors.answers_schema,
+}  # fmt: skip
 counts = dict.fromkeys(SCHEMAS, 0)
 
 
@@ -58,7 +63,7 @@ def watch() -> None:
         @functools.wraps(parse)
         def parsed(instance: Any, *arguments: Any, **options: Any) -> Any:
             result = parse(instance, *arguments, **options)
-            if name == "candidate" or result.is_ours:  # of those that torch wrote there is no schema
+            if name != "reference" or result.is_ours:  # of those that torch wrote there is no schema
                 hold(name, instance)
             return result
 
@@ -66,3 +71,4 @@ def watch() -> None:
 
     document.to_json, reading.parse_reference = written, read(parse_reference, "reference")
     reading.parse_candidate = read(parse_candidate, "candidate")
+    vectors.parse_vectors, vectors.parse_answers = read(vectors.parse_vectors, "vectors"), read(vectors.parse_answers, "answers")
