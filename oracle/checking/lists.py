@@ -81,7 +81,7 @@ def _sum_problems(case: Case, answer: Case, right: str) -> list[str]:
         expected, value, off = (getattr(side, key) for side, key in ((case, name), (answer, name), (case, f"{name}_tolerance")))
         # Written so that NaN is off.
         if None not in (expected, value, off) and not abs(expected - value) <= off:
-            problems.append(f"{name} is {value:.9g}, {right} {expected:.9g}: {words} is off by {abs(expected - value):.3g}, and {off:.3g} is rounding")
+            problems.append(f"{name} is {value:.9g}, {right} {expected:.9g}: {words} is off by {abs(expected - value):.3g}, of which rounding explains {off:.3g}")
     return problems
 
 

@@ -223,7 +223,7 @@ BAD = {
         "test_cases[0].layer is '0'",
     ),
     "seed true": ('{"test_cases": [{"layer": 0, "seed": true, "n_active": 1, "top_10": []}]}', "test_cases[0].seed is True"),
-    "seed a float": ('{"test_cases": [{"layer": 0, "seed": 0.0, "n_active": 1, "top_10": []}]}', "seed is 0.0"),
+    "seed a fraction": ('{"test_cases": [{"layer": 0, "seed": 0.5, "n_active": 1, "top_10": []}]}', "seed is 0.5"),
     "seed too large": (
         '{"test_cases": [{"layer": 0, "seed": 18446744073709551616, "n_active": 1, "top_10": []}]}',
         "seed is 1844",
@@ -359,7 +359,7 @@ def test_what_is_wrong_below_the_list_shows_in_the_sums(demo_folder: Path, refer
         case[name] -= weak / 2
         ran = run_compare(demo_folder, candidate)
         assert ran.returncode == 1 and f"differs   {name} is {case[name]:.9g}, the reference has " in ran.stderr, ran.stderr
-        assert " is rounding" in ran.stderr and "8 same, 1 differs" in ran.stderr
+        assert ", of which rounding explains 0.0" in ran.stderr and "8 same, 1 differs" in ran.stderr
         candidate = with_sums(reference, *names)
         candidate["test_cases"][4][name] -= 1.5  # as much as a feature at its threshold
         assert run_compare(demo_folder, candidate).returncode == 1
@@ -375,6 +375,20 @@ def test_a_wrong_fingerprint_is_the_generator_s(demo_folder: Path, reference: di
     right = reference["test_cases"][3]["residual_fingerprint"]
     said = f"layer 12 seed 12: differs   residual_fingerprint is '0x{'1' * 16}', the reference has {right}: the generator, not the encoder, "
     assert ran.returncode == 1 and said in ran.stderr and "; n_active is 400" in ran.stderr, ran.stderr
+
+
+@pytest.mark.parametrize("name", ["activation_sum", "activation_sum_of_squares", "residual_fingerprint"])
+def test_right_lists_are_not_explained_by_what_stands_beside_them(demo_folder: Path, reference: dict[str, Any], name: str) -> None:
+    candidate = with_sums(reference, name)
+    for case in candidate["test_cases"]:
+        case[name] = "0x" + "0" * 16 if name == "residual_fingerprint" else case[name] / 2
+    ran = run_compare(demo_folder, candidate, "--explain", "--offline", "--cache-dir", str(demo_folder / "hub"))
+    assert ran.returncode == 1 and "the lists agree, and no mistake is tried of what stands beside them" in ran.stderr, ran.stderr
+    # and what is wrong of the lists is named all the same
+    for case in candidate["test_cases"]:
+        for entry in case["top_10"]:
+            entry["index"] = 511 - entry["index"]
+    assert "features reversed: " in run_compare(demo_folder, candidate, "--explain", "--offline", "--cache-dir", str(demo_folder / "hub")).stderr
 
 
 @pytest.mark.parametrize("name", ["activation_sum", "activation_sum_of_squares", "residual_fingerprint"])
