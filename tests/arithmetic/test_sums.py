@@ -23,7 +23,7 @@ def gate_of(name: str, level: np.ndarray) -> Gate:
         return Threshold(None if name == "relu" else level)
     if name == "gated":
         return Gated(level - np.float32(1))
-    return Largest(4, name != "topk without relu", name == "abstopk", name == "groupmax")
+    return Largest(4, name in ("topk", "groupmax"), name == "abstopk", name == "groupmax")
 
 
 def port(name: str, pre: np.ndarray, gate_pre: np.ndarray, level: np.ndarray) -> np.ndarray:
