@@ -165,6 +165,13 @@ class _Draft:
                 at_gate |= unsure
             is_open |= condition.needs(unsure | condition.distance.is_open(off) | condition.distance.is_open(-off))
         is_open |= self._margin_is_open()
+        # The product of a dead feature is exact, but what it is held against may have been rounded.
+        rounded = is_open & ~self._product.is_vague & reduce(np.logical_or, [condition.distance.is_vague for condition in conditions])
+        rounded[self._product.settled.features] = False
+        if rounded.any():
+            self._product = self._product.with_exact(np.flatnonzero(rounded))
+            self._look()
+            return
         is_open |= self._ranks_are_open(at_gate)
         if self._feature is not None:
             watched = np.arange(len(is_open)) == self._feature

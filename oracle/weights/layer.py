@@ -102,7 +102,7 @@ class LayerWeights:
         elif self.format.side_file:
             return Settings()  # a decoder's file alone
         count = self._tensors[K].file.integer(self._tensors[K].header) if K in self._tensors else None
-        return self.format.settings(side, self._tensors.keys(), count, context)
+        return replace(self.format.settings(side, self._tensors.keys(), count, context), ignored=side.ignored)
 
     # --- the encoder --------------------------------------------------------------------------------------------------
 

@@ -222,6 +222,22 @@ def test_a_gap_between_a_settled_value_and_an_exact_one() -> None:
     assert encoded == exact(arrays, right, np.ones(1, np.float32), 1) and encoded["flags"] == ["rank-tie"]
 
 
+def test_a_boundary_between_a_settled_value_and_an_exact_one() -> None:
+    """The same two features, of which a top k takes one; and a bias whose distance from its threshold float64 rounds."""
+    arrays = {"W_enc": np.array([[1.0, 0.0]], np.float32), "offset": np.array([2e-4, 1e6], np.float32)}
+    inputs = np.array([[1e6]], np.float32)
+    for kind in ("topk", "topk of all", "abstopk"):
+        gate, right = gate_of(kind, 1, arrays)
+        encoded = summary(encode(arrays, gate, inputs, 1).encodings[0])
+        assert encoded == exact(arrays, right, inputs[0], 1) and encoded["gate_ties"] == [0, 1]
+    arrays = {"W_enc": np.zeros((1, 1), np.float32), "offset": np.full(1, 2.0**40, np.float32)}
+    for tail in (2.0**-20, 2.0**-14):  # beside 2^40 the first is less than float64's last bit
+        arrays["level"] = np.full(1, -tail, np.float32)
+        gate, right = gate_of("jumprelu", 0, arrays)
+        encoded = summary(encode(arrays, gate, np.ones((1, 1), np.float32), 1, tolerance=2.0**40).encodings[0])
+        assert encoded == exact(arrays, right, np.ones(1, np.float32), 1, 2.0**40) and encoded["flags"] == []
+
+
 def test_both_conditions_of_a_gated_feature() -> None:
     """Feature by feature: both hold, the gate alone, the magnitude alone, neither, and one on each boundary."""
     product = np.array([[1.0, 1.0, -1.0, -1.0, 0.5, 1.0]], np.float32)

@@ -9,13 +9,6 @@ import numpy as np
 
 Arrays = dict[str, np.ndarray]
 
-# Mistakes of the diagnosis that only some kinds of weights can show: tests/diagnosis/test_explain_chain.py plants them.
-OF_THE_CHAIN = (
-    "log of the threshold", "top k left out", "ReLU before the top k", "no ReLU before the top k", "gate left out", "decoder norms left out",
-    "b_dec not subtracted", "b_dec subtracted twice", "input not normalised", "input scaled twice",
-)  # fmt: skip
-OF_THE_DECODER = ("not divided by the norms", "output not scaled back")
-
 
 @dataclass(frozen=True)
 class Chain:
@@ -64,8 +57,8 @@ def activations(chain: Chain, weights: Arrays, x: np.ndarray) -> np.ndarray:
     pre = product + wide["b_enc"]
     if chain.by_norms:
         pre = pre * np.linalg.norm(wide["w_dec"][:, 0], axis=1)
-    if chain.gate == "jumprelu":
-        return pre * (pre > np.maximum(wide["threshold"], 0))
+    if chain.gate in ("jumprelu", "jumprelu of all"):  # of all: a negative threshold lets negative values through
+        return pre * (pre > np.maximum(wide["threshold"], 0 if chain.gate == "jumprelu" else -np.inf))
     relu = np.maximum(pre, 0)
     if chain.gate == "relu":
         return relu
