@@ -16,6 +16,8 @@ from oracle.references.rows import (
     REFERENCE,
     Document,
     Fields,
+    check,
+    document_schema,
     each,
     integer,
     mapping,
@@ -24,6 +26,7 @@ from oracle.references.rows import (
     objects,
     parse,
     row,
+    schema,
     text,
     texts,
     whole,
@@ -33,6 +36,15 @@ from oracle.weights.formats import EXTENT_LIMIT
 Feature = tuple[int, float]
 
 
+@check(
+    {
+        "type": "array",
+        "items": {
+            "type": "object", "properties": {"index": whole().schema(CANDIDATE), "activation": number().schema(CANDIDATE)},
+            "required": ["index", "activation"],
+        },
+    }
+)  # fmt: skip
 def _active(fields: Fields, key: str) -> tuple[Feature, ...]:
     return tuple((whole()(entry, "index"), number()(entry, "activation")) for entry in each(fields, key, "index and activation"))
 
@@ -58,6 +70,7 @@ class ExactCase:
     reconstructions: tuple[ExactOutput, ...] | None = row(objects(ExactOutput, "target_layer"), required=NOBODY)
 
 
+@check({"type": "object", "additionalProperties": {"type": "object", "properties": {"catches": text.schema(REFERENCE)}, "required": ["catches"]}})
 def _notes(fields: Fields, key: str) -> dict[str, str]:
     """What each flag catches."""
     return {flag: text(Fields(note, fields.file, fields.kind, fields, f"{key}.{flag}"), "catches") for flag, note in mapping(fields, key).items()}
@@ -69,10 +82,28 @@ class Vectors:
 
     format: str = row(text)
     weights: str = row(text)
+    encoder_formula: str | None = row(text, required=NOBODY)
+    gate: Document | None = row(mapping, required=NOBODY)
+    encoder_input: Document | None = row(mapping, required=NOBODY)
+    tensors: Document | None = row(mapping, required=NOBODY)
     d_model: int = row(integer(1, EXTENT_LIMIT))
     n_features: int = row(integer(1, EXTENT_LIMIT))
     notes: dict[str, str] = row(_notes)
     cases: tuple[ExactCase, ...] = row(objects(ExactCase, "case"), "test_cases")
+
+
+_ANSWERS = objects(ExactCase, "case")
+
+
+def vectors_schema() -> Document:
+    """The JSON Schema of exact vectors, made of the rows by which they are read."""
+    return document_schema("vectors", "Exact vectors: residuals, and what a right port makes of them bit for bit", schema(Vectors, REFERENCE))
+
+
+def answers_schema() -> Document:
+    """The JSON Schema of a port's answers to them."""
+    whole_document = {"type": "object", "properties": {"test_cases": _ANSWERS.schema(CANDIDATE)}, "required": ["test_cases"]}
+    return document_schema("answers", "A port's answers to exact vectors", whole_document)
 
 
 def parse_vectors(document: Any, name: str = "the vectors") -> Vectors:
@@ -93,7 +124,7 @@ def parse_vectors(document: Any, name: str = "the vectors") -> Vectors:
 def parse_answers(document: Any, name: str = "the candidate") -> dict[int, ExactCase]:
     """A candidate's answers by their case. Raises DataError."""
     fields = Fields(document, name, CANDIDATE)
-    cases = objects(ExactCase, "case")(fields, "test_cases")
+    cases = _ANSWERS(fields, "test_cases")
     if not cases:
         raise fields.error("empty", "test_cases")
     return {case.case: case for case in cases}

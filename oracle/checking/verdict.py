@@ -43,9 +43,10 @@ class CaseVerdict:
         more = f"; and {len(lines) - MOST_PROBLEMS} more" if len(lines) > MOST_PROBLEMS else ""
         return "; ".join(lines[:MOST_PROBLEMS]) + more
 
-    def with_problems(self, problems: list[str]) -> CaseVerdict:
-        """The verdict, with more that rounding cannot explain."""
-        return replace(self, status=DIFFERS, problems=(*self.problems, *problems), notes=()) if problems else self
+    def with_problems(self, problems: list[str], *, first: bool = False) -> CaseVerdict:
+        """The verdict, with more that rounding cannot explain, before or after what there is."""
+        both = (*problems, *self.problems) if first else (*self.problems, *problems)
+        return replace(self, status=DIFFERS, problems=both, notes=()) if problems else self
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,11 @@ from typing import Any
 from oracle import strict_json
 from oracle.errors import BadUse
 from oracle.references.document import Candidate, Case, Reference
-from oracle.references.rows import CANDIDATE, OURS, REFERENCE, DataError, Fields, objects, parse
+from oracle.references.rows import CANDIDATE, OURS, REFERENCE, DataError, Document, Fields, document_schema, objects, parse, schema
 from oracle.weights.formats import REPO_KEYS
 
 READ_LIMIT = 256 * 1024 * 1024
+_CANDIDATE_CASES = objects(Case, "id")
 
 
 class InputError(BadUse, OSError):
@@ -60,14 +61,30 @@ def parse_candidate(document: Any, top_k: int, name: str = "the candidate") -> C
     """A candidate: `test_cases` with layer, seed, n_active and the list of the `top_k` features. Raises DataError."""
     item = Fields(document, name, CANDIDATE)
     item.known["top_k"] = top_k
-    cases = objects(Case, "id")(item, "test_cases")
+    cases = _CANDIDATE_CASES(item, "test_cases")
     _refuse_empty(item, cases)
     return Candidate({case.id: case for case in cases})
 
 
+def reference_schema() -> Document:
+    """The JSON Schema of the references that oracle writes, made from the rows by which they are read."""
+    return document_schema("reference", "A reference: what features fire for known residuals, and how strongly", schema(Reference, OURS))
+
+
+def candidate_schema() -> Document:
+    """The JSON Schema of what a port prints."""
+    whole = {"type": "object", "properties": {"test_cases": _CANDIDATE_CASES.schema(CANDIDATE)}, "required": ["test_cases"]}
+    return document_schema("candidate", "A candidate: a port's answers to the cases of a reference", whole)
+
+
 def _keys(kind: type) -> set[str]:
-    """The keys that references of ours alone have."""
-    return {rule.metadata["key"] or rule.name for rule in fields(kind) if rule.metadata.get("since") == OURS}
+    """The keys that references of ours have, and torch's have not."""
+    rows = [rule for rule in fields(kind) if rule.metadata]
+    return {
+        rule.metadata["key"] or rule.name
+        for rule in rows
+        if rule.metadata["since"] == OURS or (rule.metadata["since"], rule.metadata["required"]) == (CANDIDATE, OURS)
+    }
 
 
 def _refuse_empty(item: Fields, cases: tuple[Case, ...]) -> None:

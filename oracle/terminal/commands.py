@@ -17,8 +17,8 @@ from oracle import errors
 from oracle.errors import BadUse
 from oracle.terminal import github, tables
 from oracle.terminal.options import job_of, origin_of, parser
-from oracle.terminal.output import check_output, dump, write_text
-from oracle.terminal.text import fits, say
+from oracle.terminal.output import check_output, dump, json_text, write_text
+from oracle.terminal.text import fits, printable, say
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -142,6 +142,21 @@ def _conclude(outcome: Comparison | Verification, options: argparse.Namespace, e
     return errors.DONE if outcome.agrees else errors.DISAGREE
 
 
+def _inspect(options: argparse.Namespace) -> None:
+    from oracle.checking.inspect import inspect
+    from oracle.references.reading import read_candidate, read_reference
+    from oracle.references.recorded import RecordedWeights
+    from oracle.terminal.progress import ProgressReporter
+
+    reference = read_reference(options.reference)
+    candidate = read_candidate(options.candidate, reference.top_k) if options.candidate else None
+    with ProgressReporter(quiet=options.quiet) as reporter:
+        weights = RecordedWeights.of(reference, origin_of(options), reporter)
+        inspection = inspect(weights, options.layer, options.seed, options.feature, candidate, with_generator=options.residual)
+    text = f"{json_text(inspection.document, 2)}\n" if options.format == "json" else "".join(f"{printable(line)}\n" for line in inspection.lines)
+    write_text([text], "-")
+
+
 def _report(options: argparse.Namespace) -> None:
     from oracle.page.page import page
     from oracle.references.reading import parse_reference, read_json
@@ -213,6 +228,17 @@ def _demo(options: argparse.Namespace) -> None:
     say(f"Again, by hand: {shlex.join(command)}", quiet=quiet)
 
 
+def _schema(options: argparse.Namespace) -> None:
+    from oracle.checking import vectors
+    from oracle.references import reading
+
+    schemas = {
+        "reference": reading.reference_schema, "candidate": reading.candidate_schema,
+        "vectors": vectors.vectors_schema, "answers": vectors.answers_schema,
+    }  # fmt: skip
+    write_text(dump(schemas[options.name]()), "-")
+
+
 def _vectors(options: argparse.Namespace) -> None:
     if options.consumer:
         from importlib.resources import files
@@ -246,9 +272,11 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "generate": _generate,
     "verify": _verify,
     "compare": _compare,
+    "inspect": _inspect,
     "report": _report,
     "mirror": _mirror,
     "demo": _demo,
+    "schema": _schema,
     "vectors": _vectors,
     "residual": _residual,
 }
