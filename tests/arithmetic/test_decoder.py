@@ -7,7 +7,6 @@ import math
 
 import numpy as np
 import pytest
-from oracle.arithmetic.settling import ActiveFeatures
 
 from oracle.arithmetic import decoder, encoder
 from oracle.arithmetic.chain import Threshold

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle.arithmetic.settling import Encoding
 
 from oracle.arithmetic import encoder
 from oracle.arithmetic.chain import Threshold

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle.arithmetic.settling import Encoding
 
 from oracle.arithmetic import encoder
 from oracle.arithmetic.chain import Threshold
