@@ -25,6 +25,7 @@ from oracle.weights import formats
 from oracle.weights.formats import DECODER, ENCODER, LIST, NAMES, SIDE, Format, TensorSpec
 from oracle.weights.layer import LayerWeights, OpenFile
 from oracle.weights.sidefiles import B_DEC, B_ENC, B_GATE, B_MAG, LOG_THRESHOLD, R_MAG, THRESHOLD, W_DEC, W_ENC, W_SKIP, Context, Settings
+from oracle.weights.sidefiles import K as STORED_K
 
 OWNER = "oracle-vectors"  # not that of a real repo
 K, SQUARE_K, GROUPS = 20, 4, 10
@@ -92,7 +93,10 @@ def _dictionary(kind: str, settings: Settings, *parts: str, names: tuple[str, ..
 
 _JUMP = Settings(JUMPRELU)
 _LESS_B_DEC = Settings(minus_b_dec=True)
-_LM_SAES = {"act_fn": JUMPRELU, "d_model": N_INPUTS, "dataset_average_activation_norm": {"in": 2.0, "out": 8.0}, "norm_activation": "dataset-wise"}
+_LM_SAES = {
+    "act_fn": JUMPRELU, "d_model": N_INPUTS, "d_sae": N_FEATURES, "dataset_average_activation_norm": {"in": 2.0, "out": 8.0}, "norm_activation": "dataset-wise",
+    "hook_point_in": "blocks.0.hook_resid_post", "hook_point_out": "blocks.0.hook_resid_post",
+}  # fmt: skip
 _SCALED_JUMP = Settings(JUMPRELU, normalised=SCALED, factor=2.0, back=2.0)
 _LEVEL = 0.0625
 _WHOLE_TOPK = replace(_LESS_B_DEC, gate=TOPK, k=K)
@@ -125,12 +129,12 @@ _OF_FORMATS = (
     _sae("unit-rms-unshifted", Settings(normalised=UNIT_RMS), normalize_activations="constant_norm_rescale", apply_b_dec_to_input=False),
     _sae("layer-norm", replace(_LESS_B_DEC, normalised=LAYER_NORM), normalize_activations="layer_norm"),
     _sae("scaled", replace(_LESS_B_DEC, normalised=SCALED, factor=2.0, back=0.5), input_scale=2.0, normalize_activations="expected_average_only_in"),
-    _sae("transcoder", Settings(), d_out=12, architecture="transcoder"),
-    _sae("skip-transcoder", Settings(), W_SKIP, d_out=12, architecture="skip_transcoder"),
-    _sae("jumprelu-transcoder", _JUMP, THRESHOLD, d_out=12, architecture="jumprelu_transcoder"),
+    _sae("transcoder", Settings(), d_out=12, architecture="transcoder", apply_b_dec_to_input=False),
+    _sae("skip-transcoder", Settings(), W_SKIP, d_out=12, architecture="skip_transcoder", apply_b_dec_to_input=False),
+    _sae("jumprelu-transcoder", _JUMP, THRESHOLD, d_out=12, architecture="jumprelu_transcoder", apply_b_dec_to_input=False),
     _dictionary("AutoEncoder", _LESS_B_DEC, names=(*_LINEAR, "bias")),
-    _dictionary("AutoEncoderTopK", _WHOLE_TOPK, names=(*_LINEAR, "b_dec"), k=K),
-    _dictionary("BatchTopKSAE", replace(_JUMP, level=0.125, minus_b_dec=True), THRESHOLD, names=(*_LINEAR, "b_dec")),
+    _dictionary("AutoEncoderTopK", _WHOLE_TOPK, THRESHOLD, STORED_K, names=(*_LINEAR, "b_dec"), k=K),
+    _dictionary("BatchTopKSAE", replace(_JUMP, level=0.125, minus_b_dec=True), THRESHOLD, STORED_K, names=(*_LINEAR, "b_dec")),
     _dictionary("JumpReluAutoEncoder", _JUMP, THRESHOLD, names=("W_enc", "b_enc", "W_dec", "b_dec")),
     _dictionary("GatedAutoEncoder", replace(_LESS_B_DEC, gate=GATED), *_GATES, names=("encoder.weight", "decoder.weight", "decoder_bias")),
     Variant("QwenScope", "", Settings(TOPK, K)),
@@ -139,7 +143,7 @@ _OF_FORMATS = (
     Variant("Sparsify", "", _WHOLE_TOPK, (), {"activation": TOPK, "k": K}),
     Variant("Sparsify", "groupmax", replace(_WHOLE_TOPK, gate=GROUPMAX, k=GROUPS), (), {"activation": GROUPMAX, "k": GROUPS}),
     Variant("Sparsify", "signed", replace(_WHOLE_TOPK, gate=ABSTOPK), (), {"activation": TOPK, "k": K, "signed": True}),
-    Variant("Sparsify", "transcode", Settings(TOPK, K), (W_SKIP,), {"activation": TOPK, "k": K, "transcode": True, "skip_connection": True}, d_out=12),
+    Variant("Sparsify", "transcode", Settings(TOPK, K), (W_SKIP,), {"activation": TOPK, "k": K, "transcode": True, "skip_connection": True}),
     Variant("Goodfire", "", Settings()),
     Variant("QResearch", "", Settings()),
     Variant("HookZ", "", _LESS_B_DEC, (), {"act_size": N_INPUTS, "dict_size": N_FEATURES}),
@@ -187,7 +191,7 @@ def layer_files(variant: Variant, layer: int, tensors: Tensors) -> dict[str, tup
     row = variant.row
     arrays: dict[str, Arrays] = {ENCODER: {}, DECODER: {}}
     for spec in _specs(variant):
-        arrays[spec.role][spec.name.format(layer=layer)] = _stored(variant, tensors, spec, layer if row.all_targets else 0)
+        arrays[spec.role][spec.name.format(layer=layer)] = K if spec.part == STORED_K else _stored(variant, tensors, spec, layer if row.all_targets else 0)
     path = _path(row, layer, tensors[W_ENC].shape[1])
     dtype = BFLOAT16 if variant.is_square else FLOAT32
     files = {ENCODER: (path, weight_file(path, arrays[ENCODER], dtype))}
@@ -204,10 +208,11 @@ def _specs(variant: Variant) -> list[TensorSpec]:
     needed = {W_ENC, W_DEC, B_DEC, *variant.parts} | ({B_ENC} if variant.settings.gate != GATED else set())
     if variant.settings.level is not None:
         needed -= {THRESHOLD} if variant.row.of_part(LOG_THRESHOLD) else set()
+    is_number = variant.settings.level is not None or variant.settings.gate != JUMPRELU  # a threshold for all features, or one that is not used
     specs: dict[str, TensorSpec] = {}
     for spec in variant.row.tensors:
         chosen = not variant.names or spec.name in variant.names or spec.part not in (W_ENC, B_ENC, W_DEC, B_DEC)
-        if chosen and spec.part in needed and not (spec.part == THRESHOLD and (spec.axes == ()) != (variant.settings.level is not None)):
+        if chosen and spec.part in needed and not (spec.part == THRESHOLD and (spec.axes == ()) != is_number):
             specs.setdefault(spec.part, spec)
     return list(specs.values())
 
