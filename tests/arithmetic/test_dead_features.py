@@ -28,13 +28,13 @@ GATES: dict[str, Gate] = {
 def sums(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by one for each exact sum of products."""
     counted: list[int] = []
-    exact = numbers._exact_sum
+    exact = numbers.exact_product
 
-    def counting(terms: list[float]) -> object:
-        counted.append(len(terms))
-        return exact(terms)
+    def counting(column: np.ndarray, values: np.ndarray) -> object:
+        counted.append(len(values))
+        return exact(column, values)
 
-    monkeypatch.setattr(numbers, "_exact_sum", counting)
+    monkeypatch.setattr(numbers, "exact_product", counting)
     return counted
 
 
