@@ -18,7 +18,7 @@ import numpy as np
 import vendored_hf
 from oracle.checking.lists import compare_case
 from oracle.checking.reconstructions import reconstruction_problems
-from oracle.checking.verdict import CaseVerdict, Comparison
+from oracle.checking.verdict import DIFFERS, CaseVerdict, Comparison
 from oracle.diagnosis import mistakes
 from oracle.diagnosis.decoder import DecoderTrial, answered
 from oracle.diagnosis.encoder import EncoderTrial
@@ -51,7 +51,7 @@ def explain(reference: Reference, candidate: Candidate, comparison: Comparison, 
     if len(ids & from_0.keys()) > len(ids & answers.keys()):
         answers, label = from_0, (LABEL,)
     shared = [(case, answers[case.id]) for case in reference.cases if case.id in answers]
-    verdicts = [compare_case(reference, case, answer) for case, answer in shared]
+    verdicts = [compare_case(reference, case, replace(answer, activation_sum=None, activation_sum_of_squares=None)) for case, answer in shared]
     wrong = [verdict.id for verdict in verdicts if not verdict.agrees]
     decodes_wrong = [case.id for case, answer in shared if case.id not in wrong and _decodes_wrong(case, answer, reference.d_out)]
     searches = [
@@ -66,6 +66,9 @@ def explain(reference: Reference, candidate: Candidate, comparison: Comparison, 
                 tuple(dict.fromkeys(first.not_tried + other.not_tried)), first.n_wrong + other.n_wrong, first.n_right,
             )  # fmt: skip
         return first
+    if not label and any(verdict.status == DIFFERS for verdict in comparison.cases):
+        beside = "the lists agree, and no mistake is tried of what stands beside them: what a sum has is below the lists, a fingerprint is the generator's"
+        return Explanation((), len(verdicts), (beside,))
     if not label or not verdicts:
         what = "cases" if len(verdicts) < len(reference.cases) else "reconstructions"
         return Explanation((), len(verdicts), (f"the {what} that the candidate has agree; the others are missing",))

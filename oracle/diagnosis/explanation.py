@@ -139,7 +139,7 @@ class Explanation:
     """The causes, those of more cases first, and of the cases that have none what is `known`.
 
     `examined` is the number of cases that differ that were looked at, of `n_wrong`; `n_right` do not differ. `not_tried` is what
-    would have needed files that are not there.
+    would have needed files that are not there. `unsearched` says why no cause could be looked for, if so.
     """
 
     causes: tuple[Cause, ...]
@@ -148,6 +148,7 @@ class Explanation:
     not_tried: tuple[str, ...] = ()
     n_wrong: int = 0
     n_right: int = 0
+    unsearched: str = ""
 
     @property
     def named(self) -> tuple[Fit, ...]:
@@ -161,6 +162,8 @@ class Explanation:
     @property
     def lines(self) -> list[str]:
         """The explanation in words, a line each; what belongs to the line above is indented."""
+        if self.unsearched:
+            return [f"the cause was not looked for: {self.unsearched}"]
         lines = [line for cause in self.causes for line in self._cause(cause)]
         explained = sum(len(cause.cases) for cause in self.causes)
         if not self.causes:

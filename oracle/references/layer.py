@@ -141,6 +141,7 @@ class Encodings:
                 gate_margin=encoding.gate_margin,
                 gate_ties=tuple(encoding.gate_ties),
                 flags=tuple(encoding.flags),
+                **vars(encoding.sums),
                 encoder_input_fingerprint=self.input_fingerprints[number] if self.input_fingerprints else None,
             )
             for number, (case_id, encoding) in enumerate(zip(ids, self.encodings))

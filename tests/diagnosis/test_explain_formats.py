@@ -15,8 +15,13 @@ from tests.support.planting import PLANTS, World, candidate, check, plant_all
 from tests.support.process import run
 
 # Of what there is no threshold for, and no copy of W_dec in the file, and no folder of another L0.
-OF_THRESHOLD = {"soft threshold", "n_active of positive", "relu6", "threshold times 1.1", "threshold of the layer below", "threshold of the layer above", "relu", "threshold halved", "threshold doubled", "exp(threshold)", "threshold subtracted"}
-WEIGHTS_IN_16_BITS = {"weights in TF32", "b_enc in bfloat16", "b_enc in float16", "weights in bfloat16", "weights cut to bfloat16", "weights in float16"}
+OF_THRESHOLD = {
+    "relu", "threshold halved", "threshold doubled", "exp(threshold)", "threshold subtracted", "soft threshold", "relu6", "threshold times 1.1",
+    "threshold of the layer below", "threshold of the layer above", "n_active of positive",
+}  # fmt: skip
+WEIGHTS_IN_16_BITS = {
+    "weights in bfloat16", "weights cut to bfloat16", "weights in float16", "weights in TF32", "b_enc in bfloat16", "b_enc in float16",
+}  # fmt: skip
 
 KINDS: tuple[dict[str, Any], ...] = (
     {"schema": "PltBundle", "threshold": False, "dtype": "bfloat16", "skip": True},
