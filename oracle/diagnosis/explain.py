@@ -17,7 +17,7 @@ import numpy as np
 import vendored_hf
 from oracle.checking.lists import compare_case
 from oracle.checking.reconstructions import reconstruction_problems
-from oracle.checking.verdict import DIFFERS, Comparison
+from oracle.checking.verdict import Comparison
 from oracle.diagnosis import mistakes
 from oracle.diagnosis.decoder import DecoderTrial, answered
 from oracle.diagnosis.encoder import EncoderTrial
@@ -59,7 +59,7 @@ def explain(reference: Reference, candidate: Candidate, comparison: Comparison, 
     if wrong:
         layers = [_examined(layer, answers, wrong, reference, trial) for layer in weights.layers()]
         return _Search(trial, [layer for layer in layers if layer.cases], weights, label).run()
-    if not label and any(verdict.status == DIFFERS for verdict in comparison.cases):
+    if not label and _differs_beside(reference, answers):
         beside = "the lists agree, and no mistake is tried of what stands beside them: what a sum has is below the lists, a fingerprint is the generator's"
         return Explanation((), (), len(verdicts), (beside,))
     if not label or not verdicts:
@@ -67,6 +67,11 @@ def explain(reference: Reference, candidate: Candidate, comparison: Comparison, 
         return Explanation((), (), len(verdicts), (f"the {what} that the candidate has agree; the others are missing",))
     difference = max(verdict.max_difference or 0.0 for verdict in verdicts)
     return Explanation((Fit.of(label, Match(difference, frozenset(case.id for case, _ in pairs))),), (), len(verdicts))
+
+
+def _differs_beside(reference: Reference, answers: dict[CaseId, Case]) -> bool:
+    """Whether a case's sums or its fingerprint are wrong, and its list is not."""
+    return any(not compare_case(reference, case, answers[case.id]).agrees for case in reference.cases if case.id in answers)
 
 
 def _with_targets_from_0(case: Case) -> Case:

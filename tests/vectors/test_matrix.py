@@ -77,7 +77,14 @@ def applies(name: str, mistake: Mistake) -> bool:
     return mistake.needs(variant_of(name)) and bool(set(mistake.flags.split()) & set(vectors(name)["notes"]))
 
 
-@pytest.mark.parametrize("name", NAMES)
+# One folder for each gate and for each input; the slow tests have all.
+SOME = {
+    "GemmaScopeNpz", "Sae-relu", "SaeLens-topk", "SaeLens-abstopk", "SaeLens-gated", "Sparsify-groupmax", "SaeLens-scaled", "SaeLens-unit-rms",
+    "SaeLens-layer-norm", "LlamaScopeR1", "CltSplit",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name if name in SOME else pytest.param(name, marks=pytest.mark.slow) for name in NAMES])
 def test_each_mistake_fails_a_flag_that_names_it(name: str) -> None:
     rows = [mistake for mistake in MISTAKES if applies(name, mistake)]
     caught = {mistake.name: set(failing(name, mistake)) & set(mistake.flags.split()) for mistake in rows}
