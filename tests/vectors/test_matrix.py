@@ -16,6 +16,7 @@ from oracle.vectors.variants import VARIANTS, Variant
 from tests.support.exact_mistakes import MISTAKES, Mistake, layer_of
 from tests.support.exact_ports import RIGHT, Layer, Port
 
+OF_OTHER_LAYERS = {"the threshold of the layer above": "thresholds", "layer below or above": "all", "W_dec of the layer below or above": "W_dec"}
 NAMES = [variant.name for variant in VARIANTS]
 # One folder for each gate and for each input; the slow tests have all.
 SOME = {
@@ -45,14 +46,16 @@ def variant_of(name: str) -> Variant:
 
 
 def candidate(name: str, port: Port, other_layer: str = "") -> dict[str, Any]:
-    """What a port makes of the vectors: of the other layer's weights, or thresholds alone, where it is to."""
+    """What a port makes of the vectors: of the other layer's weights, thresholds or W_dec, where it is to."""
     document, own = vectors(name), layers(name)
     cases = []
     for case in document["test_cases"]:
         layer = own[case["layer"]]
         if other_layer:
             other = own[1 - case["layer"]]
-            layer = other if other_layer == "all" else Layer(layer.settings, layer.tensors, other.thresholds, layer.own_target)
+            tensors = {**layer.tensors, "W_dec": other.tensors["W_dec"]} if other_layer == "W_dec" else layer.tensors
+            thresholds = other.thresholds if other_layer == "thresholds" else layer.thresholds
+            layer = other if other_layer == "all" else Layer(layer.settings, tensors, thresholds, layer.own_target)
         answer = port.answer(layer, np.array(case["residual"], np.float32))
         outputs = answer.pop("outputs")
         first = case.get("reconstructions", [{"target_layer": 0}])[0]["target_layer"]
@@ -64,7 +67,7 @@ def candidate(name: str, port: Port, other_layer: str = "") -> dict[str, Any]:
 
 def failing(name: str, mistake: Mistake) -> list[str]:
     """The flags that fail, in the order that compare has."""
-    other = {"the threshold of the layer above": "thresholds", "layer below or above": "all"}.get(mistake.name, "")
+    other = OF_OTHER_LAYERS.get(mistake.name, "")
     comparison = compare(parsed(name), parse_answers(candidate(name, mistake.port, other)))
     return [flag.name for flag in comparison.failing_flags]
 
