@@ -103,32 +103,42 @@ def encode(
         values32 = products.float32
         values32 *= scale
         values32 += encoder.offset.astype(np.float32)
-        values64 = products.float64 * scale + encoder.offset
     n_bad = int(np.count_nonzero(~np.isfinite(values32)))
     if n_bad:
         raise NotFiniteError(f"{n_bad} pre-activations overflow float32: the weights are too large to be real")
-    error32 = float(np.max(np.abs(values32 - values64)))
+    error32 = max(float(np.max(np.abs(row32 - (row64 * scale + encoder.offset)))) for row32, row64 in zip(values32, products.float64))
 
     # |computed - exact| <= depth u sum |terms|, where depth is the most additions that a term goes through (Higham,
     # "Accuracy and Stability of Numerical Algorithms", section 4.2); float64 products of float32 are exact.
     sizes: np.ndarray = np.abs(inputs).sum(axis=1, dtype=np.float64)  # [n_cases]
     unit = (products.depth + 4) * UNIT_ROUNDOFF
-    drafts = [
-        _Draft(encoder, Numbers(product, unit * size * products.largest_weights, Settled.nothing()), values, error32, k, tolerance, with_active, feature)
-        for product, values, size in zip(products.float64, values32, sizes)
-    ]
     column = np.concatenate(kept) if kept else None
-    if feature is not None and column is not None:
-        for draft, values in zip(drafts, inputs):
-            draft.learn(Settled(np.array([feature]), np.zeros(1, np.int64), [exact_product(column, values)]))
+    encodings: dict[int, Encoding] = {}
+    steps: dict[int, FeatureSteps] = {}
+    drafts: dict[int, _Draft] = {}  # those that are open: what a case takes is let go of as soon as it is decided
+
+    def close_what_is_decided() -> None:
+        for number in [number for number, draft in drafts.items() if not len(draft.open_features)]:
+            draft = drafts.pop(number)
+            encodings[number] = draft.close()
+            if feature is not None:
+                steps[number] = draft.steps(feature)
+
+    for number, (product, values, size) in enumerate(zip(products.float64, values32, sizes)):
+        numbers = Numbers(product, unit * size * products.largest_weights, Settled.nothing())
+        drafts[number] = _Draft(encoder, numbers, values, error32, k, tolerance, with_active, feature)
+        if feature is not None and column is not None:
+            drafts[number].learn(Settled(np.array([feature]), np.zeros(1, np.int64), [exact_product(column, inputs[number])]))
+        close_what_is_decided()
     n_settled = 0
-    while any(len(draft.open_features) for draft in drafts):
-        settled = settle(encoder.w_enc, inputs, [draft.open_features for draft in drafts])
+    while drafts:
+        settled = settle(encoder.w_enc, inputs[list(drafts)], [draft.open_features for draft in drafts.values()])
         n_settled += sum(len(exact.features) for exact in settled)
-        for draft, exact in zip(drafts, settled):
+        for draft, exact in zip(drafts.values(), settled):
             draft.learn(exact)
-    steps = [] if feature is None else [draft.steps(feature) for draft in drafts]
-    return LayerEncoding([draft.close() for draft in drafts], error32, n_settled, steps, column)
+        close_what_is_decided()
+    in_order = range(len(inputs))
+    return LayerEncoding([encodings[number] for number in in_order], error32, n_settled, [steps[number] for number in in_order if number in steps], column)
 
 
 class _Draft:

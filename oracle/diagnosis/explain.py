@@ -16,9 +16,10 @@ from dataclasses import replace
 import numpy as np
 
 import vendored_hf
+from oracle.checking.compare import residual_problems
 from oracle.checking.lists import compare_case
 from oracle.checking.reconstructions import reconstruction_problems
-from oracle.checking.verdict import DIFFERS, CaseVerdict, Comparison
+from oracle.checking.verdict import CaseVerdict, Comparison
 from oracle.diagnosis import mistakes
 from oracle.diagnosis.decoder import DecoderTrial, answered
 from oracle.diagnosis.encoder import EncoderTrial
@@ -66,7 +67,7 @@ def explain(reference: Reference, candidate: Candidate, comparison: Comparison, 
                 tuple(dict.fromkeys(first.not_tried + other.not_tried)), first.n_wrong + other.n_wrong, first.n_right,
             )  # fmt: skip
         return first
-    if not label and any(verdict.status == DIFFERS for verdict in comparison.cases):
+    if not label and _differs_beside(reference, answers):
         beside = "the lists agree, and no mistake is tried of what stands beside them: what a sum has is below the lists, a fingerprint is the generator's"
         return Explanation((), len(verdicts), (beside,))
     if not label or not verdicts:
@@ -80,6 +81,12 @@ def _labelled(verdicts: list[CaseVerdict], label: tuple[Mistake, ...]) -> Explan
     difference = max(verdict.max_difference or 0.0 for verdict in verdicts)
     cause = Cause(tuple(verdict.id for verdict in verdicts), (Fit.of(label, len(verdicts), difference),))
     return Explanation((cause,), len(verdicts), n_wrong=len(verdicts))
+
+
+def _differs_beside(reference: Reference, answers: dict[CaseId, Case]) -> bool:
+    """Whether a case's sums or its fingerprint are wrong, and its list is not."""
+    shared = [(case, answers[case.id]) for case in reference.cases if case.id in answers]
+    return any(residual_problems(case, answer) or not compare_case(reference, case, answer).agrees for case, answer in shared)
 
 
 def _with_targets_from_0(case: Case) -> Case:

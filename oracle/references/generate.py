@@ -132,7 +132,7 @@ def _tasks(job: Job, job_plan: Plan) -> list[LayerTask]:
     return [
         LayerTask(
             job, job_plan.format, files.read(job.decode),
-            Context(files.encoder.repo, side.activation, origin.k if side.k is None else side.k, origin.input_scale, origin.ignore_key),
+            Context(files.encoder.repo, side.activation, origin.k if side.k is None else side.k, origin.input_scale, origin.ignore_key, origin.normalize),
         )
         for files in job_plan.layers.values()
     ]  # fmt: skip

@@ -13,7 +13,7 @@ import numpy as np
 import vendored_hf
 from oracle.arithmetic.constants import TOPK
 from oracle.arithmetic.residual import residual
-from oracle.job import Job, Origin
+from oracle.job import NORMALIZE, Job, Origin
 from oracle.references.document import Case, LayerRecord, Reference
 from oracle.references.generate import Events
 from oracle.references.layer import input_of
@@ -169,6 +169,7 @@ class RecordedWeights:
             k if type(k) is int else origin.k,
             scale if type(scale) is float else origin.input_scale,
             (*(self.reference.ignored_keys or ()), *origin.ignore_key),
+            kind if (kind := input_of(self.reference.encoder_input or {}, layer).get("kind")) in NORMALIZE else origin.normalize,
         )
 
     def _job(self, layers: tuple[int, ...]) -> Job:

@@ -22,6 +22,7 @@ from oracle.job import (
     MAX_TOP_K,
     MIN_SCALE,
     MIN_TOLERANCE,
+    NORMALIZE,
     SAMPLE,
     Job,
     Origin,
@@ -222,6 +223,7 @@ def _add_origin(parser: argparse.ArgumentParser) -> None:
     add("--ignore-key", metavar="NAME", action="append", default=[], help=ignore)
     add("--k", type=integer(1, MAX_FEATURES), metavar="K", help="what a top-k gate keeps, where nothing beside the weights says it")
     add("--input-scale", type=scale, metavar="X", help="what residuals are multiplied by, where nothing beside the weights says it")
+    add("--normalize", choices=NORMALIZE, help="how residuals are normalised, where SAELens's directory says it and the repo does not")
     add("--revision", metavar="REV", help="branch, tag or commit of the repo (main)")
     add("--weights-revision", metavar="REV", help="the same for weights whose hf:// address names none")
     mirror = "ask this instead of huggingface.co: a server like it, a proxy, a file server, a folder (ORACLE_MIRROR)"

@@ -71,6 +71,7 @@ READ = [variant for variant in VARIANTS if not variant.is_square and variant.nam
 READ += [variant for variant in VARIANTS if variant.name in ("CltSplit-square", "PltBundle-square", "SaeLens-square", "Sparsify-square")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [variant.name for variant in READ])
 def test_a_peer_gives_the_same_bits(peers: Peers, name: str) -> None:
     variant = next(variant for variant in VARIANTS if variant.name == name)

@@ -192,6 +192,7 @@ class Port:
     b_dec_everywhere: bool = False
     skip: Callable[[Array], Array] = same
     skips: float = 1
+    residuals: float = 0  # that are added to what the decoder gives
     restores: bool = True
     targets: Callable[[Array], Array] = same
 
@@ -274,6 +275,8 @@ class Port:
                 values[target] += F32(self.b_dec) * b_dec
             if "W_skip" in tensors and target == layer.own_target:
                 values[target] += F32(self.skips) * self.dot(residual, self.skip(tensors["W_skip"]))
+        if self.residuals:
+            values[layer.own_target] += F32(self.residuals) * np.resize(residual, shape[1])
         values = values.astype(F32)
         if self.restores and settings.restores:
             values = back(settings, values, residual)

@@ -59,7 +59,7 @@ def exact_encode(
 
 def exact_sums(pre: list[Fraction], fires: list[int], ties: list[int], tolerance: float) -> dict[str, float]:
     """The sums over what fires, of activations in units of a power of two; and the most that a right port's may differ, in 3 digits."""
-    unit = max(unit for unit in (Fraction(2) ** power for power in range(-30, 30)) if 4 * unit <= Fraction(tolerance))
+    unit = max(unit for unit in (Fraction(2) ** power for power in range(-30, 60)) if 4 * unit <= Fraction(tolerance))
     off = Fraction(tolerance) + unit / 2
     rounded = [round(p / unit) * unit for p in pre]
     surely = [j for j in fires if j not in ties]
