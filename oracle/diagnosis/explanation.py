@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -178,6 +179,37 @@ class Explanation:
         if self.not_tried and explained < self.examined:
             lines.append(f"not tried, because their weights are not in the cache: {', '.join(self.not_tried)}")
         return lines
+
+    def to_dict(self) -> dict[str, Any]:
+        """The explanation as plain data for JSON. A fit is described once, under `named`; its cause has its name."""
+        return {
+            "cases_examined": self.examined,
+            "cases_wrong": self.n_wrong,
+            "cases_right": self.n_right,
+            "causes": [
+                {
+                    "cases": [{"layer": case.layer, case.kind: case.number} for case in cause.cases],
+                    "named": [fit.name for fit in cause.named],
+                    "within_tolerance": [fit.name for fit in cause.also],
+                    "weak": cause.weak or None,
+                }
+                for cause in self.causes
+            ],
+            "named": [
+                {
+                    "name": fit.name,
+                    "mistakes": fit.mistakes,
+                    "description": fit.description,
+                    "cases_matched": fit.matched,
+                    "largest_difference_left": fit.max_difference,
+                }
+                for fit in self.named
+            ],
+            "within_tolerance": [fit.name for fit in self.also],
+            "known": self.known,
+            "not_tried": self.not_tried,
+            "unsearched": self.unsearched or None,
+        }
 
     def _cause(self, cause: Cause) -> list[str]:
         n = len(cause.cases)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from oracle.arithmetic.residual import residual
 from oracle.diagnosis.explanation import Explanation
+from oracle.job import Job, Origin
 from tests.support.hub import Hub
-from tests.support.planting import World, candidate, mixed
+from tests.support.planting import World, candidate, make_cache, make_weights, mixed
 from tests.support.planting_steps import BF16
 from tests.support.process import run
-from tests.support.small_scope import fill
+from tests.support.small_scope import CURATION_REPO, fill
 
 Case = dict[str, Any]
 SHAPES = ((24, 96), (64, 512), (130, 70))
@@ -29,7 +32,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 def explained(world: World, names_of: Callable[[int, int], Sequence[str]]) -> Explanation:
-    explanation = world.explain_answers(mixed(world.weights, names_of))
+    explanation = world.explain_answers(mixed(world.weights, names_of, world.layers))
     assert explanation is not None
     return explanation
 
@@ -77,6 +80,16 @@ def test_several_causes_are_told_one_by_one(world: World) -> None:
     assert all(len({case.layer for case in cause.cases}) == 1 and len(cause.cases) == 3 for cause in explanation.causes)
 
 
+def test_causes_as_json(world: World) -> None:
+    explanation = explained(world, lambda layer, i: ("b_enc left out",) if layer == 1 else ("top k by index",) if (layer, i) == (2, 0) else ())
+    document = json.loads(json.dumps(explanation.to_dict()))
+    assert [document[name] for name in ("cases_examined", "cases_wrong", "cases_right", "unsearched")] == [4, 4, 5, None]
+    first, second = document["causes"]
+    assert first == {"cases": [{"layer": 1, "seed": 100 * i + 1} for i in range(3)], "named": ["b_enc left out"], "within_tolerance": [], "weak": None}
+    assert second["cases"] == [{"layer": 2, "seed": 2}] and second["named"][0] == "top k by index" and second["weak"] == "it rests on one case"
+    assert [(fit["name"], fit["mistakes"], fit["cases_matched"]) for fit in document["named"]][:1] == [("b_enc left out", ["b_enc left out"], 3)]
+
+
 def test_eight_of_nine(world: World) -> None:
     answers = candidate(world.weights, ("b_enc left out",))
     answers["test_cases"][4]["top_10"][3]["activation"] += 0.5
@@ -118,18 +131,14 @@ def test_the_likelier_of_two_is_named_first(world: World) -> None:
 
 
 def test_float16_and_tf32_are_told_apart_where_they_can_be(tmp_path: Path) -> None:
-    from oracle.job import Job, Origin
-    from tests.support.planting import CURATION_REPO, make_cache, make_weights
-
-    weights = make_weights(0, 24, 96)
-    for arrays in weights.values():  # float16 has no more than 65,504, and its small numbers are coarse
-        arrays["W_enc"] *= np.float32(1e-5)
-        arrays["b_enc"] *= np.float32(1e-5)
-        arrays["threshold"] *= np.float32(1e-5)
-    own = World(weights, Job(Origin(CURATION_REPO, cache_dir=make_cache(tmp_path, weights), offline=True), layers=(0, 1, 2), tolerance=1e-9))
-    for name, other in (("weights in float16", "weights in TF32"), ("weights in TF32", "weights in float16")):
-        explanation = own.explain((name,))[1]
-        assert explanation is not None and name in {fit.name for fit in explanation.named} and other not in {fit.name for fit in explanation.named}
+    weights = make_weights(0, 64, 512)
+    for name in ("W_enc", "b_enc", "threshold"):  # float16's numbers below 6e-5 are coarser than TF32's
+        for arrays in weights.values():
+            arrays[name] *= np.float32(1e-3)
+    own = World(weights, Job(Origin(CURATION_REPO, cache_dir=make_cache(tmp_path, weights), offline=True), layers=(0, 1, 2), tolerance=1e-6))
+    for planted in ("weights in float16", "weights in TF32"):
+        explanation = own.explain((planted,))[1]
+        assert explanation is not None and {fit.name for fit in explanation.named} == {planted}
 
 
 # --- what is said where nothing is named ------------------------------------------------------------------------------------
@@ -188,15 +197,24 @@ def test_the_factor_of_a_threshold_is_found(tmp_path: Path) -> None:
 
 def test_without_weights_the_comparison_stands(hub: Hub, tmp_path: Path) -> None:
     fill(hub)
-    source = ("--mirror", hub.url, "--cache-dir", str(tmp_path / "cache"))
-    path, answers = tmp_path / "reference.json", tmp_path / "candidate.json"
-    assert run("--layers", "1", "-o", str(path), *source).returncode == 0
+    path, answers, page = tmp_path / "reference.json", tmp_path / "candidate.json", tmp_path / "page.html"
+    assert run("--layers", "1", "-o", str(path), "--mirror", hub.url, "--cache-dir", str(tmp_path / "cache")).returncode == 0
     cases = json.loads(path.read_text())["test_cases"]
     cases[0]["n_active"] += 5
     answers.write_text(json.dumps({"test_cases": cases}))
-    ran = run("compare", str(path), str(answers), "--explain", "--offline", "--cache-dir", str(tmp_path / "none"))
-    said = ran.stdout + ran.stderr
-    assert ran.returncode == 1 and "n_active is" in said and "DISAGREES" in said and "the cause was not looked for: " in said, said
+    nowhere = (str(path), str(answers), "--explain", "--offline", "--cache-dir", str(tmp_path / "none"))
+    ran = run("compare", *nowhere)
+    told = ran.stdout + ran.stderr
+    assert ran.returncode == 1 and "n_active is" in told and "DISAGREES" in told and "2 same, 1 differs" in told
+    assert re.search("the cause was not looked for: .*layer_1", told)
+    document = json.loads(run("compare", *nowhere, "--format", "json").stdout)
+    assert [case["status"] for case in document["test_cases"]] == ["differs", "same", "same"]
+    explanation = document["explanation"]
+    assert "layer_1" in explanation["unsearched"] and explanation["causes"] == explanation["named"] == [] and explanation["cases_examined"] == 0
+    junit = run("compare", *nowhere, "--format", "junit")
+    assert junit.returncode == 1 and 'failures="1"' in junit.stdout and "the cause was not looked for: " in junit.stdout
+    ran = run("report", *nowhere, "-o", str(page))
+    assert ran.returncode == 0 and "he cause was not looked for: " in page.read_text() and "n_active is" in page.read_text()
 
 
 # --- in bulk ------------------------------------------------------------------------------------------------------------------
@@ -209,7 +227,7 @@ def test_one_case_one_layer_half_of_the_layers_over_twenty_worlds(tmp_path: Path
     }  # fmt: skip
     figures: dict[tuple[str, str], int] = {}
     for seed in range(20):
-        own = World.make(tmp_path / str(seed), seed, SHAPES[seed % 3])
+        own = World.make(tmp_path / str(seed), seed, SHAPES[seed % 3], range(4))
         for place, is_there in where.items():
             for name in IN_VALUES:
                 explanation = explained(own, lambda layer, i, name=name, is_there=is_there: (name,) if is_there(layer, i) else ())  # type: ignore[misc]
@@ -259,8 +277,6 @@ def fused(r: np.ndarray, w: np.ndarray) -> np.ndarray:
 
 def right_case(own: World, layer: int, i: int, how: Callable[..., np.ndarray], text: Callable[[np.float32], float]) -> Case:
     arrays = own.weights[layer]
-    from oracle.arithmetic.residual import residual
-
     pre = (how(residual(100 * i + layer, layer, len(arrays["W_enc"])), arrays["W_enc"]) + arrays["b_enc"]).astype(np.float32)
     on = np.flatnonzero(pre > np.maximum(arrays["threshold"], 0))
     top = on[np.lexsort((on, -pre[on]))][:10]

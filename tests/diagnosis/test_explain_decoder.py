@@ -33,7 +33,7 @@ KINDS: tuple[dict[str, Any], ...] = (
 
 @pytest.fixture(scope="module")
 def of_each(tmp_path_factory: pytest.TempPathFactory) -> list[Decoders]:
-    return [Decoders(tmp_path_factory.mktemp("world"), **kind) for kind in KINDS]
+    return [Decoders.make(tmp_path_factory.mktemp("world"), **kind) for kind in KINDS]
 
 
 def test_every_row_is_planted() -> None:
@@ -70,7 +70,7 @@ def test_over_ten_seeds(tmp_path: Path) -> None:
     for number, kind in enumerate(KINDS):
         outcomes: dict[tuple[str, ...], list[str]] = {}
         for seed in range(10):
-            world = Decoders(tmp_path / f"{number}-{seed}", seed, d_model=8 + 13 * seed, n_features=40 + 90 * (seed % 4), **kind)
+            world = Decoders.make(tmp_path / f"{number}-{seed}", seed, d_model=8 + 13 * seed, n_features=40 + 90 * (seed % 4), **kind)
             assert world.explain_answers(world.candidate(())) is None
             for names in [*((name,) for name in world.possible()), *random_pairs(seed, 10, world)]:
                 outcomes.setdefault(names, []).append(world.judge(names))
@@ -172,7 +172,7 @@ def test_the_command_names_the_decoder_s_mistake(hub: Hub, tmp_path: Path) -> No
             ({"schema": "Sae"}, "b_dec left out"),
         ]
     ):
-        world = Decoders(tmp_path / f"made-{number}", **kind)
+        world = Decoders.make(tmp_path / f"made-{number}", **kind)
         world.repo.add_to(hub)
         source = ("--mirror", hub.url, "--cache-dir", str(tmp_path / f"cache-{number}"))
         reference, port = tmp_path / f"reference-{number}.json", tmp_path / f"port-{number}.json"

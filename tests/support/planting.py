@@ -23,6 +23,7 @@ from oracle.references.reading import parse_candidate
 from oracle.references.recorded import RecordedWeights
 from tests.support import worlds
 from tests.support.planting_steps import MORE
+from tests.support.planting_unlisted import UNLISTED
 from tests.support.small_scope import CURATION_REPO, WEIGHTS_REPO, npz
 
 Arrays = dict[str, np.ndarray]
@@ -184,7 +185,7 @@ def float32_sums(r: np.ndarray, w_enc: np.ndarray) -> np.ndarray:
 
 def encode_case(weights: dict[Any, Arrays], layer: int, i: int, names: Sequence[str], k: int = 10) -> dict[str, Any]:
     """What a port with the named mistakes answers for the i-th case of a layer."""
-    steps = dict(PLANTS[name] for name in names)
+    steps = dict((PLANTS | UNLISTED)[name] for name in names)
     assert len(steps) == len(names)
 
     def same(v: np.ndarray) -> np.ndarray:
@@ -244,16 +245,17 @@ class World:
     """Synthetic weights in a cache, their reference, and ports of it."""
 
     def __init__(self, weights: dict[Any, Arrays], job: Job):
-        self.weights = weights
+        self.weights, self.layers, self.seeds = weights, job.layers, job.seeds
         self.reference = generate(job)
         # As compare has it, unless it is told more.
         self.recorded_weights = RecordedWeights.of(self.reference, Origin(cache_dir=job.origin.cache_dir, offline=True))
 
     @classmethod
-    def make(cls, folder: Path, seed: int, shape: tuple[int, int]) -> World:
-        weights = make_weights(seed, *shape)
+    def make(cls, folder: Path, seed: int, shape: tuple[int, int], layers: Sequence[int] = (0, 1, 2)) -> World:
+        """With a layer above them."""
+        weights = make_weights(seed, *shape, n_layers=len(layers) + 1)
         origin = Origin(CURATION_REPO, cache_dir=make_cache(folder, weights), offline=True)
-        return cls(weights, Job(origin, layers=(0, 1, 2)))
+        return cls(weights, Job(origin, layers=tuple(layers)))
 
     @classmethod
     def of(cls, folder: Path, repo: worlds.World) -> World:
@@ -272,7 +274,7 @@ class World:
 
     def explain(self, names: Sequence[str]) -> tuple[dict[str, Any], Explanation | None]:
         """What a port with these mistakes answers, and its explanation; None where it agrees."""
-        answers = candidate(self.weights, names)
+        answers = candidate(self.weights, names, self.layers, self.seeds)
         return answers, self.explain_answers(answers)
 
     def explain_answers(self, answers: dict[str, Any]) -> Explanation | None:
@@ -282,7 +284,7 @@ class World:
 
     def gives(self, names: Sequence[str], answers: dict[str, Any], among: Collection[CaseId] = ()) -> bool:
         """Whether a port with these mistakes would print the same, but for rounding; in all cases, or `among` some."""
-        other = candidate(self.weights, names)["test_cases"]
+        other = candidate(self.weights, names, self.layers, self.seeds)["test_cases"]
         return all(
             bool(among) and (a["layer"], "seed", a["seed"]) not in among or
             (a["layer"], a["seed"], a["n_active"]) == (b["layer"], b["seed"], b["n_active"])

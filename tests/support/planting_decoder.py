@@ -71,14 +71,17 @@ PLANTS: dict[str, tuple[str, Any, str]] = {
 class Decoders:
     """A repo of worlds.py in a cache, its reference with reconstructions, and ports of it."""
 
-    def __init__(self, folder: Path, seed: int = 0, n_layers: int = 4, **kind: Any):
-        self.kind = kind
-        self.repo = repo = worlds.make(n_layers=n_layers, seed=seed, **kind)
+    def __init__(self, repo: worlds.World, job: Job, **kind: Any):
+        self.repo, self.kind = repo, kind
+        self.reference = generate(job)
+        self.recorded_weights = RecordedWeights.of(self.reference, Origin(cache_dir=job.origin.cache_dir, offline=True))
+
+    @classmethod
+    def make(cls, folder: Path, seed: int = 0, n_layers: int = 4, **kind: Any) -> Decoders:
+        repo = worlds.make(n_layers=n_layers, seed=seed, **kind)
         cache = write_cache(folder, [(name, path, content) for name, of in repo.files.items() for path, content in of.items()])
         path = tuple(repo.files[repo.repo])[:3] if repo.schema == "Sae" else ()
-        origin = Origin(repo.repo, path=path, cache_dir=cache, offline=True)
-        self.reference = generate(Job(origin, layers=(0, 1, 2), seeds=2, decode=True))
-        self.recorded_weights = RecordedWeights.of(self.reference, Origin(cache_dir=cache, offline=True))
+        return cls(repo, Job(Origin(repo.repo, path=path, cache_dir=cache, offline=True), layers=(0, 1, 2), seeds=2, decode=True), **kind)
 
     def possible(self) -> list[str]:
         """The mistakes that change something here."""
