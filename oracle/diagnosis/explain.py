@@ -207,7 +207,9 @@ class _Search:
         """What is known of cases that have no cause."""
         readings = [self._readings[case] for case in ids if case in self._readings]
         if readings:
-            return conclusions(readings, self._n_right, mistakes.threshold_factor(readings))
+            # Beside cases that have a cause it is no whole account of which are right. The counts that are right must fit a factor too.
+            n_right = self._n_right if len(readings) == self._n_wrong else 0
+            return conclusions(readings, n_right, mistakes.threshold_factor(list(self._readings.values())))
         values = [reading for trial in self._trials for reading in trial.readings() if not isinstance(reading, Reading)]
         right, printed = (np.concatenate(column) for column in zip(*values))
         return relation(right, printed, "values of reconstructions")

@@ -310,8 +310,12 @@ def _cause(
 
 
 def conclusions(readings: Sequence[Reading], n_right: int, threshold_factor: float | None) -> list[str]:
-    """What is known of cases that differ and have no cause, a line each; `threshold_factor` fits their counts."""
-    lines = [f"{n_right} of {n_right + len(readings)} cases are right; those that differ: {scope([reading.item.case.id for reading in readings])}"] if n_right else []
+    """What is known of cases that differ and have no cause, a line each. `n_right` cases are right beside them, if they are all that differ;
+    `threshold_factor` fits the counts of all cases."""
+    lines = []
+    if n_right:
+        differ = scope([reading.item.case.id for reading in readings])
+        lines.append(f"{n_right} of {n_right + len(readings)} cases are right; the {len(readings)} that {'differs' if len(readings) == 1 else 'differ'}: {differ}")
     if not any(reading.prints for reading in readings):
         return [*lines, "nothing fires: are the weights loaded?"]
     printed = np.concatenate([reading.item.printed[1] for reading in readings])
@@ -319,7 +323,7 @@ def conclusions(readings: Sequence[Reading], n_right: int, threshold_factor: flo
     lists_are_right = not any(reading.wrong.any() or reading.misplaced for reading in readings)
     if lists_are_right and all(reading.excess for reading in readings):
         lines.append("values are right; the count is not: look at the gate")
-        if threshold_factor is not None and threshold_factor != 1:
+        if threshold_factor is not None and threshold_factor != 1 and sum(reading.bits for reading in readings) >= BITS_OF_ONE:
             lines.append(f"the counts fit a threshold {threshold_factor:g} times as large")
     elif all(_is_permuted(reading) for reading in readings):
         lines.append("right values at other indices: look at how features are numbered")

@@ -228,9 +228,15 @@ def threshold_times(factor: float) -> Callable[[np.ndarray], np.ndarray]:
     return lambda threshold: np.maximum(threshold, 0) * factor
 
 
-def never(first: int) -> Callable[[np.ndarray], np.ndarray]:
-    """The gate's level where the features from `first` on, counted from the end, never fire."""
-    return lambda threshold: np.where(np.arange(len(threshold)) >= len(threshold) + first, np.inf, np.maximum(threshold, 0))
+def never(first: int, last: int) -> Callable[[np.ndarray], np.ndarray]:
+    """The gate's level where the features from `first` up to `last` never fire; where they are negative they are counted from the end."""
+
+    def level(threshold: np.ndarray) -> np.ndarray:
+        levels = np.maximum(threshold, 0)
+        levels[first : last or None] = np.inf
+        return levels
+
+    return level
 
 
 def at_least(cut: float) -> Callable[[np.ndarray], np.ndarray]:
@@ -239,6 +245,10 @@ def at_least(cut: float) -> Callable[[np.ndarray], np.ndarray]:
 
 def minus_threshold(pre: np.ndarray, threshold: np.ndarray) -> np.ndarray:
     return np.asarray(pre - np.maximum(threshold, 0))
+
+
+def magnitude(pre: np.ndarray, threshold: np.ndarray) -> np.ndarray:
+    return np.asarray(np.abs(pre))
 
 
 def soft(pre: np.ndarray, threshold: np.ndarray) -> np.ndarray:

@@ -167,7 +167,7 @@ CONCLUSIONS: dict[str, Callable[[Case, int], None]] = {
     "all values are float16 numbers": lambda case, number: (shaken(case, number), rounded_to(case, lambda v: float(np.float16(v))))[-1],  # type: ignore[func-returns-value]
     "printed with 3 decimals": lambda case, _: rounded_to(case, lambda v: round(v, 3)),
     "printed with 1 decimal": lambda case, _: rounded_to(case, lambda v: round(v, 1)),
-    "6 of 9 cases are right; those that differ: all of layer 1": lambda case, number: shaken(case, number) if case["layer"] == 1 else None,
+    "6 of 9 cases are right; the 3 that differ: all of layer 1": lambda case, number: shaken(case, number) if case["layer"] == 1 else None,
 }
 
 

@@ -136,6 +136,8 @@ MORE: dict[str, tuple[str, Any]] = {
     "silu": ("activation", lambda pre, t: (silu(pre), pre > 0)),
     "relu6": ("activation", lambda pre, t: (np.minimum(pre, 6), pre > 0)),
     "activations up to 6": ("activation", lambda pre, t: (np.minimum(pre, 6), pre > t)),
+    "|pre|": ("activation", lambda pre, t: (abs(pre), abs(pre) > t)),
+    "first feature skipped": ("activation", lambda pre, t: (pre, (pre > t) & (np.arange(len(pre)) > 0))),
     "last feature skipped": ("activation", without_features(1)),
     "last 8 features skipped": ("activation", without_features(8)),
     "threshold of the layer below": ("threshold layer", -1),
