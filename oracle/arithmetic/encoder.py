@@ -8,20 +8,22 @@ one of these open, exact arithmetic does. So the answer depends on no BLAS, no t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from oracle.arithmetic.chain import Condition, Gate
-from oracle.arithmetic.numbers import UNIT_ROUNDOFF, Numbers, Settled, classes, round_to_float32, settle
+from oracle.arithmetic.chain import Condition, Gate, Gated
+from oracle.arithmetic.numbers import UNIT_ROUNDOFF, Numbers, Settled, classes, round_to_float32, rounding_tolerances, settle
 from oracle.arithmetic.products import Matrix, NotFiniteError, multiply
 
 if TYPE_CHECKING:
     from fractions import Fraction
 
 MARGIN_DECIMALS = 6
+MOST_TOLERANCE = 2.0**105  # partial sums are below 2^22 times a case's own tolerance in any order: more may overflow float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,19 +77,43 @@ class Encoding:
 
 @dataclass(frozen=True)
 class LayerEncoding:
-    """The encodings of one layer, and of all pre-activations: float32's largest error, and how many were settled."""
+    """The encodings of one layer, and of all pre-activations: float32's largest error, and how many were settled.
+
+    `tolerances` are those that each encoding's bounds, ties and flags go by.
+    """
 
     encodings: list[Encoding]
+    tolerances: list[float]
     float32_max_abs_error: float
     n_settled: int
 
 
-def encode(encoder: Encoder, inputs: np.ndarray, *, k: int, tolerance: float, with_active: bool = False) -> LayerEncoding:
+def encode(
+    encoder: Encoder,
+    inputs: np.ndarray,
+    *,
+    k: int,
+    tolerance: float,
+    own_tolerances: bool = False,
+    removed: Sequence[tuple[np.ndarray, np.ndarray]] = (),
+    with_active: bool = False,
+) -> LayerEncoding:
     """Encode float32 inputs [n_cases, d_model]. `with_active` asks for all features that are active, not for the top k alone.
 
-    Raises NotFiniteError.
+    With `own_tolerances` a case has its own where that is larger than `tolerance`: see rounding_tolerances; it is that of what
+    was `removed` from the input before, as Inputs has it, where that is larger. Raises NotFiniteError.
     """
-    products = multiply(encoder.w_enc, inputs)
+    products = multiply(encoder.w_enc, inputs, with_squares=own_tolerances)
+    tolerances = [tolerance] * len(inputs)
+    if own_tolerances:
+        factor, offset = _spread(encoder)
+        tolerances = [max(tolerance, own) for own in rounding_tolerances(encoder.w_enc, inputs, products, factor, offset)]
+        for vector, times in removed:
+            aside = multiply(encoder.w_enc, vector[np.newaxis], with_squares=True)
+            [size] = rounding_tolerances(encoder.w_enc, vector[np.newaxis], aside, factor, 0.0)
+            tolerances = [max(own, float(f"{size * count:.3g}")) for own, count in zip(tolerances, times.tolist())]
+        if max(tolerances) >= MOST_TOLERANCE:
+            raise NotFiniteError("a residual is so large that its pre-activations may overflow float32")
     scale = 1.0 if encoder.scale is None else encoder.scale
     with np.errstate(all="ignore"):  # what overflows is counted here, and refused
         values32 = products.float32
@@ -104,8 +130,8 @@ def encode(encoder: Encoder, inputs: np.ndarray, *, k: int, tolerance: float, wi
     sizes: np.ndarray = np.abs(inputs).sum(axis=1, dtype=np.float64)  # [n_cases]
     unit = (products.depth + 4) * UNIT_ROUNDOFF
     drafts = [
-        _Draft(encoder, Numbers(product, unit * size * products.largest_weights, Settled.nothing()), values, error32, k, tolerance, with_active)
-        for product, values, size in zip(products.float64, values32, sizes)
+        _Draft(encoder, Numbers(product, unit * size * products.largest_weights, Settled.nothing()), values, error32, k, own, with_active)
+        for product, values, size, own in zip(products.float64, values32, sizes, tolerances)
     ]
     n_settled = 0
     while any(len(draft.open_features) for draft in drafts):
@@ -113,7 +139,16 @@ def encode(encoder: Encoder, inputs: np.ndarray, *, k: int, tolerance: float, wi
         n_settled += sum(len(exact.features) for exact in settled)
         for draft, exact in zip(drafts, settled):
             draft.learn(exact)
-    return LayerEncoding([draft.close() for draft in drafts], error32, n_settled)
+    return LayerEncoding([draft.close() for draft in drafts], tolerances, error32, n_settled)
+
+
+def _spread(encoder: Encoder) -> tuple[np.ndarray | float, float]:
+    """How many times each feature's product is in what is held against 0, float64 [n_features] or 1, and the largest |bias|."""
+    factor = 1.0 if encoder.scale is None else np.abs(encoder.scale.astype(np.float64))
+    offset = float(np.max(np.abs(encoder.offset)))
+    if isinstance(encoder.gate, Gated):  # whose gate has the product as it is
+        factor, offset = np.maximum(factor, 1.0), max(offset, float(np.max(np.abs(encoder.gate.bias))))
+    return factor, offset
 
 
 class _Draft:

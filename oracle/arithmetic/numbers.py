@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from oracle.arithmetic.products import Matrix
+from oracle.arithmetic.products import Matrix, Products
 
 if TYPE_CHECKING:
     from fractions import Fraction
@@ -298,6 +298,72 @@ def _exact_sum(terms: list[float]) -> Fraction:
         total += Fraction(part)
         terms.append(-part)
     return total
+
+
+# --- what float32 may be off by ---------------------------------------------------------------------------------------
+
+
+def rounding_tolerances(w_enc: Matrix, inputs: np.ndarray, products: Products, factor: np.ndarray | float, offset: float) -> list[float]:
+    """What rounding may move a value by in a right float32 port, for each input, float32 [n_cases, n]:
+
+        4 * 2^-24 * sqrt(n) * the largest, over all features j, of factor_j * |x . w_j|, factor_j * |x o w_j| and offset,
+
+    rounded up to 3 significant digits; x o w_j are the n terms of x . w_j, and |.| of them is their Euclidean norm. `factor` is
+    float64 [n_features] or 1, what a value has of its product, and `offset` the largest |bias|.
+
+    A sum of n terms in float32 is off by sum of d_k s_k, where s_k are its partial sums and |d_k| <= 2^-24; errors that are
+    independent and of mean 0 stay below lambda * 2^-24 * sqrt(sum of s_k^2) but with probability 2 exp(-lambda^2 / 2) (N. J. Higham
+    and T. Mary, "A new approach to probabilistic rounding error analysis", 2019, theorem 2.4). Partial sums of terms in an order
+    that has nothing to do with their signs are about as large as the whole sum, or as a random walk of such steps, which is
+    |x o w_j|. Their bound |x|.|w_j| for any order is sqrt(n) times that, and would hide a rounding to TF32; a rule without
+    |x . w_j| is too small for features that point where x points. lambda = 4 leaves a factor of 2 (the tests measure it).
+
+    No BLAS shows: where the float64 products leave the third digit open, exact ones settle it.
+    """
+    from fractions import Fraction
+
+    n = inputs.shape[1]
+    squares = np.empty(0) if products.squares is None else products.squares
+    sizes: np.ndarray = np.abs(inputs).sum(axis=1, dtype=np.float64)
+    unit = (products.depth + 8) * UNIT_ROUNDOFF
+    tolerances = []
+    for x, product, square, size in zip(inputs, products.float64, squares, sizes):
+        bound, norm = unit * size * products.largest_weights, np.sqrt(square)
+        low = factor * np.maximum(np.abs(product) - bound, norm * (1 - unit)) * (1 - unit)
+        high = factor * np.maximum(np.abs(product) + bound, norm * (1 + unit)) * (1 + unit)
+        ends = [_rounded_up(n * Fraction(max(float(end.max()), offset)) ** 2 / 2**44) for end in (low, high)]
+        if ends[0] != ends[1]:
+            largest = max(_largest_square(w_enc, x, np.flatnonzero(high >= low.max()), factor), Fraction(offset) ** 2)
+            ends[1] = _rounded_up(n * largest / 2**44)
+        tolerances.append(ends[1])
+    return tolerances
+
+
+def _largest_square(w_enc: Matrix, x: np.ndarray, features: np.ndarray, factor: np.ndarray | float) -> Fraction:
+    """The square of the largest of what a tolerance is made of but for the offset, exact, of some features."""
+    from fractions import Fraction
+
+    factors, at_once = np.broadcast_to(factor, int(features[-1]) + 1), max(1, _COLUMN_BYTES // (4 * len(x)))
+    largest = Fraction(0)
+    for start in range(0, len(features), at_once):
+        chosen = features[start : start + at_once]
+        for feature, column in zip(chosen.tolist(), w_enc.columns(chosen).T):
+            terms = (column.astype(np.float64) * x.astype(np.float64)).tolist()
+            square = max(_exact_sum(terms[:]) ** 2, sum((Fraction(term) ** 2 for term in terms), Fraction(0)))
+            largest = max(largest, square * Fraction(float(factors[feature])) ** 2)
+    return largest
+
+
+def _rounded_up(square: Fraction) -> float:
+    """The least number of 3 significant digits whose square is not less than this one."""
+    if not square:
+        return 0.0
+    exponent = math.floor(math.log10(square.numerator) - math.log10(square.denominator)) // 2 - 3  # a digit more than needed, or two
+    unit = square / 100**exponent if exponent >= 0 else square * 100**-exponent
+    digits = math.isqrt(math.ceil(unit) - 1) + 1
+    while digits > 1000:
+        digits, exponent = -(-digits // 10), exponent + 1
+    return float(f"{digits}e{exponent}")
 
 
 def round_to_float32(value: float | Fraction) -> float:

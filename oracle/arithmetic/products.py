@@ -55,15 +55,16 @@ class NotFiniteError(ValueError):
 @dataclass(frozen=True)
 class Products:
     """Inputs times W_enc: float32 and float64 [n_cases, n_features], each feature's largest |W_enc|, float64 [n_features], and
-    the depth of the float64 sums."""
+    the depth of the float64 sums. `squares`, float64 [n_cases, n_features], are sums of the terms' squares, if asked for."""
 
     float32: np.ndarray
     float64: np.ndarray
     largest_weights: np.ndarray
     depth: int
+    squares: np.ndarray | None = None
 
 
-def multiply(w_enc: Matrix, inputs: np.ndarray) -> Products:
+def multiply(w_enc: Matrix, inputs: np.ndarray, *, with_squares: bool = False) -> Products:
     """One pass over W_enc for float32 inputs [n_cases, d_model]. Raises NotFiniteError where W_enc holds NaN or infinities."""
     peaks: list[np.ndarray] = []  # of the features of a block, or of all that there are
     n_bad = 0
@@ -83,20 +84,23 @@ def multiply(w_enc: Matrix, inputs: np.ndarray) -> Products:
 
     multiply_blocks = _multiply_features if w_enc.features_first else _multiply_inputs
     with np.errstate(all="ignore"):  # the caller finds what overflows
-        product32, product64, depth = multiply_blocks(checked(), inputs)
+        product32, product64, depth, squares = multiply_blocks(checked(), inputs, with_squares)
     if n_bad:
         raise NotFiniteError(f"W_enc has {n_bad} values that are NaN or infinite")
-    return Products(product32, product64, np.concatenate(peaks).astype(np.float64), depth)
+    return Products(product32, product64, np.concatenate(peaks).astype(np.float64), depth, squares)
 
 
-def _multiply_inputs(blocks: Iterator[np.ndarray], residuals: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """Residuals times W_enc [d_model, n_features], summed up block by block: float32, float64 and the sums' depth.
+def _multiply_inputs(
+    blocks: Iterator[np.ndarray], residuals: np.ndarray, with_squares: bool
+) -> tuple[np.ndarray, np.ndarray, int, np.ndarray | None]:
+    """Residuals times W_enc [d_model, n_features], summed up block by block: float32, float64, the sums' depth, and the squares.
 
     A term is added to at most all others of its block, in whatever order BLAS likes, and then block to block.
     """
     residuals64 = residuals.astype(np.float64)
     pre32 = product32 = np.empty((0, 0), np.float32)
     pre64 = product64 = block64 = np.empty((0, 0), np.float64)
+    squares: np.ndarray | None = None
     row, n_blocks, most_rows = 0, 0, 0
     for block in blocks:
         if not n_blocks:
@@ -104,6 +108,7 @@ def _multiply_inputs(blocks: Iterator[np.ndarray], residuals: np.ndarray) -> tup
             pre32, product32 = np.zeros(shape, np.float32), np.empty(shape, np.float32)
             pre64, product64 = np.zeros(shape, np.float64), np.empty(shape, np.float64)
             block64 = np.empty(block.shape)  # no later one has more rows
+            squares = np.zeros(shape) if with_squares else None
         rows = slice(row, row + len(block))
         row = rows.stop
         n_blocks, most_rows = n_blocks + 1, max(most_rows, len(block))
@@ -111,14 +116,20 @@ def _multiply_inputs(blocks: Iterator[np.ndarray], residuals: np.ndarray) -> tup
         pre32 += np.matmul(residuals[:, rows], block, out=product32)
         np.copyto(block64[: len(block)], block)
         pre64 += np.matmul(residuals64[:, rows], block64[: len(block)], out=product64)
-    return pre32, pre64, n_blocks + most_rows
+        if squares is not None:
+            block64 *= block64
+            squares += np.matmul(residuals64[:, rows] ** 2, block64[: len(block)], out=product64)
+    return pre32, pre64, n_blocks + most_rows, squares
 
 
-def _multiply_features(blocks: Iterator[np.ndarray], residuals: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+def _multiply_features(
+    blocks: Iterator[np.ndarray], residuals: np.ndarray, with_squares: bool
+) -> tuple[np.ndarray, np.ndarray, int, np.ndarray | None]:
     """The same of W_enc [n_features, d_model]: a block has whole sums, of d_model terms each."""
     residuals64 = residuals.astype(np.float64)
     parts32: list[np.ndarray] = []
     parts64: list[np.ndarray] = []
+    squares: list[np.ndarray] = []
     block64 = np.empty((0, 0))
     for block in blocks:
         if not parts32:
@@ -127,4 +138,8 @@ def _multiply_features(blocks: Iterator[np.ndarray], residuals: np.ndarray) -> t
         # [n_seeds, d_model] @ [d_model, f] -> [n_seeds, f]
         parts32.append(residuals @ block.T)
         parts64.append(residuals64 @ block64[: len(block)].T)
-    return np.concatenate(parts32, axis=1), np.concatenate(parts64, axis=1), residuals.shape[1]
+        if with_squares:
+            block64 *= block64
+            squares.append(residuals64**2 @ block64[: len(block)].T)
+    product32, product64 = np.concatenate(parts32, axis=1), np.concatenate(parts64, axis=1)
+    return product32, product64, residuals.shape[1], np.concatenate(squares, axis=1) if with_squares else None
