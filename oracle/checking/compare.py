@@ -26,7 +26,7 @@ def compare(reference: Reference, candidate: Candidate) -> Comparison:
             )
         answer = candidate.cases.get(case.id)
         if answer is None:
-            verdicts.append(CaseVerdict(case.id, MISSING, ("the candidate does not have this case",)))
+            verdicts.append(CaseVerdict(case.id, MISSING, ("the candidate does not have this case",), tolerance=case.tolerance))
             continue
         problems = reconstruction_problems(case.outputs, answer.outputs, reference.d_out) if decodes else []
         verdicts.append(compare_case(reference, case, answer).with_problems(problems))

@@ -141,7 +141,7 @@ class _Search:
         k = 0
         for layer in self._layers:
             with layer.opened(OWN) as weights:
-                possible.append(mistakes.possible(weights, self._weights.reference.is_ours))
+                possible.append(mistakes.possible(weights, self._weights.reference))
                 k = weights.settings.k or 0
         # One layer with W_skip, or a negative threshold, is enough; all else has to be so in all of them.
         available = set.intersection(*possible) | set.union(*possible) & {NEGATIVE, W_SKIP}

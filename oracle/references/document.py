@@ -6,20 +6,21 @@ No NumPy here: who compares two files does not wait for it.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from oracle.arithmetic.constants import FNV_OFFSET_BASIS, FNV_PRIME, LN_2, LN_LAST_TERM, MAX_U64, MULTIPLIER, NAME, SEED_STRIDE, SELECTIONS, SQRT_HALF, VERSION
-from oracle.job import MAX_TOLERANCE
+from oracle.arithmetic.constants import MAX_U64, NAME, SELECTIONS, VERSION, generator_record
+from oracle.job import MAX_TOLERANCE, is_factor
 from oracle.references.rows import (
+    CANDIDATE,
     NOBODY,
     OURS,
     REFERENCE,
     Document,
     Fields,
+    an_object,
     as_json,
+    digest,
     each,
     integer,
     is_integer,
@@ -27,6 +28,7 @@ from oracle.references.rows import (
     number,
     numbers,
     objects,
+    one_of,
     or_none,
     row,
     shown,
@@ -39,11 +41,12 @@ FORMAT_VERSION = 1
 DEFAULT_TOLERANCE = 1e-4  # of references that torch wrote, which record none
 DEFAULT_TOP_K = 10  # of these too
 MAX_LAYERS = 1024  # that a residual may be of
+GENERATOR, FILE = "generator", "file"  # where residuals come from
 RANK_TIE, GATE_TIE, NO_ACTIVE_FEATURES = "rank-tie", "gate-tie", "no-active-features"
 
 
 class CaseId(NamedTuple):
-    """Which case it is: of which layer, and which residual: by its seed."""
+    """Which case it is: of which layer, and which residual: by its seed, or by its row in a file."""
 
     layer: int
     kind: str
@@ -58,8 +61,18 @@ def seed_case(layer: int, seed: int) -> CaseId:
     return CaseId(layer, "seed", seed)
 
 
+def row_case(layer: int, number: int) -> CaseId:
+    """The id of a case whose residual is a row of a file."""
+    return CaseId(layer, "row", number)
+
+
 def _case_id(fields: Fields, _: str) -> CaseId:
-    case_id = seed_case(integer()(fields, "layer"), integer()(fields, "seed"))
+    layer = integer()(fields, "layer")
+    if fields.kind != CANDIDATE:
+        by_row = fields.above("residuals").is_of_file
+    elif (by_row := "row" in fields) and "seed" in fields:
+        raise fields.error("there beside seed: a case has one of them", "row")
+    case_id = row_case(layer, integer()(fields, "row")) if by_row else seed_case(layer, integer()(fields, "seed"))
     if fields.kind == OURS and all(record.layer != case_id.layer for record in fields.above("layers")):
         raise fields.error(f"{case_id.layer}, which `layers` does not list", "layer")
     return case_id
@@ -129,13 +142,14 @@ class Case:
     """A case of a candidate: `id`, `n_active`, `top` and perhaps `reconstructions`; or of a reference, which says more.
 
     `residual` is float32 [d_model] where oracle made it. What a reference does not say is None: those that torch wrote
-    have neither margins nor flags.
+    have neither margins nor flags. `tolerance` is None where it is that of the reference, see Reference.tolerance_of.
     """
 
     id: CaseId = _id_row()
-    stream: int | None = row(integer(), since=OURS)
+    stream: int | None = row(integer(), since=OURS, required=NOBODY)
     residual_fingerprint: str | None = row(text, since=OURS)
     encoder_input_fingerprint: str | None = row(text, since=OURS, required=NOBODY)
+    tolerance: float | None = row(number(0), since=OURS, required=NOBODY)
     n_active: int = row(integer())
     n_active_bounds: tuple[int, int] | None = row(_bounds, since=OURS)
     rank_margin: float | None = row(or_none(number(0)), since=OURS)
@@ -221,6 +235,34 @@ def _format_version(fields: Fields, key: str) -> int:
     return FORMAT_VERSION
 
 
+def _scale(fields: Fields, key: str) -> float:
+    if not is_factor(fields.get(key)):
+        raise fields.error(f"{shown(fields.get(key))}, not a float32 that residuals may be multiplied by", key)
+    return float(fields.get(key))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Residuals:
+    """Where residuals come from: the generator, whose numbers are multiplied by `scale`, each product rounded once to float32; or
+    the rows of a file: its base `name` and its bytes' `sha256`. Where nothing says it, from the generator as they are."""
+
+    kind: str = row(one_of(GENERATOR, FILE), required=CANDIDATE, default=GENERATOR)
+    scale: float | None = row(_scale, required=NOBODY)
+    name: str | None = row(text, required=NOBODY)
+    sha256: str | None = row(text, required=NOBODY)
+
+    @property
+    def is_of_file(self) -> bool:
+        return self.kind == FILE
+
+    @property
+    def own_keys(self) -> tuple[str, ...]:
+        """What each case has for the sake of where its residual comes from."""
+        if self.is_of_file:
+            return "tolerance", "residual"
+        return ("stream",) if self.scale is None else ("stream", "tolerance")
+
+
 def _generator(fields: Fields, key: str) -> Document:
     record = mapping(fields, key)
     named = record.get("name"), record.get("version")
@@ -267,8 +309,9 @@ class Reference:
     top_k: int = row(integer(1), since=OURS, default=DEFAULT_TOP_K)
     tolerance: float = row(number(0, MAX_TOLERANCE), since=OURS, default=DEFAULT_TOLERANCE)
     layers: tuple[LayerRecord, ...] = row(objects(LayerRecord, "layer"), since=OURS, default=())
+    residuals: Residuals = row(an_object(Residuals), since=OURS, required=NOBODY, default=Residuals())
     skipped_seeds: tuple[SkippedSeed, ...] | None = row(objects(SkippedSeed, "id"), since=OURS, required=NOBODY)
-    residual_generator: Document | None = row(_generator, since=OURS)
+    residual_generator: Document | None = row(_generator, since=OURS, required=NOBODY)
     cases: tuple[Case, ...] = row(objects(Case, "id"), "test_cases")
     environment: Document | None = row(mapping, since=OURS)
     edited: bool = row(
@@ -280,6 +323,15 @@ class Reference:
     def is_ours(self) -> bool:
         """Whether oracle wrote it: then every number can be made again."""
         return self.format_version is not None
+
+    def tolerance_of(self, case: Case) -> float:
+        """What each number of a case of a port's may be off by: the case's own, or that of all."""
+        return self.tolerance if case.tolerance is None else case.tolerance
+
+    @property
+    def has_generator(self) -> bool:
+        """Whether seeds and streams give its residuals."""
+        return self.is_ours and not self.residuals.is_of_file
 
     @property
     def input_length(self) -> int:
@@ -323,51 +375,6 @@ class Candidate:
     @property
     def decodes(self) -> bool:
         return any(case.reconstructions is not None for case in self.cases.values())
-
-
-def generator_record() -> Document:
-    """What a port of residual.py needs. 64-bit integers are strings: JSON numbers lose them."""
-    return {
-        "name": NAME,
-        "version": VERSION,
-        "seed": f"{SEED_STRIDE} * i + layer for the i-th residual of a layer, i = 0, 1, ...",
-        "stream": "layer",
-        "arithmetic": "unsigned 64-bit modulo 2^64, and IEEE-754 binary64 to nearest even, one operation at a time in "
-        "the order written, never fused; sqrt is correctly rounded; no other libm function",
-        "multiplier": f"0x{MULTIPLIER:016x}",
-        "sqrt_half": SQRT_HALF,
-        "ln_2": LN_2,
-        "ln_last_term": LN_LAST_TERM,
-        "fnv_offset_basis": f"0x{FNV_OFFSET_BASIS:016x}",
-        "fnv_prime": f"0x{FNV_PRIME:016x}",
-        "steps": [
-            "PCG32 (XSH-RR 64/32): inc = (stream << 1) | 1; state = 0; step; state += seed; step; "
-            "where step is state = state * multiplier + inc",
-            "output, from the state before its step: x = rotate_right32(((state >> 18) ^ state) >> 27, state >> 59)",
-            "uniform in (-1, 1): w = (2*x + 1) * 2^-32 - 1",
-            "pair: u, then v; s = u*u + v*v; if s >= 1 drop both and take the next pair",
-            "f = sqrt((-2 * ln(s)) / s); emit u*f, then v*f, each rounded once to float32; stop after d_model values",
-            "ln(s): s = m * 2^e with m in [1/2, 1); if m < sqrt_half: m = 2*m, e = e - 1; t = (m - 1) / (m + 1); "
-            "q = t*t; p = 1/ln_last_term; for k = ln_last_term - 2, then two less each time, down to 1: p = p*q + 1/k; "
-            "ln(s) = e * ln_2 + (2*t) * p",
-            "residual_fingerprint: FNV-1a, 64 bits, over the little-endian float32 bytes: h = fnv_offset_basis; "
-            "for each byte h = (h xor byte) * fnv_prime",
-        ],
-    }
-
-
-def digest(document: Document) -> str:
-    """The sha256 of a reference's canonical JSON, sorted keys and no spaces.
-
-    Without what may differ or says itself what it is: `digest`, `environment`, and the residuals, for which their fingerprints
-    stand, so that a reference without its vectors has the same.
-    """
-    cases = [
-        {key: value for key, value in case.items() if key != "residual"} if isinstance(case, dict) else case
-        for case in document["test_cases"]
-    ]
-    whole = {key: value for key, value in document.items() if key not in ("digest", "environment")} | {"test_cases": cases}
-    return hashlib.sha256(json.dumps(whole, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def to_json(reference: Reference, *, with_residuals: bool = True) -> Document:

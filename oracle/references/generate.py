@@ -17,15 +17,17 @@ from pathlib import Path
 import numpy as np
 
 from oracle import errors
+from oracle.arithmetic.constants import generator_record
 from oracle.errors import BadUse, LayersFailed, WeightsError
 from oracle.job import Job
-from oracle.references.document import FORMAT_VERSION, Case, Reference, WeightsRepo, generator_record
+from oracle.references.document import FILE, FORMAT_VERSION, Case, Reference, Residuals, WeightsRepo
 from oracle.references.layer import LayerResult, LayerTask, encode_layer, input_record
 from oracle.references.plan import Plan, plan
 from oracle.references.rows import Document
 from oracle.references.workers import LayerFailure, run
 from oracle.sources.curation import HubFile
 from oracle.sources.listing import Listing
+from oracle.sources.residuals import ResidualFile
 from oracle.sources.source import FileEvents, Source
 from oracle.version import VERSION
 from oracle.weights.sidefiles import Context
@@ -60,6 +62,7 @@ class Run:
     plan: Plan
     events: Events
     results: Iterator[LayerResult]
+    residuals: ResidualFile | None = None
 
     def reference(self) -> Reference:
         """The reference, its residuals as arrays. Raises as `start` does, and LayersFailed where an executor's layers did."""
@@ -76,7 +79,7 @@ class Run:
                     f"layer {result.record.layer}: {result.arithmetic.n_negative_thresholds} thresholds are negative; nothing negative is let "
                     "through here, as SAELens has it; circuit-tracer lets it through"
                 )
-        return _assemble(self.job, self.plan, results)
+        return _assemble(self.job, self.plan, results, self.residuals)
 
 
 @contextlib.contextmanager
@@ -86,15 +89,18 @@ def start(job: Job, events: Events = Events(), executor: Executor | None = None)
     Raises LayerError, CurationError, WeightsError, MirrorError, or an exception of vendored_hf.
     """
     source = Source(job.origin, events)
+    residuals = None if job.residuals is None else ResidualFile.of(job.residuals, job.seeds)
     job_plan = plan(job, source)
+    if residuals:
+        residuals.check(list(job_plan.layers))
     events.planned(job_plan.output)
     events.layers(len(job_plan.layers))
     if executor is None:
-        yield Run(job, job_plan, events, _in_turn(job, job_plan, source))
+        yield Run(job, job_plan, events, _in_turn(job, job_plan, source, residuals), residuals)
         return
-    futures = _submit(job, job_plan, source, executor, events)
+    futures = _submit(job, job_plan, source, executor, events, residuals)
     try:
-        yield Run(job, job_plan, events, _gather(futures))
+        yield Run(job, job_plan, events, _gather(futures), residuals)
     finally:
         for future in futures.values():
             future.cancel()
@@ -116,12 +122,12 @@ def _files_read(job: Job, job_plan: Plan) -> list[HubFile]:
     return [file for layer in job_plan.layers.values() for file in layer.read(job.decode).files.values()]
 
 
-def _in_turn(job: Job, job_plan: Plan, source: Source) -> Iterator[LayerResult]:
+def _in_turn(job: Job, job_plan: Plan, source: Source, residuals: ResidualFile | None) -> Iterator[LayerResult]:
     """Layers one after the other; the next one's file is fetched meanwhile."""
     opened = source.open_in_turn(_files_read(job, job_plan))
     for task in _tasks(job, job_plan):
         with contextlib.ExitStack() as stack:
-            yield encode_layer(task, {role: stack.enter_context(next(opened)) for role in task.files.files})
+            yield encode_layer(_with_rows(task, residuals), {role: stack.enter_context(next(opened)) for role in task.files.files})
 
 
 def _tasks(job: Job, job_plan: Plan) -> list[LayerTask]:
@@ -137,8 +143,12 @@ def _tasks(job: Job, job_plan: Plan) -> list[LayerTask]:
     ]  # fmt: skip
 
 
+def _with_rows(task: LayerTask, residuals: ResidualFile | None) -> LayerTask:
+    return replace(task, rows=residuals.rows(task.files.layer)) if residuals else task
+
+
 def _submit(
-    job: Job, job_plan: Plan, source: Source, executor: Executor, events: Events
+    job: Job, job_plan: Plan, source: Source, executor: Executor, events: Events, residuals: ResidualFile | None
 ) -> dict[int, Future[LayerResult | LayerFailure]]:
     """A task for each layer. All of a branch is to be of one commit, whoever fetches it."""
     heard = (events,) if isinstance(executor, ThreadPoolExecutor) else ()  # other executors' tasks run where nobody hears them
@@ -146,7 +156,7 @@ def _submit(
     futures = {}
     for task in _tasks(job, job_plan):
         resolved = replace(task.files, files={role: source.resolve_commit(file) for role, file in task.files.files.items()})
-        futures[task.files.layer] = executor.submit(run, replace(task, files=resolved), *heard)
+        futures[task.files.layer] = executor.submit(run, _with_rows(replace(task, files=resolved), residuals), *heard)
     return futures
 
 
@@ -173,7 +183,7 @@ def _result_of(layer: int, future: Future[LayerResult | LayerFailure]) -> LayerR
         return LayerFailure(layer, line, errors.SOURCE, "".join(traceback.format_exception(error)))
 
 
-def _assemble(job: Job, job_plan: Plan, results: list[LayerResult]) -> Reference:
+def _assemble(job: Job, job_plan: Plan, results: list[LayerResult], residuals: ResidualFile | None) -> Reference:
     """The reference of a job's layers. Raises WeightsError where they are not of one shape."""
     first = results[0]
     for result in results:
@@ -215,7 +225,10 @@ def _assemble(job: Job, job_plan: Plan, results: list[LayerResult]) -> Reference
         tolerance=job.tolerance,
         layers=tuple(result.record for result in results),
         skipped_seeds=tuple(seed for result in results for seed in result.skipped) if job.robust else None,
-        residual_generator=generator_record(),
+        residuals=Residuals(kind=FILE, name=residuals.name, sha256=residuals.sha256) if residuals else Residuals(
+            scale=float(job.scale) if job.has_own_tolerances else None
+        ),
+        residual_generator=None if residuals else generator_record(),
         cases=tuple(case for result in results for case in result.cases),
         environment=_environment(
             max(result.float32_max_abs_error for result in results), sum(result.n_settled for result in results)

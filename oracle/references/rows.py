@@ -8,6 +8,8 @@ reference, or a reference of ours.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -112,6 +114,20 @@ def as_json(value: Any, known: Document) -> Any:
     return document
 
 
+def digest(document: Document) -> str:
+    """The sha256 of a reference's canonical JSON, sorted keys and no spaces.
+
+    Without what may differ or says itself what it is: `digest`, `environment`, and the residuals, for which their fingerprints
+    stand, so that a reference without its vectors has the same.
+    """
+    cases = [
+        {key: value for key, value in case.items() if key != "residual"} if isinstance(case, dict) else case
+        for case in document["test_cases"]
+    ]
+    whole = {key: value for key, value in document.items() if key not in ("digest", "environment")} | {"test_cases": cases}
+    return hashlib.sha256(json.dumps(whole, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
 # --- what a value must be ---------------------------------------------------------------------------------------------
 
 
@@ -144,6 +160,16 @@ def text(fields: Fields, key: str) -> str:
     return value
 
 
+def one_of(*words: str) -> Check:
+    def check(fields: Fields, key: str) -> str:
+        value = fields.get(key)
+        if value not in words:
+            raise fields.error(f"{shown(value)}; {' and '.join(words)} are known", key)
+        return str(value)
+
+    return check
+
+
 def mapping(fields: Fields, key: str) -> Document:
     value = fields.get(key)
     if not isinstance(value, dict):
@@ -168,6 +194,10 @@ def texts(fields: Fields, key: str) -> tuple[str, ...]:
 def or_none(check: Check) -> Check:
     """Null, which says that there is none, or what `check` takes."""
     return lambda fields, key: None if fields.get(key) is None else check(fields, key)
+
+
+def an_object(kind: type[T]) -> Callable[[Fields, str], T]:
+    return lambda fields, key: parse(kind, Fields(fields.get(key), fields.file, fields.kind, fields, key))
 
 
 def objects(kind: type[T], name: str, wanted: str = "") -> Callable[[Fields, str], tuple[T, ...]]:

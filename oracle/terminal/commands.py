@@ -63,6 +63,8 @@ def _generate(options: argparse.Namespace, job: Job | None = None) -> None:
     from oracle.terminal.progress import ProgressReporter
 
     job = job or job_of(options)
+    if job.residuals is not None and options.omit_residuals:
+        raise BadUse("--omit-residuals leaves out what can be made again, and the rows of a file of residuals cannot: leave it out")
     if options.output != "-":
         check_output(ANY_OUTPUT if options.output is None else options.output)
     executor: AbstractContextManager[Executor | None] = contextlib.nullcontext()
