@@ -8,16 +8,15 @@ one of these open, exact arithmetic does. So the answer depends on no BLAS, no t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from oracle.arithmetic.chain import Condition, Gate, Gated
-from oracle.arithmetic.numbers import UNIT_ROUNDOFF, Numbers, Settled, classes, round_to_float32, rounding_tolerances, settle
-from oracle.arithmetic.products import Matrix, NotFiniteError, multiply
+from oracle.arithmetic.chain import Condition, FeatureSteps, Gate, Gated, GateStep
+from oracle.arithmetic.numbers import ActivationSums, Numbers, Settled, activation_sums, classes, round_to_float32, settle, sum_unit
+from oracle.arithmetic.products import UNIT_ROUNDOFF, Matrix, NotFiniteError, Removed, exact_product, multiply, rounding_tolerances
 
 if TYPE_CHECKING:
     from fractions import Fraction
@@ -37,6 +36,15 @@ class Encoder:
     offset: np.ndarray
     gate: Gate
     scale: np.ndarray | None = None
+
+    @property
+    def spread(self) -> tuple[np.ndarray | float, float]:
+        """How many times a feature's product is in what is held against 0, float64 [n_features] or 1, and the largest |bias|."""
+        factor = 1.0 if self.scale is None else np.abs(self.scale.astype(np.float64))
+        offset = float(np.max(np.abs(self.offset)))
+        if isinstance(self.gate, Gated):  # whose gate has the product as it is
+            factor, offset = np.maximum(factor, 1.0), max(offset, float(np.max(np.abs(self.gate.bias))))
+        return factor, offset
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +80,7 @@ class Encoding:
     gate_margin: float
     gate_ties: list[int]
     flags: list[str]
+    sums: ActivationSums
     active: ActiveFeatures | None = None
 
 
@@ -79,13 +88,16 @@ class Encoding:
 class LayerEncoding:
     """The encodings of one layer, and of all pre-activations: float32's largest error, and how many were settled.
 
-    `tolerances` are those that each encoding's bounds, ties and flags go by.
+    `tolerances` are those that each encoding's bounds, ties and flags go by. `steps` are those of one feature in each case,
+    where they were asked for, and `column` its encoder vector, float32 [d_model].
     """
 
     encodings: list[Encoding]
     tolerances: list[float]
     float32_max_abs_error: float
     n_settled: int
+    steps: list[FeatureSteps]
+    column: np.ndarray | None
 
 
 def encode(
@@ -95,23 +107,23 @@ def encode(
     k: int,
     tolerance: float,
     own_tolerances: bool = False,
-    removed: Sequence[tuple[np.ndarray, np.ndarray]] = (),
+    removed: Removed = (),
     with_active: bool = False,
+    feature: int | None = None,
 ) -> LayerEncoding:
-    """Encode float32 inputs [n_cases, d_model]. `with_active` asks for all features that are active, not for the top k alone.
+    """Encode float32 inputs [n_cases, d_model]. `with_active` asks for all features that are active, not for the top k alone;
+    `feature` for the steps of one.
 
     With `own_tolerances` a case has its own where that is larger than `tolerance`: see rounding_tolerances; it is that of what
     was `removed` from the input before, as Inputs has it, where that is larger. Raises NotFiniteError.
     """
-    products = multiply(encoder.w_enc, inputs, with_squares=own_tolerances)
+    kept: list[np.ndarray] = []
+    w_enc = encoder.w_enc if feature is None else encoder.w_enc.keeping(feature, kept)
+    products = multiply(w_enc, inputs, with_squares=own_tolerances)
     tolerances = [tolerance] * len(inputs)
     if own_tolerances:
-        factor, offset = _spread(encoder)
-        tolerances = [max(tolerance, own) for own in rounding_tolerances(encoder.w_enc, inputs, products, factor, offset)]
-        for vector, times in removed:
-            aside = multiply(encoder.w_enc, vector[np.newaxis], with_squares=True)
-            [size] = rounding_tolerances(encoder.w_enc, vector[np.newaxis], aside, factor, 0.0)
-            tolerances = [max(own, float(f"{size * count:.3g}")) for own, count in zip(tolerances, times.tolist())]
+        own = rounding_tolerances(encoder.w_enc, inputs, products, *encoder.spread, removed)
+        tolerances = [max(tolerance, case) for case in own]
         if max(tolerances) >= MOST_TOLERANCE:
             raise NotFiniteError("a residual is so large that its pre-activations may overflow float32")
     scale = 1.0 if encoder.scale is None else encoder.scale
@@ -130,25 +142,21 @@ def encode(
     sizes: np.ndarray = np.abs(inputs).sum(axis=1, dtype=np.float64)  # [n_cases]
     unit = (products.depth + 4) * UNIT_ROUNDOFF
     drafts = [
-        _Draft(encoder, Numbers(product, unit * size * products.largest_weights, Settled.nothing()), values, error32, k, own, with_active)
+        _Draft(encoder, Numbers(product, unit * size * products.largest_weights, Settled.nothing()), values, error32, k, own, with_active, feature)
         for product, values, size, own in zip(products.float64, values32, sizes, tolerances)
     ]
+    column = np.concatenate(kept) if kept else None
+    if feature is not None and column is not None:
+        for draft, values in zip(drafts, inputs):
+            draft.learn(Settled(np.array([feature]), np.zeros(1, np.int64), [exact_product(column, values)]))
     n_settled = 0
     while any(len(draft.open_features) for draft in drafts):
         settled = settle(encoder.w_enc, inputs, [draft.open_features for draft in drafts])
         n_settled += sum(len(exact.features) for exact in settled)
         for draft, exact in zip(drafts, settled):
             draft.learn(exact)
-    return LayerEncoding([draft.close() for draft in drafts], tolerances, error32, n_settled)
-
-
-def _spread(encoder: Encoder) -> tuple[np.ndarray | float, float]:
-    """How many times each feature's product is in what is held against 0, float64 [n_features] or 1, and the largest |bias|."""
-    factor = 1.0 if encoder.scale is None else np.abs(encoder.scale.astype(np.float64))
-    offset = float(np.max(np.abs(encoder.offset)))
-    if isinstance(encoder.gate, Gated):  # whose gate has the product as it is
-        factor, offset = np.maximum(factor, 1.0), max(offset, float(np.max(np.abs(encoder.gate.bias))))
-    return factor, offset
+    steps = [] if feature is None else [draft.steps(feature) for draft in drafts]
+    return LayerEncoding([draft.close() for draft in drafts], tolerances, error32, n_settled, steps, column)
 
 
 class _Draft:
@@ -158,10 +166,11 @@ class _Draft:
     """
 
     def __init__(
-        self, encoder: Encoder, product: Numbers, values32: np.ndarray, error32: float, k: int, tolerance: float, with_active: bool
-    ):
+        self, encoder: Encoder, product: Numbers, values32: np.ndarray, error32: float, k: int, tolerance: float, with_active: bool,
+        feature: int | None,
+    ):  # fmt: skip
         self._encoder, self._product, self._values32, self._error32 = encoder, product, values32, error32
-        self._k, self._tolerance, self._with_active = k, tolerance, with_active
+        self._k, self._tolerance, self._with_active, self._feature = k, tolerance, with_active, feature
         self._look()
 
     def learn(self, settled: Settled) -> None:
@@ -192,6 +201,9 @@ class _Draft:
             self._look()
             return
         is_open |= self._ranks_are_open(at_gate)
+        if self._feature is not None:
+            watched = np.arange(len(is_open)) == self._feature
+            is_open |= reduce(np.logical_or, [condition.needs(watched) for condition in conditions]) | self._near(self._feature)
         self.open_features = np.flatnonzero(is_open & self._product.is_vague)
 
     def _decides(self, condition: Condition) -> bool:
@@ -230,12 +242,14 @@ class _Draft:
         is_open = np.zeros(len(value), bool)
         counts = self._possible()
         possible = np.flatnonzero(counts)
+        for condition in self._decision.conditions:
+            counts = counts | (np.abs(condition.distance.near) <= condition.reach * self._tolerance + condition.distance.bound)
+        counted = np.flatnonzero(counts)
+        is_open[counted] = self._value.rounds_apart(counted, sum_unit(self._tolerance))
         if self._with_active:
             with np.errstate(over="ignore"):
-                ends = [(value + off).astype(np.float32) for off in (-bound, bound)]
-            for condition in self._decision.conditions:
-                counts = counts | (np.abs(condition.distance.near) <= condition.reach * self._tolerance + condition.distance.bound)
-            is_open |= counts & (ends[0] != ends[1])
+                ends = [end[counted].astype(np.float32) for end in (self._value.low, self._value.high)]
+            is_open[counted] |= ends[0] != ends[1]
         # The k + 1 first of the active features are among the k + 1 + n_open first of those that may be active, and
         # a feature that float32 puts more than twice its error below the last of these is not.
         count = k + 1 + int(np.count_nonzero(at_gate[possible]))
@@ -262,26 +276,57 @@ class _Draft:
             is_open[self._candidates] = True
         return is_open
 
+    def _near(self, feature: int) -> np.ndarray:
+        """bool [n]: the features that may fire whose values are not surely apart from this one's."""
+        near: np.ndarray = (self._value.low <= self._value.high[feature]) & (self._value.high >= self._value.low[feature]) & self._possible()
+        return near
+
+    def _active(self) -> np.ndarray:
+        """bool [n]: the features that fire, where nothing is open."""
+        inside = self._decision.inside
+        active = np.ones(len(self._value.near), bool) if inside is None else inside.copy()
+        for condition in self._decision.conditions:
+            if self._decides(condition):
+                active &= condition.distance.signs(0.0) > 0
+        return active
+
+    def steps(self, feature: int) -> FeatureSteps:
+        """The steps of one feature, where nothing is open."""
+        inside, active = self._decision.inside, self._active()
+        value = self._value.exact_value(feature)
+        gate = []
+        for condition in self._decision.conditions:
+            distance = condition.distance.exact_value(feature)
+            measured = distance if condition.measured is None else condition.measured.exact_value(feature)
+            holds = bool(distance > 0 if inside is None or self._decides(condition) else inside[feature])
+            outside = inside is not None and not inside[feature]
+            gate.append(GateStep(condition.subject, measured, condition.against[outside], measured - distance, holds))
+        near = self._near(feature) & active
+        larger = int(np.count_nonzero(active & ~near & (self._value.near > self._value.near[feature])))
+        for other in np.flatnonzero(near).tolist():
+            exact = self._value.exact_value(other)
+            larger += exact > value or exact == value and other < feature
+        fires = bool(active[feature])
+        return FeatureSteps(self._product.exact_value(feature), value, tuple(gate), fires, larger + 1 if fires else None)
+
     def close(self) -> Encoding:
         """The encoding, where nothing is open."""
-        conditions, tolerance, inside = self._decision.conditions, self._tolerance, self._decision.inside
-        n = len(self._value.near)
-        active = np.ones(n, bool) if inside is None else inside.copy()
+        conditions, tolerance = self._decision.conditions, self._tolerance
+        n, active = len(self._value.near), self._active()
         surely, maybe, tie = (np.ones(n, bool) for _ in range(3))
         fewest, most = (np.ones(n, bool) for _ in range(2))
         for condition in conditions:
             off = condition.reach * tolerance
-            above, over, under = (condition.distance.signs(limit) for limit in (0.0, off, -off))
+            over, under = (condition.distance.signs(limit) for limit in (off, -off))
             surely &= over > 0
             maybe &= under > 0
             tie &= under >= 0
             if self._decides(condition):
-                active &= above > 0
                 fewest &= over > 0
                 most &= under > 0
         n_active = int(np.count_nonzero(active))
-        if inside is not None and self._decision.of_all:
-            fewest &= inside
+        if self._decision.inside is not None and self._decision.of_all:
+            fewest &= self._decision.inside
         bounds = self._decision.counted(fewest), self._decision.counted(most)
         least, _ = self._margins()
         ranked = self._value.order(self._candidates[active[self._candidates]]).tolist()[: self._k + 1]
@@ -307,6 +352,7 @@ class _Draft:
             gate_margin=_round_margin(self._gate_margin()),
             gate_ties=np.flatnonzero(at_gate).tolist(),
             flags=flags,
+            sums=activation_sums(self._value, active, at_gate, tolerance),
             active=self._active_features(active, at_gate) if self._with_active else None,
         )
 

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from oracle.arithmetic.products import Matrix, Products
+from oracle.arithmetic.products import COLUMN_BYTES, UNIT_ROUNDOFF, Matrix, exact_product
+from oracle.job import MIN_TOLERANCE
 
 if TYPE_CHECKING:
     from fractions import Fraction
 
-UNIT_ROUNDOFF = 2.0**-53
-_COLUMN_BYTES = 16 * 1024 * 1024  # of columns of W_enc that are held at once
+UNIT_ROUNDOFF_32 = 2.0**-24
+_SIGNIFICANT_DIGITS = 3  # of a tolerance
 _FEW = 256  # so many columns are not looked through for equal ones
 
 
@@ -102,6 +103,20 @@ class Numbers:
         is_open: np.ndarray = near & self.is_vague
         return is_open
 
+    def rounds_apart(self, features: np.ndarray, unit: float) -> np.ndarray:
+        """bool [m]: whether it is unknown which multiple of `unit`, a power of two, is nearest to these features' numbers."""
+        apart: np.ndarray = np.rint(self.low[features] / unit) != np.rint(self.high[features] / unit)
+        return apart
+
+    def multiples(self, features: np.ndarray, unit: float) -> list[int]:
+        """Which multiples of `unit` are nearest to these features' numbers, ties to even: exact where that is not open."""
+        counts: list[int] = np.rint(self.near[features] / unit).tolist()
+        settled = self.identities(features)
+        for place in np.flatnonzero(settled >= 0).tolist():
+            value = self.settled.values[settled[place]]
+            counts[place] = round(value / value.from_float(unit))
+        return list(map(int, counts))
+
     def signs(self, limit: float) -> np.ndarray:
         """int [n]: the sign of number - limit, exact where it is not open."""
         signs = (self.near > limit).astype(np.int64) - (self.near < limit)
@@ -161,10 +176,10 @@ class Numbers:
 
     def identities(self, features: np.ndarray) -> np.ndarray:
         """int [m]: which settled value a feature has; those that are not settled have -1, and `near` tells them apart."""
-        ids = np.full(len(self.near), -1, np.int64)
-        ids[self.settled.features] = self.settled.of
-        identities: np.ndarray = ids[features]
-        return identities
+        if not len(self.settled.features):
+            return np.full(len(features), -1)
+        places = np.minimum(np.searchsorted(self.settled.features, features), len(self.settled.features) - 1)
+        return np.where(self.settled.features[places] == features, self.settled.of[places], -1)
 
     def order(self, features: np.ndarray) -> np.ndarray:
         """The features by their numbers, descending, then by index. No two of them may be open against each other."""
@@ -229,6 +244,55 @@ def classes(keys: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return first, of
 
 
+# --- sums --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ActivationSums:
+    """The sum of all activations, and of their squares, each with what a correct port's may be off by.
+
+    Both are exact, of activations that are rounded to a multiple of `sum_unit`: so the same on every machine, and seldom
+    is a feature among thousands so near to the middle between two that it has to be settled.
+    """
+
+    activation_sum: float
+    activation_sum_tolerance: float
+    activation_sum_of_squares: float
+    activation_sum_of_squares_tolerance: float
+
+
+def activation_sums(value: Numbers, active: np.ndarray, at_gate: np.ndarray, tolerance: float) -> ActivationSums:
+    """The sums of a case's values, of which some are `active`, bool [n], and some `at_gate` may be. Of the features a_j that surely
+    fire each is off by e at most, the tolerance and half a unit, so that its square is off by 2 e |a_j| + e^2; one at its
+    gate comes or goes whole, as |a_j| + e; and a port may have stored each as float32.
+    """
+    unit = sum_unit(tolerance)
+    off = tolerance + unit / 2
+    features = np.flatnonzero(active | at_gate)
+    counts = value.multiples(features, unit)
+    fires, ties = active[features].tolist(), at_gate[features].tolist()
+    fired = [count for count, fire in zip(counts, fires) if fire]
+    sizes = [abs(float(count)) * unit for count in counts]
+    # sum (2 e a + e^2) over all, and where a feature is at its gate (a + e)^2 in its place.
+    tied = [size for size, tie in zip(sizes, ties) if tie]
+    total, squares = math.fsum(sizes), math.fsum(size * size for size in sizes)
+    most = len(sizes) * off + math.fsum(tied) + UNIT_ROUNDOFF_32 * total
+    most_of_squares = 2 * off * total + len(sizes) * off**2 + math.fsum(size * size for size in tied) + 2 * UNIT_ROUNDOFF_32 * squares
+    return ActivationSums(
+        float(sum(fired)) * unit, _rounded_up(most), float(sum(count * count for count in fired)) * unit**2, _rounded_up(most_of_squares)
+    )
+
+
+def sum_unit(tolerance: float) -> float:
+    """What activations are rounded to before they are added up: the largest power of two that is at most a quarter of the tolerance."""
+    return 2.0 ** (math.frexp(max(tolerance, MIN_TOLERANCE))[1] - 3)
+
+
+def _rounded_up(tolerance: float) -> float:
+    """A tolerance in a few digits, and never less than it is."""
+    return float(f"{tolerance * (1 + 6 * 10.0**-_SIGNIFICANT_DIGITS):.{_SIGNIFICANT_DIGITS}g}")
+
+
 # --- exact products --------------------------------------------------------------------------------------------------
 
 
@@ -240,7 +304,7 @@ def settle(w_enc: Matrix, inputs: np.ndarray, wanted: list[np.ndarray]) -> list[
     features = np.unique(np.concatenate(wanted))
     if not len(features):
         return [Settled.nothing() for _ in wanted]
-    at_once = max(1, _COLUMN_BYTES // (4 * inputs.shape[1]))
+    at_once = max(1, COLUMN_BYTES // (4 * inputs.shape[1]))
     alike = _alike(w_enc, features, at_once) if len(features) > _FEW else np.arange(len(features))
     distinct = np.unique(alike)
     exact: list[dict[int, Fraction]] = [{} for _ in wanted]
@@ -250,8 +314,7 @@ def settle(w_enc: Matrix, inputs: np.ndarray, wanted: list[np.ndarray]) -> list[
         columns = w_enc.columns(features[chosen])  # [d_model, n]
         for case, values in enumerate(inputs):
             for place in np.intersect1d(chosen, places[case]).tolist():
-                column = columns[:, np.searchsorted(chosen, place)]
-                exact[case][place] = _exact_sum((column.astype(np.float64) * values.astype(np.float64)).tolist())
+                exact[case][place] = exact_product(columns[:, np.searchsorted(chosen, place)], values)
     settled = []
     for own, own_places, values in zip(wanted, places, exact):
         distinct, of = np.unique(own_places, return_inverse=True)
@@ -287,83 +350,6 @@ def _alike(w_enc: Matrix, features: np.ndarray, at_once: int) -> np.ndarray:
 
 def _bits(values: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(values, "<f4").view("<u4")
-
-
-def _exact_sum(terms: list[float]) -> Fraction:
-    """The sum, exact: math.fsum rounds it once, and what that rounding left is summed the same way until nothing is."""
-    from fractions import Fraction
-
-    total = Fraction(0)
-    while part := math.fsum(terms):
-        total += Fraction(part)
-        terms.append(-part)
-    return total
-
-
-# --- what float32 may be off by ---------------------------------------------------------------------------------------
-
-
-def rounding_tolerances(w_enc: Matrix, inputs: np.ndarray, products: Products, factor: np.ndarray | float, offset: float) -> list[float]:
-    """What rounding may move a value by in a right float32 port, for each input, float32 [n_cases, n]:
-
-        4 * 2^-24 * sqrt(n) * the largest, over all features j, of factor_j * |x . w_j|, factor_j * |x o w_j| and offset,
-
-    rounded up to 3 significant digits; x o w_j are the n terms of x . w_j, and |.| of them is their Euclidean norm. `factor` is
-    float64 [n_features] or 1, what a value has of its product, and `offset` the largest |bias|.
-
-    A sum of n terms in float32 is off by sum of d_k s_k, where s_k are its partial sums and |d_k| <= 2^-24; errors that are
-    independent and of mean 0 stay below lambda * 2^-24 * sqrt(sum of s_k^2) but with probability 2 exp(-lambda^2 / 2) (N. J. Higham
-    and T. Mary, "A new approach to probabilistic rounding error analysis", 2019, theorem 2.4). Partial sums of terms in an order
-    that has nothing to do with their signs are about as large as the whole sum, or as a random walk of such steps, which is
-    |x o w_j|. Their bound |x|.|w_j| for any order is sqrt(n) times that, and would hide a rounding to TF32; a rule without
-    |x . w_j| is too small for features that point where x points. lambda = 4 leaves a factor of 2 (the tests measure it).
-
-    No BLAS shows: where the float64 products leave the third digit open, exact ones settle it.
-    """
-    from fractions import Fraction
-
-    n = inputs.shape[1]
-    squares = np.empty(0) if products.squares is None else products.squares
-    sizes: np.ndarray = np.abs(inputs).sum(axis=1, dtype=np.float64)
-    unit = (products.depth + 8) * UNIT_ROUNDOFF
-    tolerances = []
-    for x, product, square, size in zip(inputs, products.float64, squares, sizes):
-        bound, norm = unit * size * products.largest_weights, np.sqrt(square)
-        low = factor * np.maximum(np.abs(product) - bound, norm * (1 - unit)) * (1 - unit)
-        high = factor * np.maximum(np.abs(product) + bound, norm * (1 + unit)) * (1 + unit)
-        ends = [_rounded_up(n * Fraction(max(float(end.max()), offset)) ** 2 / 2**44) for end in (low, high)]
-        if ends[0] != ends[1]:
-            largest = max(_largest_square(w_enc, x, np.flatnonzero(high >= low.max()), factor), Fraction(offset) ** 2)
-            ends[1] = _rounded_up(n * largest / 2**44)
-        tolerances.append(ends[1])
-    return tolerances
-
-
-def _largest_square(w_enc: Matrix, x: np.ndarray, features: np.ndarray, factor: np.ndarray | float) -> Fraction:
-    """The square of the largest of what a tolerance is made of but for the offset, exact, of some features."""
-    from fractions import Fraction
-
-    factors, at_once = np.broadcast_to(factor, int(features[-1]) + 1), max(1, _COLUMN_BYTES // (4 * len(x)))
-    largest = Fraction(0)
-    for start in range(0, len(features), at_once):
-        chosen = features[start : start + at_once]
-        for feature, column in zip(chosen.tolist(), w_enc.columns(chosen).T):
-            terms = (column.astype(np.float64) * x.astype(np.float64)).tolist()
-            square = max(_exact_sum(terms[:]) ** 2, sum((Fraction(term) ** 2 for term in terms), Fraction(0)))
-            largest = max(largest, square * Fraction(float(factors[feature])) ** 2)
-    return largest
-
-
-def _rounded_up(square: Fraction) -> float:
-    """The least number of 3 significant digits whose square is not less than this one."""
-    if not square:
-        return 0.0
-    exponent = math.floor(math.log10(square.numerator) - math.log10(square.denominator)) // 2 - 3  # a digit more than needed, or two
-    unit = square / 100**exponent if exponent >= 0 else square * 100**-exponent
-    digits = math.isqrt(math.ceil(unit) - 1) + 1
-    while digits > 1000:
-        digits, exponent = -(-digits // 10), exponent + 1
-    return float(f"{digits}e{exponent}")
 
 
 def round_to_float32(value: float | Fraction) -> float:

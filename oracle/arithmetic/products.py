@@ -1,12 +1,22 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""Residuals times W_enc, a block of rows at a time: in float32 as the ports compute it, and in float64 as the referee."""
+"""Residuals times W_enc: in float32 as the ports compute it and in float64 as the referee, a block of rows at a time; exactly; and
+what float32 may be off by."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from fractions import Fraction
+
+UNIT_ROUNDOFF = 2.0**-53
+COLUMN_BYTES = 16 * 1024 * 1024  # of columns of W_enc that are held at once
+Removed = Sequence[tuple[np.ndarray, np.ndarray]]  # see chain.Inputs
 
 
 @dataclass(frozen=True)
@@ -14,28 +24,43 @@ class Matrix:
     """A matrix as it lies in its file: each call of `blocks` is a pass over it, a block of rows, float32, at a time.
 
     A row is that of an input, as of W_enc [d_model, n_features]; or, `features_first`, of what it gives: [n_features, d_model].
+    `rows`, where it is given, reads some rows alone, which ascend: parts of them, with float32 [len(part), ...] for each.
     """
 
     blocks: Callable[[], Iterator[np.ndarray]]
     features_first: bool
+    rows: Callable[[np.ndarray], Iterator[tuple[np.ndarray, np.ndarray]]] | None = None
+
+    def keeping(self, feature: int, column: list[np.ndarray]) -> Matrix:
+        """The same matrix, whose passes put the encoder vector of one feature, float32, into `column`, in parts."""
+
+        def blocks() -> Iterator[np.ndarray]:
+            start = 0
+            for block in self.blocks():
+                if not self.features_first:
+                    column.append(block[:, feature].copy())
+                elif start <= feature < start + len(block):
+                    column.append(block[feature - start].copy())
+                start += len(block)
+                yield block
+
+        return Matrix(blocks, self.features_first, self.rows)
 
     def columns(self, features: np.ndarray) -> np.ndarray:
-        """The encoder vectors of some features in ascending order, float32 [d_model, n], by a pass over it."""
+        """The encoder vectors of some features in ascending order, float32 [d_model, n]: by a pass over it, or as rows alone."""
         if not self.features_first:
             return np.concatenate([block[:, features] for block in self.blocks()])
-        rows, start = [], 0
-        for block in self.blocks():
-            first, last = np.searchsorted(features, (start, start + len(block)))
-            rows.append(block[features[first:last] - start])
-            start += len(block)
-        return np.ascontiguousarray(np.concatenate(rows).T)
-
+        return np.concatenate([part.copy() for _, _, part in self.column_parts(features)], axis=1)
 
     def column_parts(self, features: np.ndarray) -> Iterator[tuple[slice | np.ndarray, slice, np.ndarray]]:
-        """The encoder vectors of some features in ascending order, in parts, by a pass over it.
+        """The encoder vectors of some features in ascending order, in parts: by a pass over it, or as rows alone.
 
         Each is float32 [inputs, n]: of which of the `features`, by their places, of which inputs, and the part itself.
         """
+        if self.features_first and self.rows:
+            for wanted, block in self.rows(features):
+                yield np.searchsorted(features, wanted), slice(0, block.shape[1]), block.T
+            return
         start = 0
         for block in self.blocks():
             span = slice(start, start + len(block))
@@ -143,3 +168,89 @@ def _multiply_features(
             squares.append(residuals64**2 @ block64[: len(block)].T)
     product32, product64 = np.concatenate(parts32, axis=1), np.concatenate(parts64, axis=1)
     return product32, product64, residuals.shape[1], np.concatenate(squares, axis=1) if with_squares else None
+
+
+# --- exactly -----------------------------------------------------------------------------------------------------------
+
+
+def exact_product(column: np.ndarray, values: np.ndarray) -> Fraction:
+    """Of float32 vectors, exact: math.fsum rounds the sum once, and what that rounding left is summed the same way until nothing is."""
+    from fractions import Fraction
+
+    terms, total = (column.astype(np.float64) * values.astype(np.float64)).tolist(), Fraction(0)
+    while part := math.fsum(terms):
+        total += Fraction(part)
+        terms.append(-part)
+    return total
+
+
+# --- what float32 may be off by ---------------------------------------------------------------------------------------
+
+
+def rounding_tolerances(
+    w_enc: Matrix, inputs: np.ndarray, products: Products, factor: np.ndarray | float, offset: float, removed: Removed = ()
+) -> list[float]:
+    """What rounding may move a value by in a right float32 port, for each input, float32 [n_cases, n]:
+
+        4 * 2^-24 * sqrt(n) * the largest, over all features j, of factor_j * |x . w_j|, factor_j * |x o w_j| and offset,
+
+    rounded up to 3 significant digits; x o w_j are the n terms of x . w_j, and |.| of them is their Euclidean norm. `factor` is
+    float64 [n_features] or 1, what a value has of its product, and `offset` the largest |bias|.
+
+    A sum of n terms in float32 is off by sum of d_k s_k, where s_k are its partial sums and |d_k| <= 2^-24; errors that are
+    independent and of mean 0 stay below lambda * 2^-24 * sqrt(sum of s_k^2) but with probability 2 exp(-lambda^2 / 2) (N. J. Higham
+    and T. Mary, "A new approach to probabilistic rounding error analysis", 2019, theorem 2.4). Partial sums of terms in an order
+    that has nothing to do with their signs are about as large as the whole sum, or as a random walk of such steps, which is
+    |x o w_j|. Their bound |x|.|w_j| for any order is sqrt(n) times that, and would hide a rounding to TF32; a rule without
+    |x . w_j| is too small for features that point where x points. lambda = 4 leaves a factor of 2 (the tests measure it).
+    What was `removed` from an input counts as x does, so many times.
+
+    No BLAS shows: where the float64 products leave the third digit open, exact ones settle it.
+    """
+    from fractions import Fraction
+
+    n = inputs.shape[1]
+    squares = np.empty(0) if products.squares is None else products.squares
+    sizes: np.ndarray = np.abs(inputs).sum(axis=1, dtype=np.float64)
+    unit = (products.depth + 8) * UNIT_ROUNDOFF
+    tolerances = []
+    for x, product, square, size in zip(inputs, products.float64, squares, sizes):
+        bound, norm = unit * size * products.largest_weights, np.sqrt(square)
+        low = factor * np.maximum(np.abs(product) - bound, norm * (1 - unit)) * (1 - unit)
+        high = factor * np.maximum(np.abs(product) + bound, norm * (1 + unit)) * (1 + unit)
+        ends = [_rounded_up(n * Fraction(max(float(end.max()), offset)) ** 2 / 2**44) for end in (low, high)]
+        if ends[0] != ends[1]:
+            largest = max(_largest_square(w_enc, x, np.flatnonzero(high >= low.max()), factor), Fraction(offset) ** 2)
+            ends[1] = _rounded_up(n * largest / 2**44)
+        tolerances.append(ends[1])
+    for vector, times in removed:
+        [size] = rounding_tolerances(w_enc, vector[np.newaxis], multiply(w_enc, vector[np.newaxis], with_squares=True), factor, 0.0)
+        tolerances = [max(own, float(f"{size * count:.3g}")) for own, count in zip(tolerances, times.tolist())]
+    return tolerances
+
+
+def _largest_square(w_enc: Matrix, x: np.ndarray, features: np.ndarray, factor: np.ndarray | float) -> Fraction:
+    """The square of the largest of what a tolerance is made of but for the offset, exact, of some features."""
+    from fractions import Fraction
+
+    factors, at_once = np.broadcast_to(factor, int(features[-1]) + 1), max(1, COLUMN_BYTES // (4 * len(x)))
+    largest = Fraction(0)
+    for start in range(0, len(features), at_once):
+        chosen = features[start : start + at_once]
+        for feature, column in zip(chosen.tolist(), w_enc.columns(chosen).T):
+            terms = (column.astype(np.float64) * x.astype(np.float64)).tolist()
+            square = max(exact_product(column, x) ** 2, sum((Fraction(term) ** 2 for term in terms), Fraction(0)))
+            largest = max(largest, square * Fraction(float(factors[feature])) ** 2)
+    return largest
+
+
+def _rounded_up(square: Fraction) -> float:
+    """The least number of 3 significant digits whose square is not less than this one."""
+    if not square:
+        return 0.0
+    exponent = math.floor(math.log10(square.numerator) - math.log10(square.denominator)) // 2 - 3  # a digit more than needed, or two
+    unit = square / 100**exponent if exponent >= 0 else square * 100**-exponent
+    digits = math.isqrt(math.ceil(unit) - 1) + 1
+    while digits > 1000:
+        digits, exponent = -(-digits // 10), exponent + 1
+    return float(f"{digits}e{exponent}")

@@ -13,7 +13,8 @@ from oracle.page import charts, differences, margins, markup
 from oracle.page.charts import Limit, Mark, Row
 from oracle.page.margins import gaps_of
 from oracle.page.markup import OPEN_AT_MOST, anchor, code, count, escape, exact, flag, rough, share
-from oracle.references.document import RANK_TIE, Candidate, Case, LayerRecord, Reference
+from oracle.references.document import RANK_TIE, Candidate, Case, Reference
+from oracle.references.origins import LayerRecord
 
 if TYPE_CHECKING:
     from oracle.diagnosis.explanation import Explanation

@@ -6,21 +6,26 @@ No NumPy here: who compares two files does not wait for it.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from oracle.arithmetic.constants import MAX_U64, NAME, SELECTIONS, VERSION, generator_record
-from oracle.job import MAX_TOLERANCE, is_factor
+from oracle.arithmetic.constants import MAX_U64, SELECTIONS
+from oracle.job import MAX_TOLERANCE
+from oracle.references.origins import LayerRecord, Residuals, WeightsRepo, generator, weights_repo
 from oracle.references.rows import (
     CANDIDATE,
+    FORMAT_VERSION,
     NOBODY,
     OURS,
     REFERENCE,
+    Check,
     Document,
     Fields,
     an_object,
     as_json,
-    digest,
+    check,
     each,
     integer,
     is_integer,
@@ -28,20 +33,19 @@ from oracle.references.rows import (
     number,
     numbers,
     objects,
-    one_of,
     or_none,
     row,
+    schema_id,
     shown,
     text,
     texts,
 )
-from oracle.weights.formats import EXTENT_LIMIT, REPO_KEYS
+from oracle.weights.formats import EXTENT_LIMIT
 
-FORMAT_VERSION = 1
+SCHEMA_ID = schema_id("reference")
 DEFAULT_TOLERANCE = 1e-4  # of references that torch wrote, which record none
 DEFAULT_TOP_K = 10  # of these too
 MAX_LAYERS = 1024  # that a residual may be of
-GENERATOR, FILE = "generator", "file"  # where residuals come from
 RANK_TIE, GATE_TIE, NO_ACTIVE_FEATURES = "rank-tie", "gate-tie", "no-active-features"
 
 
@@ -66,21 +70,38 @@ def row_case(layer: int, number: int) -> CaseId:
     return CaseId(layer, "row", number)
 
 
+def _schema_of_id(kind: int) -> Document:
+    ways = (["seed", "stream"], ["row", "tolerance", "residual"]) if kind == OURS else (["seed"], ["row"])
+    properties = dict.fromkeys(("layer", "seed", "row"), integer().schema(kind))
+    return {"properties": properties, "required": ["layer"], "allOf": [{"oneOf": [{"required": way} for way in ways]}]}
+
+
+@check(_schema_of_id, is_of_object=True)
 def _case_id(fields: Fields, _: str) -> CaseId:
-    layer = integer()(fields, "layer")
-    if fields.kind != CANDIDATE:
+    if fields.kind == CANDIDATE:
+        by_row = "row" in fields
+        if by_row and "seed" in fields:
+            raise fields.error("there beside seed: a case has one of them", "row")
+    else:
         by_row = fields.above("residuals").is_of_file
-    elif (by_row := "row" in fields) and "seed" in fields:
-        raise fields.error("there beside seed: a case has one of them", "row")
-    case_id = row_case(layer, integer()(fields, "row")) if by_row else seed_case(layer, integer()(fields, "seed"))
-    if fields.kind == OURS and all(record.layer != case_id.layer for record in fields.above("layers")):
-        raise fields.error(f"{case_id.layer}, which `layers` does not list", "layer")
-    return case_id
+    return row_case(_layer(fields), integer()(fields, "row")) if by_row else _seed_id(fields, "")
 
 
-def _id_row() -> Any:
+@check({"properties": dict.fromkeys(("layer", "seed"), integer().schema(OURS)), "required": ["layer", "seed"]}, is_of_object=True)
+def _seed_id(fields: Fields, _: str) -> CaseId:
+    return seed_case(_layer(fields), integer()(fields, "seed"))
+
+
+def _layer(fields: Fields) -> int:
+    layer = integer()(fields, "layer")
+    if fields.kind == OURS and all(record.layer != layer for record in fields.above("layers")):
+        raise fields.error(f"{layer}, which `layers` does not list", "layer")
+    return layer
+
+
+def _id_row(check: Check[CaseId]) -> Any:
     # Two keys hold it, so that none is looked for under its own name.
-    return row(_case_id, "layer", write=lambda case, _: {"layer": case.id.layer, case.id.kind: case.id.number})
+    return row(check, "layer", write=lambda case, _: {"layer": case.id.layer, case.id.kind: case.id.number})
 
 
 class TopFeature(NamedTuple):
@@ -90,6 +111,15 @@ class TopFeature(NamedTuple):
     activation: float
 
 
+@check(
+    {
+        "type": "array",
+        "items": {
+            "type": "object", "properties": {"index": integer(-MAX_U64).schema(OURS), "activation": {"type": "number"}},
+            "required": ["index", "activation"],
+        },
+    }
+)  # fmt: skip
 def _top(fields: Fields, key: str) -> tuple[TopFeature, ...]:
     top = tuple(
         TopFeature(integer(-MAX_U64)(entry, "index"), number()(entry, "activation")) for entry in each(fields, key, "index and activation")
@@ -100,6 +130,7 @@ def _top(fields: Fields, key: str) -> tuple[TopFeature, ...]:
     return top
 
 
+@check({"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 2, "maxItems": 2})
 def _bounds(fields: Fields, key: str) -> tuple[int, int]:
     bounds = fields.items(key)
     if len(bounds) != 2 or not all(is_integer(bound) and bound >= 0 for bound in bounds) or bounds[0] > bounds[1]:
@@ -107,6 +138,7 @@ def _bounds(fields: Fields, key: str) -> tuple[int, int]:
     return bounds[0], bounds[1]
 
 
+@check({"type": "array", "items": {"type": "integer", "minimum": 0}, "uniqueItems": True})
 def _gate_ties(fields: Fields, key: str) -> tuple[int, ...]:
     ties, n_features = fields.items(key), fields.above("n_features")
     if not all(is_integer(tie) and 0 <= tie < n_features for tie in ties) or ties != sorted(set(ties)):
@@ -118,6 +150,14 @@ def _gate_ties(fields: Fields, key: str) -> tuple[int, ...]:
     return tuple(ties)
 
 
+@check({"type": "number"})
+def _sum(fields: Fields, key: str) -> float:
+    if fields.kind == OURS and f"{key}_tolerance" not in fields:
+        raise fields.error("missing", f"{key}_tolerance")
+    return number()(fields, key)
+
+
+@check(numbers.schema(OURS))
 def _residual(fields: Fields, key: str) -> tuple[float, ...]:
     values, d_model, n_layers = numbers(fields, key), fields.above("d_model"), fields.above("n_input_layers")
     if len(values) != d_model * (n_layers or 1):
@@ -139,15 +179,15 @@ class Reconstruction:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A case of a candidate: `id`, `n_active`, `top` and perhaps `reconstructions`; or of a reference, which says more.
+    """A case of a candidate: `id`, `n_active`, `top` and perhaps a fingerprint, sums, `reconstructions`; or of a reference, which says more.
 
     `residual` is float32 [d_model] where oracle made it. What a reference does not say is None: those that torch wrote
     have neither margins nor flags. `tolerance` is None where it is that of the reference, see Reference.tolerance_of.
     """
 
-    id: CaseId = _id_row()
+    id: CaseId = _id_row(_case_id)
     stream: int | None = row(integer(), since=OURS, required=NOBODY)
-    residual_fingerprint: str | None = row(text, since=OURS)
+    residual_fingerprint: str | None = row(text, required=OURS)
     encoder_input_fingerprint: str | None = row(text, since=OURS, required=NOBODY)
     tolerance: float | None = row(number(0), since=OURS, required=NOBODY)
     n_active: int = row(integer())
@@ -160,6 +200,10 @@ class Case:
         _top, "top_{top_k}",
         write=lambda case, known: {f"top_{known['top_k']}": [{"index": top.feature, "activation": top.activation} for top in case.top]},
     )  # fmt: skip
+    activation_sum: float | None = row(_sum, required=NOBODY)
+    activation_sum_tolerance: float | None = row(number(0), since=OURS, required=NOBODY)
+    activation_sum_of_squares: float | None = row(_sum, required=NOBODY)
+    activation_sum_of_squares_tolerance: float | None = row(number(0), since=OURS, required=NOBODY)
     reconstructions: tuple[Reconstruction, ...] | None = row(objects(Reconstruction, "target_layer"), required=NOBODY)
     residual: Any = row(_residual, since=REFERENCE, required=NOBODY, compare=False, repr=False)
 
@@ -178,55 +222,21 @@ class Case:
 class SkippedSeed:
     """A seed that --robust passed over, with the margins and flags of its case."""
 
-    id: CaseId = _id_row()
+    id: CaseId = _id_row(_seed_id)
     n_active_bounds: tuple[int, int] = row(_bounds)
     rank_margin: float | None = row(or_none(number(0)))
     gate_margin: float = row(number(0))
     flags: tuple[str, ...] = row(texts)
 
 
-@dataclass(frozen=True, kw_only=True)
-class LayerRecord:
-    """The weight files of a layer; sha256 is None where one was streamed in part. The JSON leaves out the reference's own repo."""
-
-    layer: int = row(integer())
-    path: str = row(text)
-    sha256: str | None = row(or_none(text))
-    repo: str = row(
-        lambda fields, key: text(fields, key) if key in fields else fields.above("repo").name,
-        write=lambda record, known: {} if record.repo == known["repo"].name else {"repo": record.repo},
-    )
-    revision: str | None = row(
-        lambda fields, key: or_none(text)(fields, key) if key in fields else fields.above("weights_revision"),
-        write=lambda record, known: {} if record.revision == known["weights_revision"] else {"revision": record.revision},
-    )
-    decoder_path: str | None = row(text, required=NOBODY)
-    decoder_sha256: str | None = row(
-        or_none(text), required=NOBODY,
-        write=lambda record, _: {"decoder_sha256": record.decoder_sha256} if record.decoder_path else {},
-    )  # fmt: skip
-    side_path: str | None = row(text, required=NOBODY)
-    side_sha256: str | None = row(
-        or_none(text), required=NOBODY,
-        write=lambda record, _: {"side_sha256": record.side_sha256} if record.side_path else {},
-    )  # fmt: skip
+@check({"const": SCHEMA_ID})
+def _schema_id(fields: Fields, key: str) -> str:
+    if fields.get(key) != SCHEMA_ID:
+        raise fields.error(f"{shown(fields.get(key))}; {SCHEMA_ID} is known", key)
+    return SCHEMA_ID
 
 
-class WeightsRepo(NamedTuple):
-    """The repo of the weights, and what the JSON calls it."""
-
-    key: str
-    name: str
-
-
-def _weights_repo(fields: Fields, _: str) -> WeightsRepo:
-    repos = [WeightsRepo(key, text(fields, key)) for key in REPO_KEYS if key in fields]
-    if len(repos) != 1:
-        problem = f"names {len(repos)} repos" if repos else "names no repo"
-        raise fields.problem(f"the reference {problem} of its weights: it has one of {', '.join(REPO_KEYS)}")
-    return repos[0]
-
-
+@check({"const": FORMAT_VERSION})
 def _format_version(fields: Fields, key: str) -> int:
     if key not in fields:
         raise fields.problem(f"{key} is missing from a reference of ours: it was edited")
@@ -235,42 +245,9 @@ def _format_version(fields: Fields, key: str) -> int:
     return FORMAT_VERSION
 
 
-def _scale(fields: Fields, key: str) -> float:
-    if not is_factor(fields.get(key)):
-        raise fields.error(f"{shown(fields.get(key))}, not a float32 that residuals may be multiplied by", key)
-    return float(fields.get(key))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Residuals:
-    """Where residuals come from: the generator, whose numbers are multiplied by `scale`, each product rounded once to float32; or
-    the rows of a file: its base `name` and its bytes' `sha256`. Where nothing says it, from the generator as they are."""
-
-    kind: str = row(one_of(GENERATOR, FILE), required=CANDIDATE, default=GENERATOR)
-    scale: float | None = row(_scale, required=NOBODY)
-    name: str | None = row(text, required=NOBODY)
-    sha256: str | None = row(text, required=NOBODY)
-
-    @property
-    def is_of_file(self) -> bool:
-        return self.kind == FILE
-
-    @property
-    def own_keys(self) -> tuple[str, ...]:
-        """What each case has for the sake of where its residual comes from."""
-        if self.is_of_file:
-            return "tolerance", "residual"
-        return ("stream",) if self.scale is None else ("stream", "tolerance")
-
-
-def _generator(fields: Fields, key: str) -> Document:
-    record = mapping(fields, key)
-    named = record.get("name"), record.get("version")
-    if named != (NAME, VERSION):
-        raise fields.error(f"{shown(named[0])} version {shown(named[1])}; {NAME} version {VERSION} is known", key)
-    if record != generator_record():
-        raise fields.error("not the record of its name and version: it was edited", key)
-    return record
+@check({"type": "string"})
+def _edited(fields: Fields, key: str) -> bool:
+    return text(fields, key) != digest(fields.value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,8 +260,9 @@ class Reference:
     digest.
     """
 
+    schema_id: str | None = row(_schema_id, "$schema", since=OURS, required=NOBODY)
     format_version: int | None = row(_format_version, since=OURS)
-    repo: WeightsRepo = row(_weights_repo, write=lambda reference, _: {reference.repo.key: reference.repo.name})
+    repo: WeightsRepo = row(weights_repo, write=lambda reference, _: {reference.repo.key: reference.repo.name})
     weights_revision: str | None = row(or_none(text), since=OURS)
     curation_repo: str | None = row(
         text, since=REFERENCE, required=NOBODY,
@@ -311,12 +289,13 @@ class Reference:
     layers: tuple[LayerRecord, ...] = row(objects(LayerRecord, "layer"), since=OURS, default=())
     residuals: Residuals = row(an_object(Residuals), since=OURS, required=NOBODY, default=Residuals())
     skipped_seeds: tuple[SkippedSeed, ...] | None = row(objects(SkippedSeed, "id"), since=OURS, required=NOBODY)
-    residual_generator: Document | None = row(_generator, since=OURS, required=NOBODY)
+    residual_generator: Document | None = row(
+        generator, since=OURS,
+        write=lambda reference, _: {"residual_generator": reference.residual_generator} if reference.residual_generator else {},
+    )  # fmt: skip
     cases: tuple[Case, ...] = row(objects(Case, "id"), "test_cases")
     environment: Document | None = row(mapping, since=OURS)
-    edited: bool = row(
-        lambda fields, key: text(fields, key) != digest(fields.value), "digest", since=OURS, default=False, write=lambda *_: {}
-    )
+    edited: bool = row(_edited, "digest", since=OURS, default=False, write=lambda *_: {})
     other: Document = field(default_factory=dict)
 
     @property
@@ -324,14 +303,14 @@ class Reference:
         """Whether oracle wrote it: then every number can be made again."""
         return self.format_version is not None
 
-    def tolerance_of(self, case: Case) -> float:
-        """What each number of a case of a port's may be off by: the case's own, or that of all."""
-        return self.tolerance if case.tolerance is None else case.tolerance
-
     @property
     def has_generator(self) -> bool:
         """Whether seeds and streams give its residuals."""
         return self.is_ours and not self.residuals.is_of_file
+
+    def tolerance_of(self, case: Case) -> float:
+        """What each number of a case of a port's may be off by: the case's own, or that of all."""
+        return self.tolerance if case.tolerance is None else case.tolerance
 
     @property
     def input_length(self) -> int:
@@ -375,6 +354,20 @@ class Candidate:
     @property
     def decodes(self) -> bool:
         return any(case.reconstructions is not None for case in self.cases.values())
+
+
+def digest(document: Document) -> str:
+    """The sha256 of a reference's canonical JSON, sorted keys and no spaces.
+
+    Without what may differ or says itself what it is: `digest`, `environment`, and the residuals, for which their fingerprints
+    stand, so that a reference without its vectors has the same.
+    """
+    cases = [
+        {key: value for key, value in case.items() if key != "residual"} if isinstance(case, dict) else case
+        for case in document["test_cases"]
+    ]
+    whole = {key: value for key, value in document.items() if key not in ("digest", "environment")} | {"test_cases": cases}
+    return hashlib.sha256(json.dumps(whole, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def to_json(reference: Reference, *, with_residuals: bool = True) -> Document:

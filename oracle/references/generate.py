@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""One job from end to end: the plan, its layers, and the reference that holds them."""
+"""One job from end to end: the plan, its layers, and the reference that holds them.
+
+Layers are encoded here, by other threads, or wherever a concurrent.futures executor takes them. What travels is plain data: a
+LayerTask there, and what it gives or why it failed back. So one layer can't take another's run with it, and an exception needs
+not be known on the other side.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +25,11 @@ from oracle import errors
 from oracle.arithmetic.constants import generator_record
 from oracle.errors import BadUse, LayersFailed, WeightsError
 from oracle.job import Job
-from oracle.references.document import FILE, FORMAT_VERSION, Case, Reference, Residuals, WeightsRepo
+from oracle.references.document import SCHEMA_ID, Case, Reference
 from oracle.references.layer import LayerResult, LayerTask, encode_layer, input_record
+from oracle.references.origins import FILE, Residuals, WeightsRepo
 from oracle.references.plan import Plan, plan
-from oracle.references.rows import Document
-from oracle.references.workers import LayerFailure, run
+from oracle.references.rows import FORMAT_VERSION, Document
 from oracle.sources.curation import HubFile
 from oracle.sources.listing import Listing
 from oracle.sources.residuals import ResidualFile
@@ -33,6 +38,7 @@ from oracle.version import VERSION
 from oracle.weights.sidefiles import Context
 
 METHODOLOGY = "from-first-principles encoder oracle in NumPy (float32 products, float64 and exact referee; no torch)"
+CONNECT = 10  # seconds
 
 
 class Events(FileEvents):
@@ -160,6 +166,60 @@ def _submit(
     return futures
 
 
+@dataclass(frozen=True)
+class LayerFailure:
+    """Why a layer has no cases: a line, the exit code that goes with it, and the chain for --debug."""
+
+    layer: int
+    line: str
+    code: int
+    chain: str
+
+
+def run(task: LayerTask, events: FileEvents = FileEvents()) -> LayerResult | LayerFailure:
+    """Fetch a layer's files and encode it. It depends on the task alone, and raises nothing."""
+    try:
+        source = Source(task.job.origin, events)
+        with contextlib.ExitStack() as stack:
+            files = {role: stack.enter_context(source.open(file)) for role, file in task.files.files.items()}
+            return encode_layer(task, files)
+    except Exception as error:
+        return LayerFailure(task.files.layer, errors.one_line(error), errors.exit_code(error), traceback.format_exc())
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[Executor]:
+    """An executor of threads: products, reads, casts and checksums release the GIL. Where a run ends early none is waited for."""
+    pool = ThreadPoolExecutor(count)
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
+
+
+@contextlib.contextmanager
+def dask(address: str) -> Iterator[Executor]:
+    """An executor of a Dask cluster, by its scheduler's address.
+
+    Raises BadUse where Dask is not installed or that is no address, and ConnectionError where nobody answers.
+    """
+    if not re.fullmatch(r"[a-z]+://[^/]+:[0-9]{1,5}", address):
+        raise BadUse(f"{address!r} is no scheduler's address: it is of the form tcp://host:8786")
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise BadUse("Dask is not installed: pip install 'gemmascope-oracle[dask]', here and where the workers run") from error
+    try:
+        client = Client(address, set_as_default=False, timeout=CONNECT)  # type: ignore[no-untyped-call]
+    except Exception as error:  # each transport has its own
+        raise ConnectionError(f"no Dask scheduler answers at {address}: {error or type(error).__name__}") from error
+    with client:
+        # The same layer asked for twice is one task.
+        yield client.get_executor(pure=True)  # type: ignore[no-untyped-call]
+
+
 def _gather(futures: dict[int, Future[LayerResult | LayerFailure]]) -> Iterator[LayerResult]:
     """Layers in their order, as they get done. Where some fail the others are still finished."""
     failures: list[LayerFailure] = []
@@ -202,6 +262,7 @@ def _assemble(job: Job, job_plan: Plan, results: list[LayerResult], residuals: R
     negative = [result for result in results if result.arithmetic.n_negative_thresholds]
     ignored = dict.fromkeys([*job_plan.side.ignored, *(key for result in results for key in result.arithmetic.ignored)])
     return Reference(
+        schema_id=SCHEMA_ID,
         format_version=FORMAT_VERSION,
         repo=WeightsRepo(job_plan.format.repo_key, first.record.repo),
         weights_revision=first.record.revision,

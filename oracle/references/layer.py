@@ -17,7 +17,8 @@ from oracle.arithmetic.products import NotFiniteError
 from oracle.arithmetic.residual import fingerprint, residual
 from oracle.errors import BadData, WeightsError
 from oracle.job import Job
-from oracle.references.document import Case, CaseId, LayerRecord, Reconstruction, SkippedSeed, TopFeature, row_case, seed_case
+from oracle.references.document import Case, CaseId, Reconstruction, SkippedSeed, TopFeature, row_case, seed_case
+from oracle.references.origins import LayerRecord
 from oracle.references.plan import LayerFiles
 from oracle.references.rows import Document
 from oracle.sources.source import SourceFile
@@ -150,6 +151,7 @@ class Encodings:
                 gate_margin=encoding.gate_margin,
                 gate_ties=tuple(encoding.gate_ties),
                 flags=tuple(encoding.flags),
+                **vars(encoding.sums),
                 encoder_input_fingerprint=self.input_fingerprints[number] if self.input_fingerprints else None,
             )
             for number, (case_id, encoding) in enumerate(zip(ids, self.encodings))

@@ -13,9 +13,10 @@ import numpy as np
 import vendored_hf
 from oracle.arithmetic.constants import TOPK
 from oracle.job import Job, Origin
-from oracle.references.document import Case, LayerRecord, Reference
+from oracle.references.document import Case, Reference
 from oracle.references.generate import Events
 from oracle.references.layer import input_of, scaled_residual
+from oracle.references.origins import LayerRecord
 from oracle.references.plan import LayerFiles, plan, sibling_files
 from oracle.references.rows import DataError
 from oracle.sources import curation
@@ -115,6 +116,25 @@ class RecordedWeights:
         for layer, files in layers.items():
             yield RecordedLayer(layer, self.format, self._fetched(source, files), cases[layer], self._context(layer, files))
             self.events.layer_done(layer)
+
+    @contextlib.contextmanager
+    def opened(self, layer: int) -> Iterator[LayerWeights]:
+        """What encodes one layer. Its bytes are known to be those on record as `generate` knows it: large files are hashed once.
+
+        Raises as generate does, and DataError where they are others.
+        """
+        source = Source(self.origin, self.events)
+        layers = self._planned((layer,), source) if self.ignore_recorded_files else self._recorded((layer,))
+        if layer not in layers:
+            raise DataError(f"the reference names no file of layer {layer}: name its repo with --repo")
+        files, record = layers[layer].read(decode=False), self.reference.record_of(layer)
+        recorded = {ENCODER: record.sha256, DECODER: record.decoder_sha256, SIDE: record.side_sha256} if record else {}
+        with contextlib.ExitStack() as stack:
+            opened = {role: stack.enter_context(source.open(file)) for role, file in files.files.items()}
+            for role, file in opened.items():
+                if recorded.get(role) not in (None, file.sha256):
+                    raise DataError(f"{file.open.path} is not the file that the reference was made from: its sha256 differs")
+            yield LayerWeights(self.format, layer, {role: file.open for role, file in opened.items()}, self._context(layer, files))
 
     def known_files(self) -> tuple[dict[int, LayerFiles], bool]:
         """The files of all layers that the origin's repo, or the reference, tells of; and whether these are sure to be all.

@@ -14,31 +14,39 @@ import numpy as np
 
 Arrays = dict[str, "np.ndarray | int"]
 
+BFLOAT16, FLOAT32 = "BF16", "F32"  # as .safetensors has them
 
-def weight_file(path: str, arrays: Arrays) -> bytes:
-    """The file that a path is called like; whole numbers are tensors of one integer."""
+
+def weight_file(path: str, arrays: Arrays, dtype: str = BFLOAT16) -> bytes:
+    """The file that a path is called like; whole numbers are tensors of one integer. `dtype` is that of .safetensors."""
     if path.endswith(".npz"):
         return npz(arrays)
-    return safetensors(arrays) if path.endswith(".safetensors") else torch_zip(arrays)
+    return safetensors(arrays, dtype) if path.endswith(".safetensors") else torch_zip(arrays)
 
 
 def npz(arrays: Arrays) -> bytes:
-    """As np.savez writes it."""
-    archive = io.BytesIO()
-    members: dict[str, Any] = dict(arrays)  # beside them savez has an argument of another type
-    np.savez(archive, **members)
-    return archive.getvalue()
+    """As np.savez writes it, but the same bytes with every version of NumPy."""
+    return _stored({f"{name}.npy": npy(np.asarray(values)) for name, values in arrays.items()})
 
 
-def safetensors(arrays: Arrays) -> bytes:
-    """In bfloat16, as the real ones are: the upper half of float32, the lower cut off."""
+def npy(values: np.ndarray) -> bytes:
+    """A .npy file of version 1, float32, or int64 for whole numbers."""
+    kind = "<i8" if values.dtype.kind == "i" else "<f4"
+    header = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {values.shape}, }}"
+    header += " " * (-(len(header) + 11) % 64) + "\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode() + values.astype(kind).tobytes()
+
+
+def safetensors(arrays: Arrays, dtype: str = BFLOAT16) -> bytes:
+    """In bfloat16, as the real ones are: the upper half of float32, the lower cut off; or in float32."""
     header: dict[str, Any] = {}
     data = b""
     for name, values in arrays.items():
         if isinstance(values, int):
             content, kind, shape = struct.pack("<q", values), "I64", ()
         else:
-            content, kind, shape = (values.astype("<f4").view("<u4") >> np.uint32(16)).astype("<u2").tobytes(), "BF16", values.shape
+            bits = np.ascontiguousarray(values, "<f4").view("<u4")
+            content, kind, shape = (bits if dtype == FLOAT32 else (bits >> np.uint32(16)).astype("<u2")).tobytes(), dtype, values.shape
         header[name] = {"dtype": kind, "shape": shape, "data_offsets": [len(data), len(data) + len(content)]}
         data += content
     text = json.dumps(header).encode()
@@ -48,17 +56,24 @@ def safetensors(arrays: Arrays) -> bytes:
 
 def torch_zip(arrays: Arrays) -> bytes:
     """A dict of float32 tensors, in order, and of integers of 64 bits, as torch.save writes them: a zip of stored members."""
-    archive = io.BytesIO()
     storages = {
         name: ("LongStorage", np.array(values, "<i8")) if isinstance(values, int) else ("FloatStorage", np.asarray(values, "<f4"))
         for name, values in arrays.items()
     }
     pickle = pickled_dict({name: (kind, array.shape) for name, (kind, array) in storages.items()})
     data = {f"data/{number}": array.tobytes() for number, (_, array) in enumerate(storages.values())}
+    members = {"data.pkl": pickle, "byteorder": b"little", **data, "version": b"3\n"}
+    return _stored({f"archive/{name}": content for name, content in members.items()})
+
+
+def _stored(members: dict[str, bytes]) -> bytes:
+    """A zip archive of stored members: the same bytes at any time and on any system."""
+    archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as file:
-        for name, content in {"data.pkl": pickle, "byteorder": b"little", **data, "version": b"3\n"}.items():
-            # The same bytes at any time and on any system.
-            file.writestr(zipfile.ZipInfo(f"archive/{name}", (1980, 1, 1, 0, 0, 0)), content)
+        for name, content in members.items():
+            info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+            info.create_system = 3
+            file.writestr(info, content)
     return archive.getvalue()
 
 
