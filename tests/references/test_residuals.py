@@ -14,6 +14,7 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import ml_dtypes
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from safetensors.numpy import save
 from oracle import BadData, BadUse, Job, Origin, compare, generate, verify
 from oracle.arithmetic.residual import fingerprint, residual
 from oracle.references.document import digest
+from oracle.references.reading import candidate_schema, reference_schema
 from tests.support import worlds
 from tests.support.cluster import Cluster
 from tests.support.encodings import error, parsed, read
@@ -357,7 +359,7 @@ UNREADABLE: dict[str, tuple[Callable[[Document], Any], str]] = {
     "no kind": (lambda d: d["residuals"].pop("kind"), "residuals.kind is missing"),
     "no sha256": (lambda d: d["residuals"].pop("sha256"), "residuals is a file without its name, or its sha256"),
     "no object": (lambda d: d.update(residuals=3), "residuals is 3, not an object"),
-    "nothing": (lambda d: d.pop("residuals"), "test_cases[0].seed is missing"),
+    "nothing": (lambda d: d.pop("residuals"), "residual_generator is missing"),
     "a generator without its record": (lambda d: [d.update(residuals={"kind": "generator"}), [c.update(seed=0, stream=0) for c in d["test_cases"][:1]],
                                                   d.update(test_cases=d["test_cases"][:1])], "residual_generator is missing"),
     "a scale that is none": (lambda d: d["residuals"].update(scale=0.1), "residuals.scale is 0.1, not a float32 that"),
@@ -372,6 +374,30 @@ def test_what_is_no_reference(reference: Document, tmp_path: Path, name: str) ->
     edit(edited)
     (tmp_path / "reference.json").write_text(json.dumps(edited))
     assert message in error(run("compare", str(tmp_path / "reference.json"), str(tmp_path / "reference.json")))
+
+
+def test_their_schemas_take_rows(reference: Document) -> None:
+    whole, port = (jsonschema.Draft202012Validator(of()) for of in (reference_schema, candidate_schema))
+    assert not [*whole.iter_errors(reference), *port.iter_errors(answers(reference))]
+    for edit in ("no residual", "no tolerance", "seeds", "another kind", "no kind", "no object", "nothing", "a tolerance that is none"):
+        edited = copy.deepcopy(reference)
+        UNREADABLE[edit][0](edited)
+        assert list(whole.iter_errors(edited)), edit
+    both = {"test_cases": [{**answers(reference)["test_cases"][0], "seed": 0}]}
+    assert list(port.iter_errors(both))
+
+
+def test_inspect_takes_a_row(world: Place, reference: Document, tmp_path: Path) -> None:
+    path, case = tmp_path / "reference.json", reference["test_cases"][1]
+    path.write_text(json.dumps(reference))
+    (tmp_path / "candidate.json").write_text(json.dumps(answers(reference, 0.9)))
+    top = case["top_10"][0]
+    arguments = ["inspect", str(path), "--layer", "0", "--row", "1", "--feature", str(top["index"]), "--mirror", str(world[0] / "tree"), "--quiet"]
+    ran = run(*arguments, "--candidate", str(tmp_path / "candidate.json"))
+    assert ran.returncode == 0 and f"layer 0 row 1 feature {top['index']}" in ran.stdout, ran.stderr
+    assert f"within the tolerance of {case['tolerance']:g}" in ran.stdout and case["residual_fingerprint"] in ran.stdout
+    assert "the generator has no part in them" in error(run(*arguments, "--residual"), 2)
+    assert "no case of layer 0 row 9" in error(run(*arguments, "--row", "9"), 2)
 
 
 # --- scaled, and generated as ever ------------------------------------------------------------------------------------
@@ -398,6 +424,7 @@ def test_robust_and_scaled(world: Place) -> None:
     document = parsed(generated(world, "--scale", "1000", "--robust", "--tolerance", "1"))
     assert document["skipped_seeds"] and not any(case["flags"] for case in document["test_cases"])
     assert verify(document, origin(world)).agrees
+    assert not list(jsonschema.Draft202012Validator(reference_schema()).iter_errors(document))
     document["skipped_seeds"][0]["gate_margin"] += 1
     assert not verify(document, origin(world)).agrees
 
