@@ -30,14 +30,14 @@ def compare(reference: Reference, candidate: Candidate) -> Comparison:
             continue
         problems = reconstruction_problems(case.outputs, answer.outputs, reference.d_out) if decodes else []
         verdict = compare_case(reference, case, answer).with_problems(problems)
-        verdicts.append(verdict.with_problems(_residual_problems(case, answer), first=True))
+        verdicts.append(verdict.with_problems(residual_problems(case, answer), first=True))
     known = {case.id for case in reference.cases}
     extra = tuple(case_id for case_id in candidate.cases if case_id not in known)
     not_compared = "reconstructions" if reference.decodes and not decodes else None
     return Comparison(tuple(verdicts), extra, reference.tolerance, not_compared, reference.edited)
 
 
-def _residual_problems(case: Case, answer: Case) -> list[str]:
+def residual_problems(case: Case, answer: Case) -> list[str]:
     """What is wrong with the residual that an answer is of, where both say which it was."""
     expected, fingerprint = case.residual_fingerprint, answer.residual_fingerprint
     if expected is None or fingerprint is None or fingerprint.lower() == expected.lower():

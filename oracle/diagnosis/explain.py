@@ -15,6 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 import vendored_hf
+from oracle.checking.compare import residual_problems
 from oracle.checking.lists import compare_case
 from oracle.checking.reconstructions import reconstruction_problems
 from oracle.checking.verdict import Comparison
@@ -71,7 +72,8 @@ def explain(reference: Reference, candidate: Candidate, comparison: Comparison, 
 
 def _differs_beside(reference: Reference, answers: dict[CaseId, Case]) -> bool:
     """Whether a case's sums or its fingerprint are wrong, and its list is not."""
-    return any(not compare_case(reference, case, answers[case.id]).agrees for case in reference.cases if case.id in answers)
+    pairs = [(case, answers[case.id]) for case in reference.cases if case.id in answers]
+    return any(residual_problems(case, answer) or not compare_case(reference, case, answer).agrees for case, answer in pairs)
 
 
 def _with_targets_from_0(case: Case) -> Case:

@@ -71,7 +71,7 @@ def test_half_of_16384_are_zero(name: str, features_first: bool, sums: list[int]
         assert set(encoding.gate_ties) == ties and encoding.rank_margin == right.rank_margin
 
 
-@pytest.mark.parametrize("features_first", [False, True])
+@pytest.mark.parametrize("features_first", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", GATES)
 def test_many_equal_features(name: str, features_first: bool, sums: list[int]) -> None:
     """The first of them are the largest; one exact sum a residual is enough for all."""

@@ -98,7 +98,11 @@ def test_ranks_go_on_below_the_list(tmp_path: Path) -> None:
         assert [index for index, _ in ranked[:10]] == [top["index"] for top in case["top_10"]]
 
 
-@pytest.fixture(scope="module", params=[row.name for row in FORMATS])
+# One for each input and gate of the demos; the slow tests have all.
+IN_DEFAULT = ("GemmaScopeNpz", "GemmaScope2Crosscoder", "SaeLens", "LlamaScope")
+
+
+@pytest.fixture(scope="module", params=[row.name if row.name in IN_DEFAULT else pytest.param(row.name, marks=pytest.mark.slow) for row in FORMATS])
 def demo_of(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, Any]]]:
     folder = tmp_path_factory.mktemp("formats")
     assert run("demo", "--schema", request.param, "--folder", str(folder), "--quiet").returncode == 0

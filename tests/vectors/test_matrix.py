@@ -17,6 +17,11 @@ from tests.support.exact_mistakes import MISTAKES, Mistake, layer_of
 from tests.support.exact_ports import RIGHT, Layer, Port
 
 NAMES = [variant.name for variant in VARIANTS]
+# One folder for each gate and for each input; the slow tests have all.
+SOME = {
+    "GemmaScopeNpz", "Sae-relu", "SaeLens-topk", "SaeLens-gated", "Sparsify-groupmax", "SaeLens-layer-norm", "LlamaScopeR1",
+}  # fmt: skip
+SOME_OF_ALL = [name if name in SOME else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
 
 
 @functools.cache
@@ -64,7 +69,7 @@ def failing(name: str, mistake: Mistake) -> list[str]:
     return [flag.name for flag in comparison.failing_flags]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SOME_OF_ALL)
 def test_right_ports_agree(name: str) -> None:
     for how, dot in RIGHT.items():
         comparison = compare_documents(vectors(name), candidate(name, Port(dot=dot)))
@@ -77,14 +82,7 @@ def applies(name: str, mistake: Mistake) -> bool:
     return mistake.needs(variant_of(name)) and bool(set(mistake.flags.split()) & set(vectors(name)["notes"]))
 
 
-# One folder for each gate and for each input; the slow tests have all.
-SOME = {
-    "GemmaScopeNpz", "Sae-relu", "SaeLens-topk", "SaeLens-abstopk", "SaeLens-gated", "Sparsify-groupmax", "SaeLens-scaled", "SaeLens-unit-rms",
-    "SaeLens-layer-norm", "LlamaScopeR1", "CltSplit",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", [name if name in SOME else pytest.param(name, marks=pytest.mark.slow) for name in NAMES])
+@pytest.mark.parametrize("name", SOME_OF_ALL)
 def test_each_mistake_fails_a_flag_that_names_it(name: str) -> None:
     rows = [mistake for mistake in MISTAKES if applies(name, mistake)]
     caught = {mistake.name: set(failing(name, mistake)) & set(mistake.flags.split()) for mistake in rows}
