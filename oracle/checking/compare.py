@@ -42,4 +42,5 @@ def residual_problems(case: Case, answer: Case) -> list[str]:
     expected, fingerprint = case.residual_fingerprint, answer.residual_fingerprint
     if expected is None or fingerprint is None or fingerprint.lower() == expected.lower():
         return []
-    return [f"residual_fingerprint is {shown(fingerprint)}, the reference has {expected}: the generator, not the encoder, gives another residual"]
+    source = "what reads the row" if case.id.kind == "row" else "the generator"
+    return [f"residual_fingerprint is {shown(fingerprint)}, the reference has {expected}: {source}, not the encoder, gives another residual"]

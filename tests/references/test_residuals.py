@@ -320,6 +320,14 @@ def test_each_case_is_held_to_its_own_tolerance(reference: Document, tmp_path: P
     assert ran.returncode == 0 and "own.npy" in page and "2 \u00d7 the case&#x27;s own tolerance".replace("\u00d7", "&#215;") in page
 
 
+def test_another_residual_is_no_fault_of_the_encoder(reference: Document) -> None:
+    printed = answers(reference)
+    printed["test_cases"][1]["residual_fingerprint"] = "0x0123456789abcdef"
+    verdict = compare(reference, printed)
+    assert [case.agrees for case in verdict.cases].count(False) == 1
+    assert "what reads the row, not the encoder, gives another residual" in verdict.cases[1].summary
+
+
 def test_a_candidate_says_rows(reference: Document) -> None:
     by_seed = answers(reference)
     for case in by_seed["test_cases"]:
