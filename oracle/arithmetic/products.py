@@ -199,7 +199,7 @@ def rounding_tolerances(
 
     A sum of n terms in float32 is off by sum of d_k s_k, where s_k are its partial sums and |d_k| <= 2^-24; errors that are
     independent and of mean 0 stay below lambda * 2^-24 * sqrt(sum of s_k^2) but with probability 2 exp(-lambda^2 / 2) (N. J. Higham
-    and T. Mary, "A new approach to probabilistic rounding error analysis", 2019, theorem 2.4). Partial sums of terms in an order
+    and T. Mary, "A new approach to probabilistic rounding error analysis", 2019, by Hoeffding's inequality). Partial sums of terms in an order
     that has nothing to do with their signs are about as large as the whole sum, or as a random walk of such steps, which is
     |x o w_j|. Their bound |x|.|w_j| for any order is sqrt(n) times that, and would hide a rounding to TF32; a rule without
     |x . w_j| is too small for features that point where x points. lambda = 4 leaves a factor of 2 (the tests measure it).

@@ -309,10 +309,10 @@ def test_each_case_is_held_to_its_own_tolerance(reference: Document, tmp_path: P
     (tmp_path / "reference.json").write_text(json.dumps(reference))
     (tmp_path / "candidate.json").write_text(json.dumps(answers(reference, 1.2)))
     ran = run("compare", str(tmp_path / "reference.json"), str(tmp_path / "candidate.json"), "--format", "json")
-    told = json.loads(ran.stdout)
-    assert ran.returncode == 1 and not told["agrees"]
-    assert [case["tolerance"] for case in told["test_cases"]] == [case["tolerance"] for case in reference["test_cases"]]
-    assert told["test_cases"][1]["row"] == 1
+    document = json.loads(ran.stdout)
+    assert ran.returncode == 1 and not document["agrees"]
+    assert [case["tolerance"] for case in document["test_cases"]] == [case["tolerance"] for case in reference["test_cases"]]
+    assert document["test_cases"][1]["row"] == 1
     ran = run("compare", str(tmp_path / "reference.json"), str(tmp_path / "candidate.json"))
     assert "the candidate DISAGREES (each case has its own tolerance, 0.0001 to " in ran.stderr and "layer 0 row 0: differs" in ran.stderr
     ran = run("report", str(tmp_path / "reference.json"), str(tmp_path / "candidate.json"), "-o", str(tmp_path / "page.html"))
