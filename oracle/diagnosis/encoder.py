@@ -74,7 +74,7 @@ class EncoderTrial:
         for item, product in zip(self.layer.cases, self.right):
             indices, values = item.expected
             right = pre_activations(Port(), product[indices], weights, self._vectors(Port(), weights), indices)
-            if not np.all((np.abs(right - values) <= self._reference.tolerance + stored(right, values)) | (values == 0)):
+            if not np.all((np.abs(right - values) <= self._reference.tolerance_of(item.case) + stored(right, values)) | (values == 0)):
                 raise DataError(
                     f"layer {self.layer.own.layer}: the reference is not what these weights give, so they cannot explain a "
                     "difference from it; `verify` says more"
@@ -86,17 +86,17 @@ class EncoderTrial:
             vectors = self._vectors(Port(), weights)
             for number, item in enumerate(self.layer.cases):
                 fired = firing(Port(), self.right[number], weights, vectors)
-                printed = item.printed[1]
+                printed, tolerance = item.printed[1], self._reference.tolerance_of(item.case)
                 indices = right_index(item.printed[0], len(fired.pre))
                 right = np.where(indices >= 0, fired.pre[indices], np.nan)
-                wrong = ~(np.abs(right - printed) <= self._reference.tolerance + stored(right, printed))
+                wrong = ~(np.abs(right - printed) <= tolerance + stored(right, printed))
                 level = np.maximum(vectors.threshold, 0).astype(np.float64) if weights.has_threshold else None
                 scale = skipped = None
                 if wrong.any() and np.all(indices >= 0) and len(indices) > 2 and not isinstance(weights.gate, Gated) and weights.encoder.scale is None:
-                    scale = _scale(self.right[number][indices], printed - vectors.b_enc[indices], self._reference.tolerance)
+                    scale = _scale(self.right[number][indices], printed - vectors.b_enc[indices], tolerance)
                     columns = self.survey.columns[:, np.searchsorted(self._features, indices[: len(self._first[number][0])])]
-                    skipped = _skipped(self._factor(Port(), number, weights), columns, (right - printed)[: columns.shape[1]], self._reference.tolerance)
-                yield Reading(item, right, wrong, fired.pre, level, scale, skipped)
+                    skipped = _skipped(self._factor(Port(), number, weights), columns, (right - printed)[: columns.shape[1]], tolerance)
+                yield Reading(item, tolerance, right, wrong, fired.pre, level, scale, skipped)
 
     # --- the first values -----------------------------------------------------------------------------------------------
 
@@ -127,17 +127,20 @@ class EncoderTrial:
         features = np.concatenate([by(indices, weights.n_features) for by in INDEX_MAPS])
         own = np.unique(np.searchsorted(self._features, features[features >= 0]))
         product = self._first_products(number, products, columns[:, own], own, weights)
-        right, _ = self._left(Port(), self.right[number][np.newaxis, self._features[own]], indices, printed, own, weights)
+        tolerances = np.array([[self._tolerance(port, number, weights)] for port in products])
+        right, _ = self._left(Port(), number, self.right[number][np.newaxis, self._features[own]], tolerances[:1], own, weights)
         noise = len(indices) * (4 * FLOAT32_ROUNDING * np.max(np.abs(printed))) ** 2
         for port, (hypotheses, places) in by_value.items():
-            left, fits = self._left(port, product[places], indices, printed, own, weights)
+            left, fits = self._left(port, number, product[places], tolerances[places], own, weights)
             fits &= ~(left > right[0] * (1 + 1e-9) + noise)
             yield from (hypotheses[place] for place in np.flatnonzero(fits))
 
     def _left(
-        self, port: Port, product: np.ndarray, indices: np.ndarray, printed: np.ndarray, own: np.ndarray, weights: LayerWeights
+        self, port: Port, number: int, product: np.ndarray, tolerances: np.ndarray, own: np.ndarray, weights: LayerWeights
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Of products [n_ports, n_own]: the sum of squares that a port leaves of what is printed, and whether it may print it."""
+        """Of a case's products [n_ports, n_own] that may be off by `tolerances` [n_ports, 1]: the sum of squares that a port leaves of what
+        is printed, and whether it may print it."""
+        indices, printed = self._first[number]
         features = port.index(indices, weights.n_features)
         if np.any(features < 0):
             return np.full(len(product), np.inf), np.zeros(len(product), bool)
@@ -146,7 +149,7 @@ class EncoderTrial:
         pre = pre_activations(port, product, weights, vectors, features)
         value = port.gate.value(pre, vectors.threshold[features].astype(np.float64))
         values = measure_of(port.selection.value, pre, value, features)
-        off = self._reference.tolerance + port.slack * np.maximum(np.abs(product), np.abs(values)) + stored(values, printed)
+        off = tolerances + port.slack * np.maximum(np.abs(product), np.abs(values)) + stored(values, printed)
         fits = np.all(between(port, values, off, printed) | (printed == 0), axis=1)
         return np.sum((through(port, values) - printed) ** 2, axis=1), fits
 
@@ -216,7 +219,7 @@ class EncoderTrial:
                 yield from ((hypothesis, number, product[0]) for hypothesis in by_product[port] if number in passed[hypothesis])
 
     def _evaluate(self, port: Port, number: int, product: np.ndarray, weights: LayerWeights) -> Match | None:
-        item, reference, vectors = self.layer.cases[number], self._reference, self._vectors(port, weights)
+        item, vectors = self.layer.cases[number], self._vectors(port, weights)
         indices, values = item.printed
         slack = np.full(len(product), port.slack) * np.abs(product) if port.slack else np.zeros(1)
         if port.accumulation is not same:
@@ -228,7 +231,7 @@ class EncoderTrial:
             product[self._features] = sums
         fired = firing(port, product, weights, vectors, slack)
         printed = port.index(indices, len(fired.pre))
-        return match_of(fired, port, printed, values, item.answer.n_active, reference.top_k, reference.tolerance)
+        return match_of(fired, port, printed, values, item.answer.n_active, self._reference.top_k, self._tolerance(port, number, weights))
 
     # --- what a port takes ------------------------------------------------------------------------------------------------
 
@@ -266,6 +269,14 @@ class EncoderTrial:
     def _roundings(self, port: Port) -> Roundings:
         return tuple(rounding for rounding in (port.weight_rounding, port.product_rounding) if rounding is not same)
 
+    def _tolerance(self, port: Port, number: int, weights: LayerWeights) -> float:
+        """What a number of a port's may be off by: the case's own tolerance, less where what the port multiplies is smaller than what is right."""
+        own, least = self._reference.tolerance_of(self.layer.cases[number].case), self._reference.tolerance
+        if own <= least:
+            return own
+        norm, right = (float(np.linalg.norm(self._factor(factor, number, weights).astype(np.float64))) for factor in (port, Port()))
+        return max(least, own * norm / right) if norm < right else own
+
     def _factor(self, port: Port, number: int, weights: LayerWeights) -> np.ndarray:
         """What a port multiplies by W_enc, float32 [d_model]."""
         key = (number, port.source, port.input, port.norm, port.residual_rounding, port.product_rounding)
@@ -276,6 +287,8 @@ class EncoderTrial:
         if port.source != Source():
             layer, _, seed = item.case.id
             row = _generated(port.source, *port.source.of((seed - layer) // SEED_STRIDE, layer), len(row))
+            if port.source.is_scaled and self._reference.residuals.scale is not None:
+                row = row * np.float32(self._reference.residuals.scale)
         row = port.input(row, weights.encoder_input, weights.b_dec)
         for step in (port.norm, port.residual_rounding, port.product_rounding):
             row = step(row)

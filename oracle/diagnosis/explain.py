@@ -68,7 +68,7 @@ def explain(reference: Reference, candidate: Candidate, comparison: Comparison, 
             )  # fmt: skip
         return first
     if not label and _differs_beside(reference, answers):
-        beside = "the lists agree, and no mistake is tried of what stands beside them: what a sum has is below the lists, a fingerprint is the generator's"
+        beside = "the lists agree, and no mistake is tried of what stands beside them: what a sum has is below the lists, a fingerprint is the residual's"
         return Explanation((), len(verdicts), (beside,))
     if not label or not verdicts:
         what = "cases" if len(verdicts) < len(reference.cases) else "reconstructions"
@@ -196,7 +196,7 @@ class _Search:
     def _available(self, trial: Trial, more: list[Mistake]) -> list[Mistake]:
         """The rows that a layer's weights have what they need for."""
         with trial.layer.opened(OWN) as weights:
-            possible, k = mistakes.possible(weights, self._weights.reference.is_ours), weights.settings.k or 0
+            possible, k = mistakes.possible(weights, self._weights.reference), weights.settings.k or 0
         counts = {item.answer.n_active for item in trial.layer.cases}
         wrong_k = [mistakes.wrong_k(count, k) for count in counts - {0, k}] if k and len(counts) == 1 else []
         table = ENCODER_MISTAKES if isinstance(trial, EncoderTrial) else DECODER_MISTAKES

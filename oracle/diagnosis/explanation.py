@@ -29,7 +29,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """What the candidate printed of a case, beside what is right.
+    """What the candidate printed of a case, beside what is right, and the case's tolerance.
 
     float64 [n] of its list: the `right` values of these features before the gate, and whether it is `wrong`; `pre` [n_features] of
     all; `level`, the threshold that it has, or None. `scale` is what the right products are multiplied by where that gives all
@@ -37,6 +37,7 @@ class Reading:
     """
 
     item: ExaminedCase
+    tolerance: float
     right: np.ndarray
     wrong: np.ndarray
     pre: np.ndarray
@@ -98,7 +99,7 @@ class Reading:
     @cached_property
     def halved(self) -> Interval | None:
         """Below what printed activations are half the right ones."""
-        if not self.wrong.any() or not np.allclose(self.item.printed[1][self.wrong], self.right[self.wrong] / 2, rtol=0, atol=2e-4):
+        if not self.wrong.any() or not np.allclose(self.item.printed[1][self.wrong], self.right[self.wrong] / 2, rtol=0, atol=2 * self.tolerance):
             return None
         low = float(self.right[self.wrong].max())
         kept = self.right[~self.wrong]
@@ -335,7 +336,9 @@ def conclusions(readings: Sequence[Reading], n_right: int, threshold_factor: flo
 def _is_permuted(reading: Reading) -> bool:
     """Whether what is printed are the right values, and most of them at indices that do not have them."""
     printed, expected = (np.sort(values) for values in (reading.item.printed[1], reading.item.expected[1]))
-    return len(printed) == len(expected) > 1 and bool(np.allclose(printed, expected, rtol=1e-6, atol=2e-4)) and 2 * int(reading.wrong.sum()) > len(printed)
+    if not len(printed) == len(expected) > 1 or not np.allclose(printed, expected, rtol=1e-6, atol=2 * reading.tolerance):
+        return False
+    return 2 * int(reading.wrong.sum()) > len(printed)
 
 
 def _format(printed: np.ndarray, right: np.ndarray) -> list[str]:

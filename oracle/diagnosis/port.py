@@ -33,11 +33,13 @@ FIRING, LISTED, POSITIVE, ALL = "firing", "listed", "positive", "all"
 @dataclass(frozen=True)
 class Source:
     """The generator's seed and stream: how many times i, the number of a layer's residual, and how many times the layer
-    go into each, and what is added; and the `sequence` that it makes of seed, stream and length."""
+    go into each, and what is added; the `sequence` that it makes of seed, stream and length; and whether its numbers are
+    scaled, where that is right."""
 
     seed: tuple[int, int, int] = (SEED_STRIDE, 1, 0)
     stream: tuple[int, int, int] = (0, 1, 0)
     sequence: Callable[[int, int, int], np.ndarray] = residual
+    is_scaled: bool = True
 
     def of(self, i: int, layer: int) -> tuple[int, int]:
         """Seed and stream, modulo 2^64."""

@@ -232,7 +232,7 @@ def never(first: int, last: int) -> Callable[[np.ndarray], np.ndarray]:
     """The gate's level where the features from `first` up to `last` never fire; where they are negative they are counted from the end."""
 
     def level(threshold: np.ndarray) -> np.ndarray:
-        levels = np.maximum(threshold, 0)
+        levels: np.ndarray = np.maximum(threshold, 0)
         levels[first : last or None] = np.inf
         return levels
 

@@ -34,7 +34,8 @@ def table_names() -> list[str]:
 
 
 def test_every_row_is_planted() -> None:
-    elsewhere = {"negative let through", *test_explain_scopes.PLANTED, *(name for *_, name in test_explain_chain.PLANTED)}  # the first in test_trust.py
+    # The first is planted in test_trust.py, the second in test_explain_residuals.py.
+    elsewhere = {"negative let through", "scale left out", *test_explain_scopes.PLANTED, *(name for *_, name in test_explain_chain.PLANTED)}
     assert set(table_names()) - elsewhere == set(PLANTS) - elsewhere - set(ESTIMATED)
     assert len(table_names()) == len(set(table_names()))
 
@@ -45,7 +46,7 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> list[World]:
 
 
 def test_every_mistake_is_named_first(worlds: list[World]) -> None:
-    for number, name in list(enumerate(PLANTS))[::3]:  # a third of them, each in one shape; the slow test below has them all in every shape
+    for number, name in list(enumerate(PLANTS))[::7]:  # a seventh of them, each in one shape; the slow test below has them all in every shape
         check(plant_all([worlds[number % len(worlds)]], [(name,)]))
 
 
@@ -63,9 +64,9 @@ def random_pairs(seed: int, how_many: int, world: World) -> list[tuple[str, ...]
     return pairs
 
 
-def test_nine_random_pairs_are_named_first(worlds: list[World]) -> None:
+def test_random_pairs_are_named_first(worlds: list[World]) -> None:
     for number, world in enumerate(worlds):
-        check(plant_all([world], random_pairs(number, 3, world)))
+        check(plant_all([world], random_pairs(number, 2, world)))
 
 
 def test_a_right_port_is_never_explained(worlds: list[World]) -> None:

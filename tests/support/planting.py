@@ -22,7 +22,7 @@ from oracle.references.generate import generate
 from oracle.references.reading import parse_candidate
 from oracle.references.recorded import RecordedWeights
 from tests.support import worlds
-from tests.support.planting_steps import MORE
+from tests.support.planting_steps import MORE, of_constants
 from tests.support.planting_unlisted import UNLISTED
 from tests.support.small_scope import CURATION_REPO, WEIGHTS_REPO, npz
 
@@ -183,9 +183,11 @@ def float32_sums(r: np.ndarray, w_enc: np.ndarray) -> np.ndarray:
     return pre
 
 
-def encode_case(weights: dict[Any, Arrays], layer: int, i: int, names: Sequence[str], k: int = 10) -> dict[str, Any]:
-    """What a port with the named mistakes answers for the i-th case of a layer."""
-    steps = dict((PLANTS | UNLISTED)[name] for name in names)
+def encode_case(
+    weights: dict[Any, Arrays], layer: int, i: int, names: Sequence[str], k: int = 10, scale: float = 1, rows: np.ndarray | None = None
+) -> dict[str, Any]:
+    """What a port with the named mistakes answers for the i-th case of a layer: of the generator's, times `scale`, or of `rows`."""
+    steps = dict(PLANTS.get(name) or UNLISTED.get(name) or of_constants(name) for name in names)
     assert len(steps) == len(names)
 
     def same(v: np.ndarray) -> np.ndarray:
@@ -198,8 +200,8 @@ def encode_case(weights: dict[Any, Arrays], layer: int, i: int, names: Sequence[
     else:
         w_enc = matrix(arrays)
     seed, stream = steps.get("source", lambda i, layer: (100 * i + layer, layer))(i, layer)
-    r = residual(seed & MASK, stream & MASK, len(w_enc))
-    r = steps.get("sequence", lambda *_: r)(i, layer, len(r))
+    sequence = steps.get("sequence", lambda *_: residual(seed & MASK, stream & MASK, len(w_enc)))
+    r = sequence(i, layer, len(w_enc)) * np.float32(scale) if rows is None else rows[i]
     r = steps.get("input", lambda r, a: r)(r, arrays)
     for step in ("normalisation", "residual rounding", "products"):
         r = steps.get(step, same)(r)
@@ -224,16 +226,16 @@ def encode_case(weights: dict[Any, Arrays], layer: int, i: int, names: Sequence[
     relabel = steps.get("index", lambda j, n: j)
     return {
         "layer": layer + steps.get("layer label", 0),
-        "seed": 100 * i + layer,
+        **({"seed": 100 * i + layer} if rows is None else {"row": i}),
         "n_active": int(steps.get("count", lambda pre, on, chosen: len(on))(pre, on, chosen)),
         f"top_{k}": [{"index": int(relabel(int(j), len(pre))), "activation": float(printed(np.float32(value)))} for j, value in chosen],
     }
 
 
 def candidate(
-    weights: dict[Any, Arrays], names: Sequence[str], layers: Sequence[int] = (0, 1, 2), seeds: int = 3
+    weights: dict[Any, Arrays], names: Sequence[str], layers: Sequence[int] = (0, 1, 2), seeds: int = 3, **residuals: Any
 ) -> dict[str, Any]:
-    return {"test_cases": [encode_case(weights, layer, i, names) for layer in layers for i in range(seeds)]}
+    return {"test_cases": [encode_case(weights, layer, i, names, **residuals) for layer in layers for i in range(seeds)]}
 
 
 def mixed(weights: dict[Any, Arrays], names_of: Callable[[int, int], Sequence[str]], layers: Sequence[int] = (0, 1, 2)) -> dict[str, Any]:
@@ -245,17 +247,19 @@ class World:
     """Synthetic weights in a cache, their reference, and ports of it."""
 
     def __init__(self, weights: dict[Any, Arrays], job: Job):
-        self.weights, self.layers, self.seeds = weights, job.layers, job.seeds
+        self.weights, self.layers = weights, job.layers
+        rows = {} if job.residuals is None else {"rows": np.load(job.residuals)}
+        self.residuals = {"seeds": job.n_seeds, "scale": job.scale, **rows}  # of its cases, as candidate takes them
         self.reference = generate(job)
         # As compare has it, unless it is told more.
         self.recorded_weights = RecordedWeights.of(self.reference, Origin(cache_dir=job.origin.cache_dir, offline=True))
 
     @classmethod
-    def make(cls, folder: Path, seed: int, shape: tuple[int, int], layers: Sequence[int] = (0, 1, 2)) -> World:
+    def make(cls, folder: Path, seed: int, shape: tuple[int, int], layers: Sequence[int] = (0, 1, 2), **more: Any) -> World:
         """With a layer above them."""
         weights = make_weights(seed, *shape, n_layers=len(layers) + 1)
         origin = Origin(CURATION_REPO, cache_dir=make_cache(folder, weights), offline=True)
-        return cls(weights, Job(origin, layers=tuple(layers)))
+        return cls(weights, Job(origin, layers=tuple(layers), **more))
 
     @classmethod
     def of(cls, folder: Path, repo: worlds.World) -> World:
@@ -274,7 +278,7 @@ class World:
 
     def explain(self, names: Sequence[str]) -> tuple[dict[str, Any], Explanation | None]:
         """What a port with these mistakes answers, and its explanation; None where it agrees."""
-        answers = candidate(self.weights, names, self.layers, self.seeds)
+        answers = candidate(self.weights, names, self.layers, **self.residuals)
         return answers, self.explain_answers(answers)
 
     def explain_answers(self, answers: dict[str, Any]) -> Explanation | None:
@@ -284,19 +288,24 @@ class World:
 
     def gives(self, names: Sequence[str], answers: dict[str, Any], among: Collection[CaseId] = ()) -> bool:
         """Whether a port with these mistakes would print the same, but for rounding; in all cases, or `among` some."""
-        other = candidate(self.weights, names, self.layers, self.seeds)["test_cases"]
+        other = candidate(self.weights, names, self.layers, **self.residuals)["test_cases"]
         return all(
-            bool(among) and (a["layer"], "seed", a["seed"]) not in among or
-            (a["layer"], a["seed"], a["n_active"]) == (b["layer"], b["seed"], b["n_active"])
+            bool(among) and _id(a) not in among or
+            (_id(a), a["n_active"]) == (_id(b), b["n_active"])
             and [t["index"] for t in a["top_10"]] == [t["index"] for t in b["top_10"]]
-            and all(abs(s["activation"] - t["activation"]) < 1e-4 for s, t in zip(a["top_10"], b["top_10"]))
-            for a, b in zip(answers["test_cases"], other)
+            and all(abs(s["activation"] - t["activation"]) < self.reference.tolerance_of(case) for s, t in zip(a["top_10"], b["top_10"]))
+            for a, b, case in zip(answers["test_cases"], other, self.reference.cases)
         )
 
     def judge(self, names: Sequence[str]) -> str:
         """`first`: named first. `equal`: named, among others that give the same numbers. Else what went wrong."""
         answers, explanation = self.explain(names)
         return judge(names, explanation, lambda other, among: self.gives(other, answers, among))
+
+
+def _id(case: dict[str, Any]) -> CaseId:
+    kind = "row" if "row" in case else "seed"
+    return CaseId(case["layer"], kind, case[kind])
 
 
 def judge(names: Sequence[str], explanation: Explanation | None, gives: Callable[[Sequence[str], Collection[CaseId]], bool]) -> str:

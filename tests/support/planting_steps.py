@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
@@ -100,14 +101,12 @@ def gelu(pre: np.ndarray) -> np.ndarray:
 
 def gelu_tanh(pre: np.ndarray) -> np.ndarray:
     x = pre.astype(np.float64)
-    values: np.ndarray = x / (1 + np.exp(-2 * 0.7978845608028654 * (x + 0.044715 * x * x * x)))
-    return values
+    return np.asarray(x * (1 + np.tanh(0.7978845608028654 * (x + 0.044715 * x * x * x))) / 2)
 
 
 def silu(pre: np.ndarray) -> np.ndarray:
     x = pre.astype(np.float64)
-    values: np.ndarray = x / (1 + np.exp(-x))
-    return values
+    return np.asarray(x * (1 + np.tanh(x / 2)) / 2)
 
 
 def zeroed(*which: slice) -> Callable[[np.ndarray], np.ndarray]:
@@ -179,12 +178,29 @@ MORE: dict[str, tuple[str, Any]] = {
     "n_active of the list": ("count", lambda pre, on, chosen: len(chosen)),
     "n_active of positive": ("count", lambda pre, on, chosen: np.count_nonzero(pre > 0)),
     "n_active of all": ("count", lambda pre, on, chosen: len(pre)),
-    # With a constant that is estimated.
-    "threshold times 1.1": ("gate", lambda t: (t * np.float32(1.1), 0 * t)),
-    "activations below 2.5 dropped": ("activation", lambda pre, t: (pre, (pre > t) & (pre > 2.5))),
-    "activations below 5 halved": ("activation", lambda pre, t: (np.where(pre < 5, pre / 2, pre), pre > t)),
-    "residual times 1.25": ("normalisation", lambda r: r * np.float32(1.25)),
-    "residual RMS-normalised times 1.7": ("normalisation", lambda r: r / np.sqrt(np.mean(r * r)) * np.float32(1.7)),
-    "inputs 8 to 15 skipped": ("normalisation", zeroed(slice(8, 16))),
 }
-ESTIMATED = tuple(MORE)[-6:]
+
+# Of what has constants that are estimated.
+OF_CONSTANTS: dict[str, Callable[..., tuple[str, Any]]] = {
+    r"threshold times (\S+)": lambda by: ("gate", lambda t: (t * np.float32(by), 0 * t)),
+    r"activations below (\S+) dropped": lambda cut: ("activation", lambda pre, t: (pre, (pre > t) & (pre > cut))),
+    r"activations below (\S+) halved": lambda cut: ("activation", lambda pre, t: (np.where(pre < cut, pre / 2, pre), pre > t)),
+    r"residual times ([-+.e0-9]+)": lambda by: ("normalisation", lambda r: r * np.float32(by)),
+    r"residual RMS-normalised times (\S+)": lambda by: ("normalisation", lambda r: r / np.sqrt(np.mean(r * r)) * np.float32(by)),
+    r"inputs (\d+) to (\d+) skipped": lambda first, last: ("normalisation", zeroed(slice(int(first), int(last) + 1))),
+}
+
+
+def of_constants(name: str) -> tuple[str, Any] | None:
+    """The step and how, where a name is of one with constants."""
+    for pattern, how in OF_CONSTANTS.items():
+        if match := re.fullmatch(pattern, name):
+            return how(*map(float, match.groups()))
+    return None
+
+
+ESTIMATED = (
+    "threshold times 1.1", "activations below 2.5 dropped", "activations below 5 halved", "residual times 1.25", "residual RMS-normalised times 1.7",
+    "inputs 8 to 15 skipped",
+)  # fmt: skip
+MORE |= {name: step for name in ESTIMATED if (step := of_constants(name))}
