@@ -132,7 +132,8 @@ class EncoderTrial:
         noise = len(indices) * (4 * FLOAT32_ROUNDING * np.max(np.abs(printed))) ** 2
         for port, (hypotheses, places) in by_value.items():
             left, fits = self._left(port, number, product[places], tolerances[places], own, weights)
-            fits &= ~(left > right[0] * (1 + 1e-9) + noise)
+            if port.output is same:  # what is rounded once more may end next to what is printed, further off than the right value
+                fits &= ~(left > right[0] * (1 + 1e-9) + noise)
             yield from (hypotheses[place] for place in np.flatnonzero(fits))
 
     def _left(

@@ -324,7 +324,9 @@ def judge(names: Sequence[str], explanation: Explanation | None, gives: Callable
     others = [named for named in sets if named != set(names)]
     if set(names) in sets:
         return "equal" if others else "first"
-    return "equal" if others and all(len(other) < len(names) for other in others) else f"not named: {sets}"
+    # What is estimated is not tried where a row that is no estimate gives the numbers.
+    is_estimated = all(map(of_constants, names))
+    return "equal" if others and all(len(other) < len(names) or is_estimated for other in others) else f"not named: {sets}"
 
 
 def _without_constants(name: str) -> str:
