@@ -64,6 +64,7 @@ class EncoderTrial:
         self._factors: dict[tuple[object, ...], np.ndarray] = {}
         with layer.opened(OWN) as weights:
             rows = np.stack([self._factor(Port(), number, weights) for number in range(len(layer.cases))])
+            self._norms = np.linalg.norm(rows, axis=1).tolist()
             self.survey = Survey.of(weights.w_enc, n, self._features, rows)
             self.right = self.survey.product
             self._columns = {OWN: self.survey.columns, RESHAPED: self.survey.reshaped}
@@ -271,12 +272,10 @@ class EncoderTrial:
         return tuple(rounding for rounding in (port.weight_rounding, port.product_rounding) if rounding is not same)
 
     def _tolerance(self, port: Port, number: int, weights: LayerWeights) -> float:
-        """What a number of a port's may be off by: the case's own tolerance, less where what the port multiplies is smaller than what is right."""
-        own, least = self._reference.tolerance_of(self.layer.cases[number].case), self._reference.tolerance
-        if own <= least:
-            return own
-        norm, right = (float(np.linalg.norm(self._factor(factor, number, weights).astype(np.float64))) for factor in (port, Port()))
-        return max(least, own * norm / right) if norm < right else own
+        """What a number of a port's may be off by: the case's tolerance, as many times as what the port multiplies is larger than what is right."""
+        own, right = self._reference.tolerance_of(self.layer.cases[number].case), self._norms[number]
+        norm = float(np.linalg.norm(self._factor(port, number, weights)))
+        return max(self._reference.tolerance, own * norm / right) if 0 < norm < np.inf and right > 0 else own
 
     def _factor(self, port: Port, number: int, weights: LayerWeights) -> np.ndarray:
         """What a port multiplies by W_enc, float32 [d_model]."""
