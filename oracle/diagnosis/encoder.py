@@ -31,6 +31,7 @@ from oracle.diagnosis.port import (
     measure_of,
     pre_activations,
     right_index,
+    right_input,
     same,
     stored,
     through,
@@ -62,6 +63,7 @@ class EncoderTrial:
         features = np.unique(np.concatenate(wanted))
         self._features = features[features >= 0]
         self._factors: dict[tuple[object, ...], np.ndarray] = {}
+        self._tolerances: dict[tuple[object, ...], float] = {}
         with layer.opened(OWN) as weights:
             rows = np.stack([self._factor(Port(), number, weights) for number in range(len(layer.cases))])
             self._norms = np.linalg.norm(rows, axis=1).tolist()
@@ -273,9 +275,14 @@ class EncoderTrial:
 
     def _tolerance(self, port: Port, number: int, weights: LayerWeights) -> float:
         """What a number of a port's may be off by: the case's tolerance, as many times as what the port multiplies is larger than what is right."""
-        own, right = self._reference.tolerance_of(self.layer.cases[number].case), self._norms[number]
-        norm = float(np.linalg.norm(self._factor(port, number, weights)))
-        return max(self._reference.tolerance, own * norm / right) if 0 < norm < np.inf and right > 0 else own
+        if port.source == Source() and port.input is right_input and port.norm is same:
+            return self._reference.tolerance_of(self.layer.cases[number].case)
+        key = (number, port.source, port.input, port.norm)
+        if key not in self._tolerances:
+            own, right = self._reference.tolerance_of(self.layer.cases[number].case), self._norms[number]
+            norm = float(np.linalg.norm(self._factor(port, number, weights)))
+            self._tolerances[key] = max(self._reference.tolerance, own * norm / right) if 0 < norm < np.inf and right > 0 else own
+        return self._tolerances[key]
 
     def _factor(self, port: Port, number: int, weights: LayerWeights) -> np.ndarray:
         """What a port multiplies by W_enc, float32 [d_model]."""
