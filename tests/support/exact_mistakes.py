@@ -197,9 +197,9 @@ def above_cut(layer: Layer, active: list[int], values: Array) -> list[int]:
     return [place for place in active if abs(values[place]) > 0.01 * np.abs(values).max()]
 
 
-def ungated_first(layer: Layer, active: list[int], values: Array) -> list[int]:
-    """The first ten of what is largest before the gate."""
-    return active[:10]
+def largest_ten(value: Array, level: Array) -> Array:
+    """The ten that are largest before the gate, and of them those that pass it."""
+    return (value > level) & np.isin(np.arange(len(value)), np.lexsort([np.arange(len(value)), -value])[:10])
 
 
 def halved(value: Array, level: Array) -> Array:
@@ -238,7 +238,7 @@ MISTAKES = (
     Mistake("ties at the k-th by index descending", "tie-order", Port(ties="last"), lambda v: ranks(v) and special(v)),
     Mistake("`>=` the k-th value", "tie-order k-boundary", Port(ties="all"), lambda v: ranks(v) and special(v)),
     Mistake("ten of the list alone", "all-active each-block first-input k-boundary", Port(keep=at_most(10)), lambda v: special(v) and not in_groups(v)),
-    Mistake("top k before the gate", "all-active each-block first-input", Port(keep=ungated_first), lambda v: special(v) and not selects(v)),
+    Mistake("top k before the gate", "all-active each-block first-input", Port(fires=largest_ten), lambda v: special(v) and not selects(v)),
     Mistake("top k before the magnitude", "magnitudes", changed(gate="topk", relu=False), lambda v: v.settings.gate == "abstopk"),
     Mistake("count is k", "fewer-than-k none-active", Port(count=lambda layer, active: layer.settings.k or 0),
             lambda v: ranks(v) and has_floor(v) and special(v) and v.settings.gate != "abstopk"),
