@@ -31,6 +31,7 @@ from oracle.diagnosis.port import (
     measure_of,
     pre_activations,
     right_index,
+    right_input,
     same,
     stored,
     through,
@@ -62,8 +63,10 @@ class EncoderTrial:
         features = np.unique(np.concatenate(wanted))
         self._features = features[features >= 0]
         self._factors: dict[tuple[object, ...], np.ndarray] = {}
+        self._tolerances: dict[tuple[object, ...], float] = {}
         with layer.opened(OWN) as weights:
             rows = np.stack([self._factor(Port(), number, weights) for number in range(len(layer.cases))])
+            self._norms = np.linalg.norm(rows, axis=1).tolist()
             self.survey = Survey.of(weights.w_enc, n, self._features, rows)
             self.right = self.survey.product
             self._columns = {OWN: self.survey.columns, RESHAPED: self.survey.reshaped}
@@ -132,7 +135,8 @@ class EncoderTrial:
         noise = len(indices) * (4 * FLOAT32_ROUNDING * np.max(np.abs(printed))) ** 2
         for port, (hypotheses, places) in by_value.items():
             left, fits = self._left(port, number, product[places], tolerances[places], own, weights)
-            fits &= ~(left > right[0] * (1 + 1e-9) + noise)
+            if port.output is same:  # what is rounded once more may end next to what is printed, further off than the right value
+                fits &= ~(left > right[0] * (1 + 1e-9) + noise)
             yield from (hypotheses[place] for place in np.flatnonzero(fits))
 
     def _left(
@@ -270,12 +274,15 @@ class EncoderTrial:
         return tuple(rounding for rounding in (port.weight_rounding, port.product_rounding) if rounding is not same)
 
     def _tolerance(self, port: Port, number: int, weights: LayerWeights) -> float:
-        """What a number of a port's may be off by: the case's own tolerance, less where what the port multiplies is smaller than what is right."""
-        own, least = self._reference.tolerance_of(self.layer.cases[number].case), self._reference.tolerance
-        if own <= least:
-            return own
-        norm, right = (float(np.linalg.norm(self._factor(factor, number, weights).astype(np.float64))) for factor in (port, Port()))
-        return max(least, own * norm / right) if norm < right else own
+        """What a number of a port's may be off by: the case's tolerance, as many times as what the port multiplies is larger than what is right."""
+        if port.source == Source() and port.input is right_input and port.norm is same:
+            return self._reference.tolerance_of(self.layer.cases[number].case)
+        key = (number, port.source, port.input, port.norm)
+        if key not in self._tolerances:
+            own, right = self._reference.tolerance_of(self.layer.cases[number].case), self._norms[number]
+            norm = float(np.linalg.norm(self._factor(port, number, weights)))
+            self._tolerances[key] = max(self._reference.tolerance, own * norm / right) if 0 < norm < np.inf and right > 0 else own
+        return self._tolerances[key]
 
     def _factor(self, port: Port, number: int, weights: LayerWeights) -> np.ndarray:
         """What a port multiplies by W_enc, float32 [d_model]."""

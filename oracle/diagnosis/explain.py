@@ -142,7 +142,8 @@ class _Search:
 
     def _evidence_of(self, item: ExaminedCase) -> Evidence:
         if reading := self._readings.get(item.case.id):
-            return Evidence(reading.bits, reading.n_numbers, float(np.max(np.abs(item.printed[1]), initial=0)))
+            printed = item.printed[1]
+            return Evidence(reading.bits, reading.n_numbers, float(np.max(np.abs(printed), initial=0)), float(np.nansum((reading.right - printed) ** 2)))
         values = [output.first_10 for output in item.answer.outputs]
         n_numbers = sum(map(len, values))
         return Evidence(BITS_OF_A_VALUE * n_numbers, n_numbers, max((abs(value) for first in values for value in first), default=0.0))

@@ -14,7 +14,7 @@ import numpy as np
 
 from oracle.arithmetic.constants import SEED_STRIDE
 from oracle.diagnosis.layers import ExaminedCase
-from oracle.diagnosis.port import Hypothesis, Match, Mistake, Rounding
+from oracle.diagnosis.port import Hypothesis, Match, Mistake, Rounding, same
 from oracle.diagnosis.steps import bfloat16, float16
 from oracle.references.document import CaseId
 
@@ -256,11 +256,13 @@ Matches = dict[Hypothesis, dict[CaseId, Match]]
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a case that differs has that the right answer does not explain, in bits and in numbers; the largest value printed."""
+    """What a case that differs has that the right answer does not explain, in bits and in numbers; the largest value printed; the sum of squares
+    that the right values leave of what is printed."""
 
     bits: float
     n_numbers: int
     largest: float
+    squares: float = math.inf
 
 
 def causes_of(matches: Matches, evidence: dict[CaseId, Evidence], label: tuple[Mistake, ...] = ()) -> list[Cause]:
@@ -274,7 +276,7 @@ def causes_of(matches: Matches, evidence: dict[CaseId, Evidence], label: tuple[M
         groups: dict[tuple[frozenset[CaseId], int], list[Hypothesis]] = {}
         for hypothesis, own in matches.items():
             cases = frozenset(own.keys() & left)
-            if sum(evidence[case].bits for case in cases) >= needed(hypothesis):
+            if sum(evidence[case].bits for case in cases) >= needed(hypothesis) and _leaves_less(hypothesis, {case: own[case] for case in cases}, evidence):
                 groups.setdefault((cases, len(hypothesis.mistakes)), []).append(hypothesis)
         if not groups:
             return causes
@@ -282,6 +284,12 @@ def causes_of(matches: Matches, evidence: dict[CaseId, Evidence], label: tuple[M
         hypotheses = next(group for (own, _), group in sorted(groups.items(), key=lambda item: item[0][1]) if own == cases)
         causes.append(_cause(sorted(cases, key=list(evidence).index), hypotheses, matches, evidence, label))
         left -= cases
+
+
+def _leaves_less(hypothesis: Hypothesis, matches: dict[CaseId, Match], evidence: dict[CaseId, Evidence]) -> bool:
+    """Whether a port whose values are rounded once more, which hides what it leaves of a few, leaves no more of all than the right values do."""
+    left, by_right = sum(match.squares for match in matches.values()), sum(evidence[case].squares for case in matches)
+    return hypothesis.port.output is same or left <= by_right * (1 + 1e-9)
 
 
 def needed(hypothesis: Hypothesis) -> float:

@@ -260,7 +260,7 @@ class Vectors:
 
 @dataclass(frozen=True)
 class Match:
-    """What a port leaves of what was printed: the largest difference, and the sum of squares of all."""
+    """What a port leaves of what was printed: the largest difference, and the sum of squares of all, before what is printed is rounded."""
 
     max_difference: float = 0.0
     squares: float = 0.0
@@ -327,7 +327,7 @@ def match_of(fired: Firing, port: Port, printed: np.ndarray, values: np.ndarray,
     if not np.all(between(port, listed_value, tolerance + slack[printed] + stored(listed_value, values), values)):
         return None
     difference = through(port, listed_value) - values
-    match = Match(float(np.max(np.abs(difference))), float(np.sum(difference**2)))
+    match = Match(float(np.max(np.abs(difference))), float(np.sum((listed_value - values) ** 2)))
     pool = np.ones(len(pre), bool)
     if not selection.of_all:
         # A feature at its gate is active iff the candidate has it on its list.

@@ -41,10 +41,9 @@ def test_every_row_is_planted() -> None:
     assert set(rows) == set(PLANTS) | {name for *_, name in test_explain_chain.PLANTED_IN_DECODERS} and len(rows) == len(set(rows))
 
 
-@pytest.mark.parametrize("third", [0, *(pytest.param(third, marks=pytest.mark.slow) for third in (1, 2))])
-def test_every_mistake_is_named_first(of_each: list[Decoders], third: int) -> None:
-    for world in of_each:
-        check({(name,): [world.judge((name,))] for name in world.possible()[third::3]})
+def test_mistakes_are_named_first(of_each: list[Decoders]) -> None:
+    for number, world in enumerate(of_each):  # a quarter of them each, another one in the next; the slow test below has all of them
+        check({(name,): [world.judge((name,))] for name in world.possible()[number % 4 :: 4]})
 
 
 def random_pairs(seed: int, how_many: int, world: Decoders) -> list[tuple[str, str]]:
@@ -66,13 +65,13 @@ def test_random_pairs_are_named_first(of_each: list[Decoders]) -> None:
 
 
 @pytest.mark.slow
-def test_over_ten_seeds(tmp_path: Path) -> None:
+def test_over_more_worlds(tmp_path: Path) -> None:
     for number, kind in enumerate(KINDS):
         outcomes: dict[tuple[str, ...], list[str]] = {}
-        for seed in range(10):
+        for seed in (number, number + 3):
             world = Decoders.make(tmp_path / f"{number}-{seed}", seed, d_model=8 + 13 * seed, n_features=40 + 90 * (seed % 4), **kind)
             assert world.explain_answers(world.candidate(())) is None
-            for names in [*((name,) for name in world.possible()), *random_pairs(seed, 10, world)]:
+            for names in [*((name,) for name in world.possible()), *random_pairs(seed, 5, world)]:
                 outcomes.setdefault(names, []).append(world.judge(names))
         print(kind)
         # Activations rounded to float16 are missed now and then: they are within the tolerance, or a feature at the edge of

@@ -118,8 +118,9 @@ class Decoders:
             if not 0 <= place < w_dec.shape[1]:
                 continue
             out = np.zeros(len(r), np.float32)
-            for activation, row in zip(act, w_dec[:, n_targets - 1 - place if order == "reversed" else place]):
-                out += activation * row
+            rows = w_dec[:, n_targets - 1 - place if order == "reversed" else place]
+            for j in np.flatnonzero(act):
+                out += act[j] * rows[j]
             before = before + out
             out = before if order == "cumulative" else out
             w_skip = weights.get("w_skip", np.zeros((len(r), len(r)), np.float32))
