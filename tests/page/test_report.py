@@ -405,7 +405,7 @@ def test_outputs_decoders_and_seeds_passed_over(tmp_path: Path) -> None:
             made["norm"] += 1.0
         case["n_active"] += 100
     page = made_from(tmp_path, reference, candidate)
-    assert all(page.text.count(f"the reconstruction of layer {layer}: norm is") >= 3 for layer in range(3)) and "; and 1 more" in page.text
+    assert all(page.text.count(f"norm of the reconstruction of layer {layer} is") >= 3 for layer in range(3)) and "; and 1 more" in page.text
 
 
 def _of(table: list[list[str]], columns: int, numbers: int | None) -> list[list[str]]:
