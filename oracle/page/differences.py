@@ -1,52 +1,228 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""A page's section on a candidate: the verdict, its cause, and every value beside the right one."""
+"""What a page says of a candidate: the verdict first, then the cause, what differs, and the cases that agree on a line."""
 
 from __future__ import annotations
 
+import shlex
+from collections import Counter
+from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from oracle.checking.verdict import DIFFERS, MISSING, MOST_PROBLEMS, ROUNDING, SAME, Comparison, stored
+from oracle.checking.lists import listed
+from oracle.checking.verdict import (
+    ACTIVATION,
+    DIFFERS,
+    LIST,
+    MISSING,
+    PLACE,
+    RECONSTRUCTION,
+    ROUNDING,
+    SAME,
+    CaseVerdict,
+    Comparison,
+    Problem,
+)  # fmt: skip
 from oracle.page import charts, markup
 from oracle.page.charts import Limit
-from oracle.page.markup import OPEN_AT_MOST, anchor, count, escape, exact, flag, rough, sentence
+from oracle.page.markup import aligned, anchor, code, count, escape, exact, plain, rough, sentence
 from oracle.references.document import Candidate, Case, Reference
 
 if TYPE_CHECKING:
     from oracle.diagnosis.explanation import Explanation
 
-SIGNS = {SAME: "\u2713 same", ROUNDING: "\u2248 rounding", DIFFERS: "\u2717 differs", MISSING: "\u2013 missing"}
+SIGNS = {SAME: "\u2713 same", ROUNDING: "\u2248 rounding", DIFFERS: "\u2717 differs", MISSING: "\u2717 missing"}
+MOST_ROWS = 30  # of a case's table: of a cross-layer transcoder's case every target layer may have one
+MOST_TABLES = 100  # of the cases that differ
+NOT_LISTED = "not listed"
+
+Row = tuple[str, str, str, str, str]  # what it is about, the reference's, the candidate's, the difference, what rounding allows
 
 
-def section(reference: Reference, candidate: Candidate, comparison: Comparison, explanation: Explanation | None) -> str:
-    """The section; `comparison` is compare's verdict on the candidate."""
-    style, sign = ("", "\u2713") if comparison.agrees else (" bad", "\u2717")
-    facts = " ".join(map(sentence, comparison.facts))
-    parts = [f'<p class="verdict{style}"><strong>{sign} {sentence(comparison.verdict)}</strong> {facts}</p>']
+@dataclass(frozen=True)
+class FileNames:
+    """What the files that a page is of are called."""
+
+    reference: str = "reference.json"
+    candidate: str = "candidate.json"
+
+
+def headline(comparison: Comparison) -> str:
+    """The verdict in a few words, with its sign."""
+    n_cases = len(comparison.cases)
+    if comparison.agrees:
+        return f"\u2713 All {count(n_cases, 'case')} agree" if n_cases > 1 else "\u2713 The case agrees"
+    n_missing, n_differ = comparison.count(MISSING), comparison.count(DIFFERS)
+    parts = [f"{n_differ} of {count(n_cases, 'case')} differ{'s' if n_differ == 1 else ''}"] if n_differ else []
+    if n_missing:
+        parts.append(f"{n_missing}{' more' if parts else ''} of {count(n_cases, 'case')} missing")
+    return f"\u2717 {', '.join(parts)}"
+
+
+def header(comparison: Comparison, names: FileNames) -> str:
+    """The page's first lines: which files, the verdict, and the facts."""
+    style = "good" if comparison.agrees else "bad"
+    facts = " ".join(map(sentence, [comparison.verdict, *comparison.facts]))
+    return (
+        f'<p class="kicker">{code(names.candidate)} against {code(names.reference)}</p>\n'
+        f'<h1 class="{style}">{escape(headline(comparison))}</h1>\n<p class="lead">{facts}</p>'
+    )
+
+
+def section(reference: Reference, candidate: Candidate, comparison: Comparison, explanation: Explanation | None, names: FileNames) -> str:
+    """The sections; `comparison` is compare's verdict on the candidate."""
+    parts = []
     if not comparison.agrees:
-        parts += ["<h3>The cause</h3>", _cause(explanation)]
-    parts += ["<h3>The differences at a glance</h3>", _chart(comparison), "<h3>Case by case</h3>", _cases(comparison)]
-    parts += ["<h3>Feature by feature</h3>", _features(reference, candidate, comparison)]
-    return "\n".join(parts)
+        parts.append(_part("cause", "The cause", _cause(explanation, comparison, names)))
+    parts.append(_part("failures", "The cases" if comparison.agrees else "What differs", _cases(reference, candidate, comparison)))
+    parts.append(_part("glance", "At a glance", _chart(comparison)))
+    return '<div class="compared">\n' + "\n".join(parts) + "\n</div>"
 
 
-def _cause(explanation: Explanation | None) -> str:
+def _part(key: str, name: str, content: str) -> str:
+    return f'<section class="{key}" aria-labelledby="{key}">\n<h2 id="{key}">{name}</h2>\n{content}\n</section>'
+
+
+def _cause(explanation: Explanation | None, comparison: Comparison, names: FileNames) -> str:
     """The explanation's lines; those that are indented are a list, in which the names of mistakes stand out."""
     if explanation is None:
-        return (
-            "<p>It was not looked for. <code>python -m oracle report REFERENCE CANDIDATE --explain</code> does, with "
-            "the weights at hand.</p>"
-        )
-    names = {fit.name for fit in explanation.named}
+        command = _command("report", names.reference, names.candidate, "--explain")
+        return f"<p>It was not looked for. With the weights at hand this does:</p>\n{command}{_inspect(comparison, names)}"
+    mistakes = {fit.name for fit in explanation.named}
 
     def item(line: str) -> str:
         name, colon, rest = line.strip().partition(": ")
-        return f"<strong>{escape(name)}</strong>{colon}{escape(rest)}" if name in names else escape(line.strip())
+        return f"<strong>{escape(name)}</strong>{colon}{escape(rest)}" if name in mistakes else escape(line.strip())
 
     parts = []
     for is_list, lines in groupby(explanation.lines, key=lambda line: line.startswith(" ")):
         parts += [markup.bullets(map(item, lines))] if is_list else [f"<p>{sentence(line)}</p>" for line in lines]
-    return f'<div class="cause">{"".join(parts)}</div>'
+    return f"{''.join(parts)}{_inspect(comparison, names)}"
+
+
+def _inspect(comparison: Comparison, names: FileNames) -> str:
+    """How to see where the first wrong activation goes wrong; nothing where none is."""
+    for case in comparison.cases:
+        feature = next((problem.feature for problem in case.problems if problem.subject == ACTIVATION), None)
+        if feature is not None:
+            where = "--layer", str(case.id.layer), f"--{case.id.kind}", str(case.id.number), "--feature", str(feature)
+            shown = _command("inspect", names.reference, *where, "--candidate", names.candidate)
+            return f"\n<p>How feature {feature} of {case.id} comes about, step by step:</p>\n{shown}"
+    return ""
+
+
+def _command(*words: str) -> str:
+    return f'<p class="command">{code(shlex.join(("python", "-m", "oracle", *words)))}</p>'
+
+
+def _cases(reference: Reference, candidate: Candidate, comparison: Comparison) -> str:
+    """What differs, a table for each case; then the cases that agree, folded to a line."""
+    pairs = list(zip(reference.cases, comparison.cases))
+    failures = [_failure(case, candidate.cases.get(case.id), verdict) for case, verdict in pairs if not verdict.agrees]
+    parts = ["\n".join(['<div class="tables">', *failures[:MOST_TABLES], "</div>"])] if failures else []
+    if len(failures) > MOST_TABLES:
+        rest = [verdict for verdict in comparison.cases if not verdict.agrees][MOST_TABLES:]
+        parts.append(markup.details(f"{count(len(rest), 'more case')} that differ", _verdicts(rest)))
+    passes = [verdict for verdict in comparison.cases if verdict.agrees]
+    if passes:
+        statuses = Counter(verdict.status for verdict in passes)
+        how = ", ".join(words for n, words in ((statuses[SAME], f"{statuses[SAME]} the same"), (statuses[ROUNDING], f"{statuses[ROUNDING]} within rounding")) if n)
+        line = f"\u2713 {count(len(passes), 'case')} {'agrees' if len(passes) == 1 else 'agree'}"
+        parts.append(markup.details(f'<span class="good">{line}</span> <span class="m">{how}</span>', _verdicts(passes), style="passes"))
+    return "\n".join(parts)
+
+
+def _verdicts(verdicts: list[CaseVerdict]) -> str:
+    """A row for each case."""
+    rows = [markup.row(verdict.id, f"<span>{SIGNS[verdict.status]}</span>", escape(verdict.summary)) for verdict in verdicts]
+    return markup.table("The verdict on each case, and what rounding explains of it", ("case", "verdict", "what differs"), rows, style="verdicts")
+
+
+def _failure(case: Case, answer: Case | None, verdict: CaseVerdict) -> str:
+    """A case that differs: what differs of it, and no more."""
+    rows = [row for problem in _worst_first(verdict.problems) for row in _rows(problem, case, answer)]
+    numbers, words = [row for row in rows if any(row[1:3])], [row[0] for row in rows if not any(row[1:3])]
+    words += [problem.reason for problem in verdict.problems if problem.reason and problem.expected is not None]
+    parts = [f'<article id="values-{anchor(case.id)}"><h3><a href="#{anchor(case.id)}">{str(case.id).capitalize()}</a></h3>']
+    parts += [f'<p class="f">{sentence(word)}</p>' for word in words]
+    if numbers:
+        parts.append(_table(numbers[:MOST_ROWS]))
+    if len(numbers) > MOST_ROWS:
+        parts.append(f'<p class="m">And {len(numbers) - MOST_ROWS} more.</p>')
+    if answer is not None and case.top and (n_right := _n_right(case, answer, verdict)):
+        parts.append(f'<p class="m">Of the list {n_right} of {count(len(listed(case)), "feature")} are right.</p>')
+    return "\n".join([*parts, "</article>"])
+
+
+def _table(rows: list[Row]) -> str:
+    labels, *columns = zip(*rows)
+    cells = [aligned(map(escape, column)) for column in columns]
+    table = [
+        f'<tr><th scope="row">{label}</th><td>{expected}</td><td class="f">{answer}</td><td>{difference}</td><td>{allowed}</td></tr>'
+        for label, expected, answer, difference, allowed in zip(labels, *cells)
+    ]
+    return markup.table("", ("", "reference", "candidate", "difference", "rounding allows"), table, style="values")
+
+
+def _worst_first(problems: tuple[Problem, ...]) -> list[Problem]:
+    """The problems, but of a reconstruction's numbers the one alone that is off most, for what rounding allows."""
+    worst: dict[object, Problem] = {}
+    for problem in problems:
+        key = problem.target_layer if problem.subject == RECONSTRUCTION else id(problem)
+        before = worst.get(key)
+        if before is None or _excess(problem) > _excess(before):
+            worst[key] = problem
+    return list(worst.values())
+
+
+def _excess(problem: Problem) -> float:
+    return (problem.difference or 0.0) / (problem.allowed or 1.0)
+
+
+def _rows(problem: Problem, case: Case, answer: Case | None) -> list[Row]:
+    """The rows of a problem; one that has no numbers is a row of its words alone."""
+    if problem.subject in (PLACE, LIST) and answer is not None:
+        return _list_rows(case, answer)
+    expected, value = problem.expected, problem.answer
+    if expected is None or value is None:
+        return [(str(problem), "", "", "", "")]
+    texts = [exact(number) if isinstance(number, float) else str(number) for number in (expected, value)]
+    label = problem.label
+    if problem.subject == RECONSTRUCTION:
+        label = f"to layer {problem.target_layer}, {problem.quantity}"
+    difference = ""
+    if isinstance(expected, (int, float)) and isinstance(value, (int, float)):
+        difference = plain(value - expected, "+")
+    allowed = problem.allowance if problem.bounds else plain(problem.allowed) if problem.allowed else ""
+    return [(label, texts[0], texts[1], difference, allowed)]
+
+
+def _list_rows(case: Case, answer: Case) -> list[Row]:
+    """The features that are on one list alone, and those that are on both and stand in another order there."""
+    places, answered_places = ({top.feature: place for place, top in enumerate(listed(side), start=1)} for side in (case, answer))
+    values, answered = ({top.feature: top.activation for top in listed(side)} for side in (case, answer))
+    rows = [(f"feature {feature}", exact(value), NOT_LISTED, f"place {places[feature]}", "") for feature, value in values.items() if feature not in answered]
+    rows += [
+        (f"feature {feature}", NOT_LISTED, exact(value), f"place {answered_places[feature]}", "")
+        for feature, value in answered.items()
+        if feature not in values
+    ]
+    return rows + [(f"feature {feature}", f"place {places[feature]}", f"place {answered_places[feature]}", "", "") for feature in _moved(case, answer)]
+
+
+def _moved(case: Case, answer: Case) -> list[int]:
+    """The features of both lists that stand in another order among these."""
+    order, answered = ([top.feature for top in listed(side)] for side in (case, answer))
+    common = [feature for feature in order if feature in answered]
+    after = list(dict.fromkeys(feature for feature in answered if feature in order))
+    return [feature for feature, other in zip(common, after) if feature != other]
+
+
+def _n_right(case: Case, answer: Case, verdict: CaseVerdict) -> int:
+    """How many features of the list are on the candidate's, in their order and with their values."""
+    off = {problem.feature for problem in verdict.problems if problem.subject == ACTIVATION}
+    answered = {top.feature for top in listed(answer)}
+    return len({top.feature for top in listed(case)} & answered - off - set(_moved(case, answer)))
 
 
 def _chart(comparison: Comparison) -> str:
@@ -57,74 +233,16 @@ def _chart(comparison: Comparison) -> str:
     without = len(comparison.cases) - len(values)
     none = f" Not drawn: {count(without, 'case')} missing, or with no feature on both lists." if without else ""
     most = f" The largest is {rough(max(values))}{' tolerances' if is_own else ''}." if values else ""
-    what = "the case's own tolerance = 1" if is_own else f"tolerance = {comparison.tolerance:g}"
-    where = "in tolerances, stands at the largest difference" if is_own else "stands at the largest difference"
+    kind = comparison.cases[0].id.kind
+    diamonds = "" if comparison.agrees else f" Diamonds differ, and their {kind} stands on the right; left of the line they do so by count, choice, order or output."
     return charts.strip(
         "chart-differences",
         "The largest difference of each case against the tolerance, on a logarithmic axis",
         f"{count(len(values), 'case')}.{most}{none}",
         rows,
-        caption=f"<figcaption>A mark is a case, and {where} of an activation that is on both lists. A "
-        "diamond is a case that differs; left of the line it does so by its count, its choice, its order or its output."
-        f"{none}</figcaption>",
-        limit=Limit(1.0 if is_own else comparison.tolerance, what, below=False),
+        caption=f"<figcaption>A mark is a case, at the largest difference of an activation on both lists{', in its own tolerances' if is_own else ''}."
+        f"{diamonds}{none}</figcaption>",
+        limit=Limit(1.0 if is_own else comparison.tolerance, "own tolerance" if is_own else "tolerance", below=False),
+        of_notes="" if comparison.agrees else kind,
+        style="faults",
     )
-
-
-def _cases(comparison: Comparison) -> str:
-    rows = []
-    for case in comparison.cases:
-        sign = f"<span>{SIGNS[case.status]}</span>" if case.agrees else flag(SIGNS[case.status])
-        summary = f"<small>{escape(case.summary)}</small>" if case.summary else ""
-        rows.append(markup.row(f'<a href="#values-{anchor(case.id)}">{case.id}</a>', rough(case.max_difference), sign + summary))
-    head = ("case", "largest difference", "verdict")
-    return markup.table("With what rounding cannot explain, or what it can", head, rows, style="num verdicts")
-
-
-def _features(reference: Reference, candidate: Candidate, comparison: Comparison) -> str:
-    n_differ = sum(not case.agrees for case in comparison.cases)
-    shown: dict[bool, list[str]] = {False: [], True: []}
-    for case, verdict in zip(reference.cases, comparison.cases):
-        style = "m" if verdict.agrees else "f"
-        summary = f'<h4>{str(case.id).capitalize()}</h4> <span class="{style}">{SIGNS[verdict.status]}</span>'
-        answer = candidate.cases.get(case.id)
-        if answer is None:
-            content = "".join(f"<p>{sentence(str(problem))}</p>" for problem in verdict.problems)
-        else:
-            content = _values(case, answer, reference.n_features, reference.tolerance_of(case))
-        if len(verdict.lines) > MOST_PROBLEMS and verdict.problems:
-            heading = f"All {len(verdict.lines)} things that rounding cannot explain"
-            content += markup.details(heading, markup.bullets(map(escape, verdict.lines)))
-        # Of more cases that differ than stand open, the first alone does.
-        is_open = not verdict.agrees and (n_differ <= OPEN_AT_MOST or not shown[False])
-        shown[verdict.agrees].append(f'<div id="values-{anchor(verdict.id)}">{markup.details(summary, content, is_open=is_open)}</div>')
-    lists = {agrees: '<div class="cards lists">\n' + "\n".join(values) + "\n</div>" for agrees, values in shown.items() if values}
-    if len(lists) == 2:
-        lists[True] = markup.details(f"The values of {count(len(shown[True]), 'case')} that agree", lists[True])
-    return "\n".join(lists.values())
-
-
-def _values(case: Case, answer: Case, n_features: int, tolerance: float) -> str:
-    """Each feature that either list has: its place and value in both, the reference's in their order first."""
-    rest = list(enumerate(answer.top, start=1))
-    rows = []
-    for place, (feature, value) in enumerate(case.top, start=1):
-        entry = next((entry for entry in rest if entry[1].feature == feature), None)
-        if entry is None:
-            rows.append(markup.row(feature, place, exact(value), "\u2013", flag("not listed")))
-            continue
-        rest.remove(entry)
-        answered_place, (_, answered) = entry
-        moved = place if answered_place == place else f"{place} \u2192 {answered_place}"
-        difference = answered - value
-        text = f"{difference:+.3g}" if difference else "0"
-        if not abs(difference) <= tolerance + stored(value, answered):
-            text = flag(f"{text} off")
-        rows.append(markup.row(feature, moved, exact(value), exact(answered), text))
-    for place, (feature, value) in rest:
-        what = "new" if 0 <= feature < n_features else "no such feature"
-        rows.append(markup.row(feature, f"\u2192 {place}", "\u2013", exact(value), flag(what)))
-    active = f"{case.n_active:,} fire in the reference, {answer.n_active:,} in the candidate"
-    if not rows:
-        return f"<p>{active}. Neither lists a feature.</p>"
-    return markup.table(active, ("feature", "place", "reference", "candidate", "difference"), rows, style="num values")

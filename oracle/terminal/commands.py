@@ -159,20 +159,20 @@ def _inspect(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from oracle.page.page import page
+    from oracle.page.page import FileNames, page
     from oracle.references.reading import parse_reference, read_json
 
     if options.explain and options.candidate is None:
         raise BadUse("--explain is about a candidate, and none is named: name one after the reference")
     if options.output != "-":
         check_output(options.output)
-    document = read_json(options.reference)
+    document, names = read_json(options.reference), FileNames(options.reference, options.candidate or "")
     if options.candidate is None:
         reference, verdict = parse_reference(document, options.reference), ""
-        text = page(reference)
+        text = page(reference, names=names)
     else:
         reference, candidate, comparison, explanation = _compared(options, document)
-        text, verdict = page(reference, candidate, comparison, explanation), f"; {comparison.verdict}"
+        text, verdict = page(reference, candidate, comparison, explanation, names), f"; {comparison.verdict}"
     write_text([text], options.output)
     say(f"{len(reference.cases)} cases -> {options.output} ({len(text) / 1024:.1f} KiB){verdict}", quiet=options.quiet)
 
