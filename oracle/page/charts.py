@@ -80,7 +80,7 @@ def layer_rows(cases: Iterable[tuple[CaseId, float | None, str, bool]]) -> tuple
 def _note(numbers: list[int]) -> str:
     """The numbers of the cases that stand out, or how many they are."""
     names = ", ".join(map(str, sorted(numbers)))
-    return names if len(names) <= LONGEST_NOTE else f"{len(numbers)} of them"
+    return names if len(names) <= LONGEST_NOTE else f"{len(numbers)} cases"
 
 
 def logarithmic(values: Iterable[float], limit: float, most_ticks: int) -> Scale:
@@ -150,9 +150,9 @@ def strip(
     if of_notes:
         drawn.append(f'<text class="e" x="100%" y="{top - 8}">{escape(of_notes)}</text>')
     if limit:
-        x, side = place(limit.value), "" if place(limit.value) < 50 else ' class="e"'
-        drawn.append(f'<line class="limit" x1="{_number(x)}%" y1="2" x2="{_number(x)}%" y2="{bottom}"/>')
-        drawn.append(f'<text{side} x="{_number(x)}%" dx="{-6 if side else 6}" y="{LIMIT_HEAD - 4}">{escape(limit.name)}</text>')
+        x, side = f"{_number(place(limit.value))}%", "" if place(limit.value) < 50 else ' class="e"'
+        drawn.append(f'<line class="limit" x1="{x}" y1="2" x2="{x}" y2="{bottom}"/>')
+        drawn.append(f'<text{side} x="{x}" dx="{-6 if side else 6}" y="{LIMIT_HEAD - 4}">{escape(limit.name)}</text>')
     for number, row in enumerate(rows):
         drawn += _row(row, top + pitch * number + pitch // 2, left, right, place)
     picture = _picture(key, title, description, f'class="strip{style and f" {style}"}" height="{bottom + FOOT}"', "".join(drawn))

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from oracle.checking.lists import listed
@@ -25,8 +27,8 @@ from oracle.checking.verdict import (
 )  # fmt: skip
 from oracle.page import charts, markup
 from oracle.page.charts import Limit
-from oracle.page.markup import aligned, anchor, code, count, escape, exact, plain, rough, sentence
-from oracle.references.document import Candidate, Case, Reference
+from oracle.page.markup import aligned, anchor, code, count, escape, exact, flag, plain, rough, sentence
+from oracle.references.document import Candidate, Case, Reference, TopFeature
 
 if TYPE_CHECKING:
     from oracle.diagnosis.explanation import Explanation
@@ -36,27 +38,36 @@ MOST_ROWS = 30  # of a case's table: of a cross-layer transcoder's case every ta
 MOST_TABLES = 100  # of the cases that differ
 NOT_LISTED = "not listed"
 
-Row = tuple[str, str, str, str, str]  # what it is about, the reference's, the candidate's, the difference, what rounding allows
+Place = tuple[int, TopFeature | None, TopFeature | None]  # of the lists, with what stands there in the reference and the candidate
 
 
 @dataclass(frozen=True)
 class FileNames:
-    """What the files that a page is of are called."""
+    """What the files that a page is of are called, as a command names them: `-` is standard input."""
 
     reference: str = "reference.json"
     candidate: str = "candidate.json"
 
+    @property
+    def title(self) -> str:
+        """Both without their folders."""
+        return f"{shown(PurePath(self.candidate).name)} against {shown(PurePath(self.reference).name)}"
+
+
+def shown(name: str) -> str:
+    """A file's name in words."""
+    return "standard input" if name == "-" else name
+
 
 def headline(comparison: Comparison) -> str:
     """The verdict in a few words, with its sign."""
-    n_cases = len(comparison.cases)
+    cases = count(len(comparison.cases), "case")
     if comparison.agrees:
-        return f"\u2713 All {count(n_cases, 'case')} agree" if n_cases > 1 else "\u2713 The case agrees"
-    n_missing, n_differ = comparison.count(MISSING), comparison.count(DIFFERS)
-    parts = [f"{n_differ} of {count(n_cases, 'case')} differ{'s' if n_differ == 1 else ''}"] if n_differ else []
-    if n_missing:
-        parts.append(f"{n_missing}{' more' if parts else ''} of {count(n_cases, 'case')} missing")
-    return f"\u2717 {', '.join(parts)}"
+        return f"\u2713 All {cases} agree" if len(comparison.cases) > 1 else "\u2713 The case agrees"
+    n_differ, n_missing = comparison.count(DIFFERS), comparison.count(MISSING)
+    words = {f"differ{'s' if n_differ == 1 else ''}": n_differ, f"{'is' if n_missing == 1 else 'are'} missing": n_missing}
+    first, *more = [(n, word) for word, n in words.items() if n]
+    return f"\u2717 {first[0]} of {cases} {first[1]}" + "".join(f", {n} {word}" for n, word in more)
 
 
 def header(comparison: Comparison, names: FileNames) -> str:
@@ -64,7 +75,7 @@ def header(comparison: Comparison, names: FileNames) -> str:
     style = "good" if comparison.agrees else "bad"
     facts = " ".join(map(sentence, [comparison.verdict, *comparison.facts]))
     return (
-        f'<p class="kicker">{code(names.candidate)} against {code(names.reference)}</p>\n'
+        f'<p class="kicker">{code(shown(names.candidate))} against {code(shown(names.reference))}</p>\n'
         f'<h1 class="{style}">{escape(headline(comparison))}</h1>\n<p class="lead">{facts}</p>'
     )
 
@@ -112,7 +123,9 @@ def _inspect(comparison: Comparison, names: FileNames) -> str:
 
 
 def _command(*words: str) -> str:
-    return f'<p class="command">{code(shlex.join(("python", "-m", "oracle", *words)))}</p>'
+    """A command to copy, which breaks between its words alone."""
+    spans = " ".join(f"<span>{escape(shlex.quote(word))}</span>" for word in ("python", "-m", "oracle", *words))
+    return f'<p class="command"><code>{spans}</code></p>'
 
 
 def _cases(reference: Reference, candidate: Candidate, comparison: Comparison) -> str:
@@ -140,28 +153,20 @@ def _verdicts(verdicts: list[CaseVerdict]) -> str:
 
 def _failure(case: Case, answer: Case | None, verdict: CaseVerdict) -> str:
     """A case that differs: what differs of it, and no more."""
-    rows = [row for problem in _worst_first(verdict.problems) for row in _rows(problem, case, answer)]
-    numbers, words = [row for row in rows if any(row[1:3])], [row[0] for row in rows if not any(row[1:3])]
-    words += [problem.reason for problem in verdict.problems if problem.reason and problem.expected is not None]
+    problems = _worst_first(verdict.problems)
+    words = replace(verdict, problems=tuple(problem for problem in problems if problem.expected is None)).lines
+    words += [problem.reason for problem in problems if problem.reason and problem.expected is not None]
     parts = [f'<article id="values-{anchor(case.id)}"><h3><a href="#{anchor(case.id)}">{str(case.id).capitalize()}</a></h3>']
     parts += [f'<p class="f">{sentence(word)}</p>' for word in words]
-    if numbers:
-        parts.append(_table(numbers[:MOST_ROWS]))
-    if len(numbers) > MOST_ROWS:
-        parts.append(f'<p class="m">And {len(numbers) - MOST_ROWS} more.</p>')
-    if answer is not None and case.top and (n_right := _n_right(case, answer, verdict)):
-        parts.append(f'<p class="m">Of the list {n_right} of {count(len(listed(case)), "feature")} are right.</p>')
-    return "\n".join([*parts, "</article>"])
-
-
-def _table(rows: list[Row]) -> str:
-    labels, *columns = zip(*rows)
-    cells = [aligned(map(escape, column)) for column in columns]
-    table = [
-        f'<tr><th scope="row">{label}</th><td>{expected}</td><td class="f">{answer}</td><td>{difference}</td><td>{allowed}</td></tr>'
-        for label, expected, answer, difference, allowed in zip(labels, *cells)
-    ]
-    return markup.table("", ("", "reference", "candidate", "difference", "rounding allows"), table, style="values")
+    numbers = [problem for problem in problems if problem.expected is not None and problem.subject != PLACE]
+    parts.append(_numbers("", [(problem.label, problem) for problem in numbers if problem.subject != ACTIVATION]))
+    parts.append(_numbers("feature", [(str(problem.feature), problem) for problem in numbers if problem.subject == ACTIVATION]))
+    if answer is not None:
+        places = _places(case, answer) if any(problem.subject in (PLACE, LIST) for problem in problems) else []
+        parts.append(_list(places))
+        if case.top and (n_right := _n_right(case, places, verdict)):
+            parts.append(f'<p class="m">Of the list {n_right} of {count(len(listed(case)), "feature")} are right.</p>')
+    return "\n".join(part for part in [*parts, "</article>"] if part)
 
 
 def _worst_first(problems: tuple[Problem, ...]) -> list[Problem]:
@@ -179,50 +184,66 @@ def _excess(problem: Problem) -> float:
     return (problem.difference or 0.0) / (problem.allowed or 1.0)
 
 
-def _rows(problem: Problem, case: Case, answer: Case | None) -> list[Row]:
-    """The rows of a problem; one that has no numbers is a row of its words alone."""
-    if problem.subject in (PLACE, LIST) and answer is not None:
-        return _list_rows(case, answer)
-    expected, value = problem.expected, problem.answer
-    if expected is None or value is None:
-        return [(str(problem), "", "", "", "")]
-    texts = [exact(number) if isinstance(number, float) else str(number) for number in (expected, value)]
-    label = problem.label
-    if problem.subject == RECONSTRUCTION:
-        label = f"to layer {problem.target_layer}, {problem.quantity}"
+def _numbers(head: str, problems: list[tuple[str, Problem]]) -> str:
+    """The table of numbers that differ, each with its name; `head` is what the names are of."""
+    if not problems:
+        return ""
+    labels, columns = [label for label, _ in problems], zip(*(_cells(problem) for _, problem in problems))
+    expected, answers, differences, allowances = (aligned(column) for column in columns)
+    heads = [head, "reference", "candidate", *["difference"] * any(differences), *["rounding allows"] * any(allowances)]
+    rest = [column for column in (differences, allowances) if any(column)]
+    rows = [markup.row(label, *cells) for label, *cells in zip(labels, expected, map(flag, answers), *rest)]
+    return _table(heads, rows)
+
+
+def _cells(problem: Problem) -> tuple[str, str, str, str]:
+    """The reference's number, the candidate's, their difference, and what rounding allows of it."""
+    expected, answer = problem.expected, problem.answer
+    texts = [exact(number) if isinstance(number, float) else str(number) for number in (expected, answer)]
     difference = ""
-    if isinstance(expected, (int, float)) and isinstance(value, (int, float)):
-        difference = plain(value - expected, "+")
+    if isinstance(expected, (int, float)) and isinstance(answer, (int, float)):
+        difference = plain(answer - expected, "+")
     allowed = problem.allowance if problem.bounds else plain(problem.allowed) if problem.allowed else ""
-    return [(label, texts[0], texts[1], difference, allowed)]
+    return texts[0], texts[1], difference, allowed
 
 
-def _list_rows(case: Case, answer: Case) -> list[Row]:
-    """The features that are on one list alone, and those that are on both and stand in another order there."""
-    places, answered_places = ({top.feature: place for place, top in enumerate(listed(side), start=1)} for side in (case, answer))
-    values, answered = ({top.feature: top.activation for top in listed(side)} for side in (case, answer))
-    rows = [(f"feature {feature}", exact(value), NOT_LISTED, f"place {places[feature]}", "") for feature, value in values.items() if feature not in answered]
-    rows += [
-        (f"feature {feature}", NOT_LISTED, exact(value), f"place {answered_places[feature]}", "")
-        for feature, value in answered.items()
-        if feature not in values
+def _table(heads: Sequence[str], rows: list[str]) -> str:
+    more = f'\n<p class="m">And {len(rows) - MOST_ROWS} more.</p>' if len(rows) > MOST_ROWS else ""
+    return markup.table("", heads, rows[:MOST_ROWS], style="values") + more
+
+
+def _places(case: Case, answer: Case) -> list[Place]:
+    """The places of the lists that have another feature: it is on one list alone, or the order of those that are on both differs."""
+    expected, answered = ({top.feature: (place, top) for place, top in enumerate(listed(side), start=1)} for side in (case, answer))
+    gone = {place: top for place, top in expected.values() if top.feature not in answered}
+    come = {place: top for place, top in answered.values() if top.feature not in expected}
+    places = [(place, gone.get(place), come.get(place)) for place in gone.keys() | come.keys()]
+    common, after = ([at for feature, at in side.items() if feature in other] for side, other in ((expected, answered), (answered, expected)))
+    places += [(place, top, other) for (place, top), (_, other) in zip(common, after) if top.feature != other.feature]
+    return sorted(places, key=lambda row: row[0])
+
+
+def _list(places: list[Place]) -> str:
+    """The table of these places."""
+    if not places:
+        return ""
+    columns = [aligned("" if top is None else exact(top.activation) for top in side) for side in list(zip(*places))[1:]]
+    rows = [
+        markup.row(place, *_entry(expected, value), *_entry(answer, answered, flag))
+        for (place, expected, answer), value, answered in zip(places, *columns)
     ]
-    return rows + [(f"feature {feature}", f"place {places[feature]}", f"place {answered_places[feature]}", "", "") for feature in _moved(case, answer)]
+    return _table(("place", "reference<br/>feature", "activation", "candidate<br/>feature", "activation"), rows)
 
 
-def _moved(case: Case, answer: Case) -> list[int]:
-    """The features of both lists that stand in another order among these."""
-    order, answered = ([top.feature for top in listed(side)] for side in (case, answer))
-    common = [feature for feature in order if feature in answered]
-    after = list(dict.fromkeys(feature for feature in answered if feature in order))
-    return [feature for feature, other in zip(common, after) if feature != other]
+def _entry(top: TopFeature | None, activation: str, style: Callable[[str], str] = str) -> tuple[str, str]:
+    """The cells of a feature on a list; of None those of one that is not there."""
+    return (style(NOT_LISTED), "") if top is None else (style(str(top.feature)), activation)
 
 
-def _n_right(case: Case, answer: Case, verdict: CaseVerdict) -> int:
+def _n_right(case: Case, places: list[Place], verdict: CaseVerdict) -> int:
     """How many features of the list are on the candidate's, in their order and with their values."""
     off = {problem.feature for problem in verdict.problems if problem.subject == ACTIVATION}
-    answered = {top.feature for top in listed(answer)}
-    return len({top.feature for top in listed(case)} & answered - off - set(_moved(case, answer)))
+    return len({top.feature for top in listed(case)} - off - {top.feature for _, top, _ in places if top is not None})
 
 
 def _chart(comparison: Comparison) -> str:

@@ -12,18 +12,18 @@ from oracle.references.document import RANK_TIE, Case, Reference
 def cases_section(reference: Reference) -> str:
     """The section on the lists."""
     n_fragile = sum(bool(case.flags) for case in reference.cases)
-    parts = [
-        "<p>A bar is an activation; its pale end is what it has over the next one. A gap of at most 2 \u00d7 tolerance "
-        "is called a tie.</p>"
-    ]
+    layers = []
     for layer, cases in reference.by_layer.items():
         flagged = sum(bool(case.flags) for case in cases)
         # Of more cases than stand open, those layers do that need a look, if they are few.
         is_open = len(reference.cases) <= OPEN_AT_MOST or (flagged > 0 and n_fragile <= OPEN_AT_MOST)
         note = f", {flag(f'{flagged} fragile')}" if flagged else ""
         cards = "\n".join(_card(reference, case) for case in cases)
-        parts.append(_layer(layer, f"{count(len(cases), 'case')}{note}", f'<div class="cards">\n{cards}\n</div>', is_open))
-    return "\n".join(parts)
+        layers.append(_layer(layer, f"{count(len(cases), 'case')}{note}", f'<div class="cards">\n{cards}\n</div>', is_open))
+    return (
+        "<p>A bar is an activation; its pale end is what it has over the next one. A gap of at most 2 \u00d7 tolerance "
+        f'is called a tie.</p>\n<div class="layers">{"".join(layers)}</div>'
+    )
 
 
 def _layer(layer: int, note: str, content: str, is_open: bool) -> str:
@@ -76,11 +76,7 @@ def _last_gap(case: Case, gaps: list[float]) -> tuple[str, str, str]:
 def outputs_section(reference: Reference) -> str:
     """The section on the reconstructions."""
     is_open = sum(len(case.outputs) for case in reference.cases) <= OPEN_AT_MOST
-    parts = [
-        "<p>The sum of what the features that fire write, with b_dec and the skip connection where the weights have them, in "
-        "float64. Of each output the reference also has the first ten values and the sum of squares. A port is held to "
-        "what its own rounding may move: the last column.</p>"
-    ]
+    layers = []
     for layer, cases in reference.by_layer.items():
         outputs = [(case.id.number, output) for case in cases for output in case.outputs]
         columns = [
@@ -93,5 +89,9 @@ def outputs_section(reference: Reference) -> str:
         ]
         rows = [markup.row(number, output.target_layer, *cells) for (number, output), *cells in zip(outputs, *columns)]
         table = markup.table(f"The outputs of layer {layer}", (cases[0].id.kind, "to layer", "norm", "sum", "each value within"), rows, style="num")
-        parts.append(_layer(layer, count(len(rows), "output"), table, is_open))
-    return "\n".join(parts)
+        layers.append(_layer(layer, count(len(rows), "output"), table, is_open))
+    return (
+        "<p>The sum of what the features that fire write, with b_dec and the skip connection where the weights have them, in "
+        "float64. Of each output the reference also has the first ten values and the sum of squares. A port is held to "
+        f'what its own rounding may move: the last column.</p>\n<div class="layers outputs">{"".join(layers)}</div>'
+    )

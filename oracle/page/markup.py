@@ -120,11 +120,12 @@ def row(head: object, *cells: object) -> str:
 
 
 def table(caption: str, head: Sequence[str], rows: Iterable[str], *, style: str = "") -> str:
-    """A table that scrolls by itself where a window is too narrow for it. `head` and `rows` are markup."""
+    """A table that scrolls by itself where a window is too narrow for it. `caption`, which may be "", `head` and `rows` are markup."""
     columns = "".join(f'<th scope="col">{column}</th>' for column in head)
     chosen = f' class="{style}"' if style else ""
+    named = f"<caption>{caption}</caption>\n" if caption else ""
     return (
-        f'<div class="scroll"><table{chosen}><caption>{caption}</caption>\n<thead><tr>{columns}</tr></thead>\n<tbody>\n'
+        f'<div class="scroll"><table{chosen}>{named}<thead><tr>{columns}</tr></thead>\n<tbody>\n'
         + "\n".join(rows)
         + "\n</tbody></table></div>"
     )

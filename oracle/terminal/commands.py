@@ -159,7 +159,8 @@ def _inspect(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from oracle.page.page import FileNames, page
+    from oracle.page.differences import FileNames
+    from oracle.page.page import page
     from oracle.references.reading import parse_reference, read_json
 
     if options.explain and options.candidate is None:
