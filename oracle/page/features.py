@@ -88,7 +88,7 @@ def outputs_section(reference: Reference) -> str:
             )
         ]
         rows = [markup.row(number, output.target_layer, *cells) for (number, output), *cells in zip(outputs, *columns)]
-        table = markup.table(f"The outputs of layer {layer}", (cases[0].id.kind, "to layer", "norm", "sum", "each value within"), rows, style="num")
+        table = markup.table("", (cases[0].id.kind, "to layer", "norm", "sum", "each value within"), rows, style="num")
         layers.append(_layer(layer, count(len(rows), "output"), table, is_open))
     return (
         "<p>The sum of what the features that fire write, with b_dec and the skip connection where the weights have them, in "

@@ -7,6 +7,7 @@ Whatever comes from a file goes through `escape`: there is no other way for it i
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from importlib.resources import files
@@ -48,8 +49,9 @@ def code(value: Any) -> str:
 
 
 def sentence(line: str) -> str:
-    """A line of a verdict, a fact or an explanation, as a sentence of the page."""
-    return escape(line[:1].upper() + line[1:] + ("" if line.endswith(":") else "."))
+    """A line of a verdict, a fact or an explanation, as a sentence of the page: what it has in backquotes is code."""
+    text = escape(line[:1].upper() + line[1:] + ("" if line.endswith(":") else "."))
+    return re.sub("`([^`]+)`", r"<code>\1</code>", text)
 
 
 def flag(text: str) -> str:

@@ -72,6 +72,49 @@ WIDE = """(() => {
 })()"""
 
 
+# The words of charts that touch a line, a mark or other words, or stick out of their picture. A line has no width of its own.
+COLLISIONS = """(() => {
+  const touch = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
+  const box = e => {
+    const {left, right, top, bottom} = e.getBoundingClientRect();
+    return e.tagName == 'line' ? {left: left - .5, right: right + .5, top: top - .5, bottom: bottom + .5} : {left, right, top, bottom};
+  };
+  const found = [];
+  let looked = 0;
+  for (const picture of document.querySelectorAll('.strip')) {
+    const edge = picture.getBoundingClientRect();
+    if (!edge.width) continue;
+    const texts = [...picture.querySelectorAll('text')].map(e => [e.textContent, box(e)]);
+    const drawn = [...picture.querySelectorAll('line, circle, rect:not(.zone)')].map(e => [e.outerHTML.slice(0, 60), box(e)]);
+    texts.forEach(([text, a], i) => {
+      looked += 1;
+      for (const [other, b] of [...texts.slice(i + 1), ...drawn]) if (touch(a, b)) found.push([text, other]);
+      if (a.left < edge.left - 1 || a.right > edge.right + 1) found.push([text, 'the edge']);
+    });
+  }
+  return {looked, found};
+})()"""
+
+# How far, in pixels, the decimal points of each column of numbers stand apart.
+POINTS = """[...document.querySelectorAll('.values, .num, .card table')].filter(table => table.getClientRects().length).flatMap(table => {
+  const columns = new Map();
+  for (const row of table.tBodies[0].rows) {
+    const cells = [...row.cells].filter(cell => !cell.querySelector('svg'));
+    cells.forEach((cell, i) => {
+      const walker = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT);
+      const text = walker.nextNode();
+      const at = text ? text.data.search(/\\d\\.\\d/) : -1;
+      if (at < 0) return;
+      const range = document.createRange();
+      range.setStart(text, at + 1); range.setEnd(text, at + 2);
+      const x = range.getBoundingClientRect().right;
+      columns.set(i - cells.length, [...columns.get(i - cells.length) || [], x]);
+    });
+  }
+  return [...columns.values()].filter(xs => xs.length > 1).map(xs => Math.max(...xs) - Math.min(...xs));
+})"""
+
+
 def chromium() -> str | None:
     """The browser's path, or None."""
     return shutil.which("chromium") or shutil.which("chromium-browser")
@@ -201,7 +244,7 @@ def main(page: str, folder: str) -> None:
             for width in WIDTHS:
                 shown.show(Path(page), width, scheme)
                 shown.picture(place / f"{Path(page).stem}-{width}-{scheme}.png")
-                print(width, scheme, shown.evaluate(WIDE), shown.evaluate(CONTRAST))
+                print(width, scheme, *map(shown.evaluate, (WIDE, CONTRAST, COLLISIONS)))
         shown.paper(place / f"{Path(page).stem}.pdf")
 
 
