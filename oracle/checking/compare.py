@@ -26,7 +26,7 @@ def compare(reference: Reference, candidate: Candidate) -> Comparison:
             )
         answer = candidate.cases.get(case.id)
         if answer is None:
-            verdicts.append(missing(case.id))
+            verdicts.append(missing(case.id, case.tolerance))
             continue
         problems = reconstruction_problems(case.outputs, answer.outputs, reference.d_out) if decodes else []
         verdict = compare_case(reference, case, answer).with_problems(problems)
@@ -42,5 +42,6 @@ def residual_problems(case: Case, answer: Case) -> list[Problem]:
     expected, fingerprint = case.residual_fingerprint, answer.residual_fingerprint
     if expected is None or fingerprint is None or fingerprint.lower() == expected.lower():
         return []
-    reason = "the generator, not the encoder, gives another residual"
+    source = "what reads the row" if case.id.kind == "row" else "the generator"
+    reason = f"{source}, not the encoder, gives another residual"
     return [Problem(subject=RESIDUAL, quantity="residual_fingerprint", expected=expected, answer=fingerprint[:80], reason=reason)]

@@ -28,6 +28,7 @@ def compare_case(reference: Reference, case: Case, answer: Case) -> CaseVerdict:
     """One case of a reference against its answer; see the module for the rules."""
     expected, answered = listed(case), listed(answer)
     fewest, most = case.bounds
+    tolerance = reference.tolerance_of(case)
     problems, notes = [], []
     if not fewest <= answer.n_active <= most:
         missed = abs(answer.n_active - case.n_active)
@@ -48,13 +49,10 @@ def compare_case(reference: Reference, case: Case, answer: Case) -> CaseVerdict:
     max_difference = None if feature is None else differences[feature]
     # The largest first, of equal ones in the list's order.
     for index, difference in sorted(differences.items(), key=lambda item: -item[1]):
-        allowed = reference.tolerance + stored(right_values[index], values[index])
+        right, value = right_values[index], values[index]
+        allowed = tolerance + stored(right, value)
         if not difference <= allowed:  # written so that NaN is off
-            problems.append(
-                Problem(
-                    subject=ACTIVATION, feature=index, expected=right_values[index], answer=values[index], difference=difference, allowed=allowed
-                )
-            )
+            problems.append(Problem(subject=ACTIVATION, feature=index, expected=right, answer=value, difference=difference, allowed=allowed))
     problems += _sum_problems(case, answer)
     if order != right_order:
         # Who may be on the list is a question of rounding; what is beyond rounding needs only to be shown.
@@ -64,10 +62,10 @@ def compare_case(reference: Reference, case: Case, answer: Case) -> CaseVerdict:
         else:
             notes.append("features that tie stand in another order, or one came or went where it may")
     if problems:
-        return CaseVerdict(case.id, DIFFERS, tuple(problems), (), max_difference, feature)
+        return CaseVerdict(case.id, DIFFERS, tuple(problems), (), max_difference, feature, case.tolerance)
     if max_difference:
         notes.append(f"values differ by up to {max_difference:.3g}, feature {feature}")
-    return CaseVerdict(case.id, ROUNDING if notes else SAME, (), tuple(notes), max_difference, feature)
+    return CaseVerdict(case.id, ROUNDING if notes else SAME, (), tuple(notes), max_difference, feature, case.tolerance)
 
 
 def _sum_problems(case: Case, answer: Case) -> list[Problem]:
@@ -95,7 +93,7 @@ def _list_problem(
     reference: Reference, case: Case, expected: list[TopFeature], answered: list[TopFeature], n_active: int
 ) -> str | None:
     """Why a list whose common values agree cannot be a rounding of the expected one, or None; `n_active` is the answer's."""
-    k, tolerance = reference.top_k, reference.tolerance
+    k, tolerance = reference.top_k, reference.tolerance_of(case)
     if len(answered) != min(k, n_active):
         return f"with n_active {n_active} the list has {min(k, n_active)} features, not {len(answered)}"
     right_values, values = dict(expected), dict(answered)
