@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from oracle.checking.lists import compare_case
 from oracle.checking.reconstructions import reconstruction_problems
 from oracle.checking.verdict import RESIDUAL, Comparison, Problem, missing
@@ -28,7 +26,7 @@ def compare(reference: Reference, candidate: Candidate) -> Comparison:
             )
         answer = candidate.cases.get(case.id)
         if answer is None:
-            verdicts.append(replace(missing(case.id), tolerance=case.tolerance))
+            verdicts.append(missing(case.id, case.tolerance))
             continue
         problems = reconstruction_problems(case.outputs, answer.outputs, reference.d_out) if decodes else []
         verdict = compare_case(reference, case, answer).with_problems(problems)

@@ -49,13 +49,10 @@ def compare_case(reference: Reference, case: Case, answer: Case) -> CaseVerdict:
     max_difference = None if feature is None else differences[feature]
     # The largest first, of equal ones in the list's order.
     for index, difference in sorted(differences.items(), key=lambda item: -item[1]):
-        allowed = tolerance + stored(right_values[index], values[index])
+        right, value = right_values[index], values[index]
+        allowed = tolerance + stored(right, value)
         if not difference <= allowed:  # written so that NaN is off
-            problems.append(
-                Problem(
-                    subject=ACTIVATION, feature=index, expected=right_values[index], answer=values[index], difference=difference, allowed=allowed
-                )
-            )
+            problems.append(Problem(subject=ACTIVATION, feature=index, expected=right, answer=value, difference=difference, allowed=allowed))
     problems += _sum_problems(case, answer)
     if order != right_order:
         # Who may be on the list is a question of rounding; what is beyond rounding needs only to be shown.

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from oracle.references.document import CaseId
 
@@ -96,6 +98,15 @@ class Problem:
         allowance = f"; rounding allows {self.allowance}" if self.allowance else ""
         return f"{name} is {answer}, not {expected}{off}{allowance}" + (f"; {self.reason}" if self.reason else "")
 
+    def to_dict(self) -> dict[str, Any]:
+        """Its line, and what JSON can hold of its fields: no None, no infinity and no NaN."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {"line": str(self), **{name: value for name, value in values.items() if _is_json(value) and value != ""}}
+
+
+def _is_json(value: object) -> bool:
+    return value is not None and not (isinstance(value, float) and not math.isfinite(value))
+
 
 @dataclass(frozen=True)
 class CaseVerdict:
@@ -124,6 +135,18 @@ class CaseVerdict:
         first = {problem.group: problem for problem in reversed(self.problems)}
         return [f"{first[group]}" + (f" (and {size - 1} more)" if size > 1 else "") for group, size in sizes.items()] or [*self.notes]
 
+    def to_dict(self) -> dict[str, Any]:
+        """The verdict as JSON has it."""
+        return {
+            **id_document(self.id),
+            "status": self.status,
+            "problems": [problem.to_dict() for problem in self.problems],
+            "notes": list(self.notes),
+            "largest_difference": self.max_difference if _is_json(self.max_difference) else None,
+            "feature": self.feature,
+            **({} if self.tolerance is None else {"tolerance": self.tolerance}),
+        }
+
     @property
     def summary(self) -> str:
         """The lines as one; of many the first few."""
@@ -136,9 +159,9 @@ class CaseVerdict:
         return replace(self, status=DIFFERS, problems=both, notes=()) if problems else self
 
 
-def missing(case_id: CaseId) -> CaseVerdict:
-    """The verdict on a case that the candidate does not have."""
-    return CaseVerdict(case_id, MISSING, (Problem(subject=CASE, reason="the candidate does not have this case"),))
+def missing(case_id: CaseId, tolerance: float | None = None) -> CaseVerdict:
+    """The verdict on a case that the candidate does not have; `tolerance` is the case's own."""
+    return CaseVerdict(case_id, MISSING, (Problem(subject=CASE, reason="the candidate does not have this case"),), tolerance=tolerance)
 
 
 @dataclass(frozen=True)
@@ -166,6 +189,24 @@ def largest(cases: Iterable[CaseVerdict]) -> dict[str, Difference]:
             if before is None or not problem.difference <= (before.problem.difference or 0.0):
                 differences[problem.measure] = Difference(case.id, problem)
     return dict(sorted(differences.items(), key=lambda item: SUBJECTS.index(item[1].problem.subject)))
+
+
+def id_document(case_id: CaseId) -> dict[str, Any]:
+    """Which case it is, as JSON has it."""
+    return {"layer": case_id.layer, case_id.kind: case_id.number}
+
+
+def _outcome_document(cases: tuple[CaseVerdict, ...], agrees: bool, verdict: str) -> dict[str, Any]:
+    """What the JSON of a comparison and that of a verification both hold."""
+    return {
+        "agrees": agrees,
+        "verdict": verdict,
+        "counts": {status: sum(case.status == status for case in cases) for status in STATUSES},
+        "largest_differences": {
+            measure: {**id_document(difference.id), **difference.problem.to_dict()} for measure, difference in largest(cases).items()
+        },
+        "test_cases": [case.to_dict() for case in cases],
+    }
 
 
 @dataclass(frozen=True)
@@ -241,31 +282,52 @@ class Comparison:
         return None if case.max_difference is None or case.tolerance is None else case.max_difference / case.tolerance
 
     @property
+    def headlines(self) -> list[str]:
+        """What failed beside the cases, a line each: the flags of exact vectors."""
+        return self.flag_lines
+
+    @property
     def facts(self) -> list[str]:
-        """What there is to say beside the verdict and the cases, a line each."""
+        """What there is to say beside the verdict, the cases and the headlines, a line each."""
         lines = ["the reference was edited: its digest is not that of what it says; `verify` tells more"] if self.edited else []
         if self.extra:
             lines.append(f"{len(self.extra)} cases that the reference does not have were not compared, first {self.extra[0]}")
         if self.not_compared:
             lines.append(f"the candidate has no {self.not_compared}: the reference's were not compared")
-        counts = ", ".join(f"{n} {status}" for status in STATUSES if (n := self.count(status)))
-        return [*lines, f"{len(self.cases)} cases: {counts}{self._largest_line}"]
+        worst = self.worst
+        if self.agrees and worst is not None:
+            return [*lines, f"{counted(self.cases)}; the largest difference is {worst.max_difference:.3g}, {worst.id} feature {worst.feature}"]
+        return [*lines, *_counts_and_differences(self.cases)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The comparison as JSON has it."""
+        worst = self.worst
+        flags = [{"flag": flag.name, "cases": flag.cases, "failed": flag.failed, "catches": flag.catches} for flag in self.flags]
+        return {
+            **_outcome_document(self.cases, self.agrees, self.verdict),
+            "tolerance": self.tolerance,
+            **({"flags": flags} if flags else {}),
+            "largest_difference": worst.max_difference if worst and _is_json(worst.max_difference) else None,
+            "extra_cases": list(map(id_document, self.extra)),
+            "not_compared": self.not_compared,
+            "reference_edited": self.edited,
+        }
 
     @property
     def largest(self) -> dict[str, Difference]:
         """Of what differs the largest difference of each measure, and where."""
         return largest(self.cases)
 
-    @property
-    def _largest_line(self) -> str:
-        """The largest differences: of what differs, or of the activations where nothing does."""
-        worst = self.worst
-        if self.agrees:
-            return "" if worst is None else f"; the largest difference is {worst.max_difference:.3g}, {worst.id} feature {worst.feature}"
-        return "".join(f"{'; ' if number else '; the largest differences: '}{difference.line}" for number, difference in enumerate(self.largest.values()))
 
-    def count(self, status: str) -> int:
-        return sum(case.status == status for case in self.cases)
+def counted(cases: tuple[CaseVerdict, ...]) -> str:
+    """How many cases there are, and how many of each status."""
+    counts = Counter(case.status for case in cases)
+    return f"{len(cases)} cases: " + ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
+
+
+def _counts_and_differences(cases: tuple[CaseVerdict, ...]) -> list[str]:
+    """How many cases there are of each status; and of what differs the largest differences, a line each."""
+    return [counted(cases), *(f"largest difference: {difference.line}" for difference in largest(cases).values())]
 
 
 @dataclass(frozen=True)
@@ -288,6 +350,20 @@ class Verification:
         return f"{right} of {len(self.cases)} cases are what the weights give: the reference {agreement}"
 
     @property
-    def facts(self) -> list[str]:
-        """What there is to say beside the verdict and the cases, a line each."""
+    def headlines(self) -> list[str]:
+        """What failed beside the cases, a line each: what is wrong with whole layers' files."""
         return list(self.problems)
+
+    @property
+    def largest(self) -> dict[str, Difference]:
+        """Of what differs the largest difference of each measure, and where."""
+        return largest(self.cases)
+
+    @property
+    def facts(self) -> list[str]:
+        """What there is to say beside the verdict, the cases and the headlines, a line each."""
+        return _counts_and_differences(self.cases)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The verification as JSON has it."""
+        return {**_outcome_document(self.cases, self.agrees, self.verdict), "exact": self.exact, "problems": list(self.problems)}

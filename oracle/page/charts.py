@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from oracle.page.markup import escape
+from oracle.page.markup import count, escape
 from oracle.references.document import CaseId
 
 CHARACTER = 2.7  # per cent of a picture's width that a character may take: 8 of 300 pixels in a narrow window
@@ -80,7 +80,7 @@ def layer_rows(cases: Iterable[tuple[CaseId, float | None, str, bool]]) -> tuple
 def _note(numbers: list[int]) -> str:
     """The numbers of the cases that stand out, or how many they are."""
     names = ", ".join(map(str, sorted(numbers)))
-    return names if len(names) <= LONGEST_NOTE else f"{len(numbers)} cases"
+    return names if len(names) <= LONGEST_NOTE else count(len(numbers), "case")
 
 
 def logarithmic(values: Iterable[float], limit: float, most_ticks: int) -> Scale:

@@ -64,7 +64,8 @@ def headline(comparison: Comparison) -> str:
     cases = count(len(comparison.cases), "case")
     if comparison.agrees:
         return f"\u2713 All {cases} agree" if len(comparison.cases) > 1 else "\u2713 The case agrees"
-    n_differ, n_missing = comparison.count(DIFFERS), comparison.count(MISSING)
+    statuses = Counter(case.status for case in comparison.cases)
+    n_differ, n_missing = statuses[DIFFERS], statuses[MISSING]
     words = {f"differ{'s' if n_differ == 1 else ''}": n_differ, f"{'is' if n_missing == 1 else 'are'} missing": n_missing}
     first, *more = [(n, word) for word, n in words.items() if n]
     return f"\u2717 {first[0]} of {cases} {first[1]}" + "".join(f", {n} {word}" for n, word in more)
@@ -190,10 +191,9 @@ def _numbers(head: str, problems: list[tuple[str, Problem]]) -> str:
         return ""
     labels, columns = [label for label, _ in problems], zip(*(_cells(problem) for _, problem in problems))
     expected, answers, differences, allowances = (aligned(column) for column in columns)
-    heads = [head, "reference", "candidate", *["difference"] * any(differences), *["rounding allows"] * any(allowances)]
-    rest = [column for column in (differences, allowances) if any(column)]
-    rows = [markup.row(label, *cells) for label, *cells in zip(labels, expected, map(flag, answers), *rest)]
-    return _table(heads, rows)
+    rest = {name: column for name, column in (("difference", differences), ("rounding allows", allowances)) if any(column)}
+    rows = [markup.row(label, *cells) for label, *cells in zip(map(escape, labels), map(escape, expected), map(flag, answers), *rest.values())]
+    return _table((head, "reference", "candidate", *rest), rows)
 
 
 def _cells(problem: Problem) -> tuple[str, str, str, str]:
