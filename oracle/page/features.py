@@ -88,10 +88,10 @@ def outputs_section(reference: Reference) -> str:
             )
         ]
         rows = [markup.row(number, output.target_layer, *cells) for (number, output), *cells in zip(outputs, *columns)]
-        table = markup.table("", (cases[0].id.kind, "to layer", "norm", "sum", "each value within"), rows, style="num")
+        table = markup.table("", (cases[0].id.kind, "to layer", "norm", "sum", "within"), rows, style="num")
         layers.append(_layer(layer, count(len(rows), "output"), table, is_open))
     return (
         "<p>The sum of what the features that fire write, with b_dec and the skip connection where the weights have them, in "
-        "float64. Of each output the reference also has the first ten values and the sum of squares. A port is held to "
-        f'what its own rounding may move: the last column.</p>\n<div class="layers outputs">{"".join(layers)}</div>'
+        "float64. Of each output the reference also has the first ten values and the sum of squares. Each value of a port is "
+        f'held to what its own rounding may move: the last column.</p>\n<div class="layers outputs">{"".join(layers)}</div>'
     )

@@ -280,7 +280,8 @@ def test_a_candidate_that_agrees(recorded: dict[str, Any], tmp_path: Path) -> No
     candidate = stripped(recorded)
     candidate["test_cases"][3]["top_10"][2]["activation"] += 3e-5
     page = made_from(tmp_path, recorded, candidate)
-    assert head_of(page) == ("\u2713 All 9 cases agree: candidate.json against reference.json", "\u2713 All 9 cases agree", f"{tmp_path}/candidate.json against {tmp_path}/reference.json")
+    names, headline = f"{tmp_path}/candidate.json against {tmp_path}/reference.json", "\u2713 All 9 cases agree"
+    assert head_of(page) == (f"{headline}: candidate.json against reference.json", headline, names)
     assert "The candidate agrees" in page.text and "8 same, 1 rounding" in page.text
     assert "The cause" not in page.text and not list(page.root.iter("article"))[0].attrib["id"].startswith("values-")
     rows = page.rows(folded(page, "\u2713 9 cases agree 8 the same, 1 within rounding"))
@@ -354,11 +355,13 @@ def test_the_cause(demo_folder: Path, recorded: dict[str, Any], tmp_path: Path) 
     assert f"python -m oracle report {tmp_path}/reference.json {tmp_path}/candidate.json --explain" in text_of(cause)
     for case in candidate["test_cases"]:
         for entry in case["top_10"]:
-            entry["index"] += 1
+            entry["index"] += -1 if case["layer"] == 25 else 1
     page = made_from(tmp_path, recorded, candidate, "--explain", "--offline", "--cache-dir", str(demo_folder / "hub"))
-    causes = [text_of(name) for name in page.root.iter("strong")]
-    assert "indices from 1" in causes and "The candidate's numbers are those of" in page.text
-    assert "9 of 9 cases matched" in page.text
+    cause = next(part for part in page.root.iter("section") if part.attrib["aria-labelledby"] == "cause")
+    # Each cause has its cases, and a list of the mistakes that give their numbers.
+    lists = [[text_of(name) for name in items.iter("strong")] for items in cause.iter("ul")]
+    assert "6 of the 9 cases that differ, all of layers 0, 12, are those of" in text_of(cause) and "indices from 1" in lists[0]
+    assert "2 of the 9 cases that differ, all of layer 25, are those of" in text_of(cause) and lists[1] == ["features shifted down"]
 
 
 # --- the command ----------------------------------------------------------------------------------------------------
@@ -377,7 +380,7 @@ def test_exit_codes_and_the_old_page(folder: Path, recorded: dict[str, Any], tmp
     ran = run("report", reference, str(candidate), "-o", str(tmp_path / "other.html"))
     assert ran.returncode == 0 and "the candidate DISAGREES" in ran.stderr
     ran = run("report", reference, "-", "-o", "-", "--quiet", input=json.dumps(stripped(recorded)))
-    assert (ran.returncode, ran.stderr) == (0, "") and "The candidate agrees" in Page(ran.stdout).text
+    assert (ran.returncode, ran.stderr) == (0, "") and head_of(Page(ran.stdout))[2] == f"standard input against {reference}"
 
     for code, arguments, said in (
         (2, (reference, "--explain"), "name one after the reference"),

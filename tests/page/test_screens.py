@@ -15,7 +15,7 @@ import pytest
 from oracle.page import charts, markup
 from oracle.vectors import demo
 from oracle.weights import formats
-from tests.support import screens
+from tests.support import picture, screens
 from tests.support.process import run
 
 pytestmark = pytest.mark.skipif(not screens.chromium(), reason="chromium is missing (apt-get install chromium)")
@@ -81,8 +81,8 @@ def test_it_fits_and_can_be_read(tab: screens.Tab, page: Path, width: int, schem
 def test_what_failed_is_seen_first(tab: screens.Tab, page: Path) -> None:
     """On a small telephone the verdict and the cause stand on the first screen, then what differs; what is right is folded."""
     tab.show(page, 360, "light")
-    edges = "Object.fromEntries([...document.querySelectorAll('h1, h2')].map(e => [e.id || 'verdict', e.getBoundingClientRect()]).map(([id, box]) => [id, [box.top, box.bottom]]))"
-    edges = tab.evaluate(edges)
+    boxes = "[...document.querySelectorAll('h1, h2')].map(e => [e.id || 'verdict', e.getBoundingClientRect().toJSON()])"
+    edges = {name: (box["top"], box["bottom"]) for name, box in tab.evaluate(boxes)}
     assert tab.evaluate("document.title").startswith("\u2717 23 of 78 cases differ: candidate.json against reference.json")
     assert edges["verdict"][1] < 200 < edges["cause"][1] < 640 < edges["failures"][0] < edges["glance"][0] < edges["reference"][0]
     faults = tab.evaluate(
@@ -100,6 +100,17 @@ def test_at_1400_pixels_the_room_is_used(tab: screens.Tab, page: Path) -> None:
     failures, cause = (tab.evaluate(f"document.querySelector('.{part}').getBoundingClientRect().toJSON()") for part in ("failures", "cause"))
     assert failures["right"] < cause["left"] and abs(failures["top"] - cause["top"]) < 1
     assert cause["right"] - failures["left"] > 1200
+
+
+@pytest.mark.slow
+def test_the_port_of_the_readmes_picture(tab: screens.Tab, tmp_path: Path) -> None:
+    """It fails in one layer, its cause is named, and its tables are seen whole at every width."""
+    path = picture.page(tmp_path)
+    for width in screens.WIDTHS:
+        tab.show(path, width, "light")
+        assert max(tab.evaluate("[...document.querySelectorAll('.failures .scroll')].map(e => e.scrollWidth - e.clientWidth)")) <= 1
+    assert tab.evaluate("document.title") == "\u2717 3 of 9 cases differ: candidate.json against plt_gemma_reference.json"
+    assert "b_enc left out" in tab.evaluate("document.querySelector('.cause').textContent")
 
 
 def test_words_that_touch_are_seen(tab: screens.Tab, page: Path) -> None:

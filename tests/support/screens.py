@@ -4,10 +4,6 @@
     python -m tests.support.screens report.html FOLDER
 
 takes the pictures: at 360, 800 and 1,400 pixels, light and dark, and on paper.
-
-    python -m tests.support.screens --top report.html report.png
-
-takes the one that README.md shows: what is fragile, and the bars of the first layer.
 """
 
 from __future__ import annotations
@@ -223,19 +219,6 @@ def tab() -> Iterator[Tab]:
                 process.wait()
 
 
-def top(page: str, picture: str) -> None:
-    with tab() as shown:
-        shown.show(Path(page), 1100, "light")
-        shown.evaluate(
-            """for (const name of ['encoded', 'firing', 'float32'])
-                 document.querySelector(`section[aria-labelledby=${name}]`).remove();
-               const margins = document.querySelector('section[aria-labelledby=margins]');
-               while (margins.lastElementChild.tagName != 'UL') margins.lastElementChild.remove();"""
-        )
-        end = "Math.ceil(document.querySelector('.layer').getBoundingClientRect().bottom + scrollY)"
-        shown.picture(Path(picture), height=shown.evaluate(end))
-
-
 def main(page: str, folder: str) -> None:
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
@@ -249,9 +232,6 @@ def main(page: str, folder: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 3 or not chromium():
-        sys.exit("usage: python -m tests.support.screens report.html FOLDER, or --top report.html PNG (it needs chromium)")
-    if sys.argv[1] == "--top":
-        top(*sys.argv[2:])
-    else:
-        main(*sys.argv[1:])
+    if len(sys.argv) != 3 or not chromium():
+        sys.exit("usage: python -m tests.support.screens report.html FOLDER (it needs chromium)")
+    main(*sys.argv[1:])
