@@ -560,7 +560,7 @@ def test_8_compare_says_that_a_reference_was_edited(small: tuple[dict[str, Any],
     reference["tolerance"] = 2e-6
     (tmp_path / "r.json").write_text(json.dumps(reference))
     ran = run("compare", str(tmp_path / "r.json"), str(tmp_path / "r.json"))
-    assert "was edited" in ran.stderr
+    assert "was edited" in ran.stdout
 
 
 # --- 9: one archive, one meaning --------------------------------------------------------------------------------------
@@ -722,4 +722,4 @@ def test_the_process_door_says_the_same(demo_folder: Path, tmp_path: Path) -> No
     reference["methodology"] += " edited"
     (tmp_path / "r.json").write_text(json.dumps(reference))
     ran = oracle("verify", str(tmp_path / "r.json"), "--offline", "--cache-dir", str(demo_folder / "hub"))
-    assert ran.returncode == 1 and "was edited" in ran.stderr
+    assert ran.returncode == 1 and "was edited" in ran.stdout

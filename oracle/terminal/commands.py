@@ -175,6 +175,8 @@ def _conclude(outcome: Comparison | Verification, options: argparse.Namespace, e
 
 def _next_commands(outcome: Comparison | Verification, options: argparse.Namespace) -> Iterator[list[str]]:
     """What to try where they disagree: the search for the cause, and one feature step by step, from the same weights."""
+    if outcome.agrees:
+        return
     program, files = ["python", "-m", "oracle"], ["--candidate", options.candidate] if options.command == "compare" else []
     if files and not options.explain and not tables.has_flags(outcome):
         yield [*program, "compare", options.reference, options.candidate, "--explain", *origin_words(options)]
