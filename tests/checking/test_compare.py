@@ -199,7 +199,9 @@ def test_values_order_and_indices(demo_folder: Path, reference: dict[str, Any]) 
     candidate["test_cases"][6]["top_10"][0]["index"] = 2**63
     ran = run_compare(demo_folder, candidate)
     said = blocks(ran.stdout)
-    assert ran.returncode == 1 and "9 cases: 3 same, 6 differs" in ran.stdout and list(said) == [f"layer {c['layer']} seed {c['seed']}" for c in (reference["test_cases"][n] for n in (0, 1, 2, 3, 5, 6))]
+    wrong = [reference["test_cases"][number] for number in (0, 1, 2, 3, 5, 6)]
+    assert ran.returncode == 1 and "9 cases: 3 same, 6 differs" in ran.stdout
+    assert list(said) == [f"layer {case['layer']} seed {case['seed']}" for case in wrong]
     first, second, third, fourth, fifth, sixth = said.values()
     assert first.endswith(f"feature {top[3]['index']} {top[3]['activation'] - 0.5:.9g} {top[3]['activation']:.9g} 0.5 0.0001")
     assert "stands before" in second and "feature 512 does not exist: there are 512" in third

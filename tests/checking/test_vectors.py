@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 import oracle
 from oracle.checking.vectors import bits, compare_documents
 from oracle.references.rows import DataError
-from tests.support.places import ROOT
 from tests.support.cases import blocks
+from tests.support.places import ROOT
 from tests.support.process import run
 
 NAME = "GemmaScopeNpz"

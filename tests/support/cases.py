@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 import re
+from dataclasses import replace
 from typing import Any
 
 from oracle.checking import lists
