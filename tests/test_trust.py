@@ -197,7 +197,7 @@ def test_14_a_port_that_is_wrong_is_explained_for_scaled_inputs_too(tmp_path: Pa
     for name, document in (("r.json", reference), ("c.json", {"test_cases": answers})):
         (tmp_path / name).write_text(json.dumps(document))
     ran = run("compare", str(tmp_path / "r.json"), str(tmp_path / "c.json"), "--explain", "--mirror", str(tmp_path))
-    assert ran.returncode == 1 and ("b_dec left out" if decode else "b_enc left out") in ran.stderr, ran.stderr
+    assert ran.returncode == 1 and ("b_dec left out" if decode else "b_enc left out") in ran.stdout, ran.stderr
 
 
 def test_15_clts_with_thresholds_have_the_name_that_candle_mi_asserts(tmp_path: Path) -> None:
@@ -231,11 +231,11 @@ def test_17_negative_thresholds_are_said(tmp_path: Path) -> None:
     arrays = layer_arrays(0)
     arrays["threshold"][:40] = -0.5
     path = "layer_0/width_16k/average_l0_5/params.npz"
-    ran = run(*lay_out(tmp_path, {path: npz(arrays)}), "--path", path)
+    ran = run(*lay_out(tmp_path, {path: npz(arrays)}), "--path", path, "--seeds", "5")
     assert "40 thresholds are negative" in ran.stderr and "circuit-tracer" in ran.stderr
     reference = parsed(ran)
     assert reference["gate"] == {"kind": "jumprelu", "n_negative_thresholds": 40, "negative_values": "never active"}
-    # A port that lets negative values through, as circuit-tracer does, is told so.
+    # A port that lets negative values through, as circuit-tracer does, is told so, where the counts of enough cases are off.
     answers = []
     for case in reference["test_cases"]:
         r = np.array(case["residual"], np.float32)
@@ -247,7 +247,7 @@ def test_17_negative_thresholds_are_said(tmp_path: Path) -> None:
     for name, document in (("r.json", reference), ("c.json", {"test_cases": answers})):
         (tmp_path / name).write_text(json.dumps(document))
     ran = run("compare", str(tmp_path / "r.json"), str(tmp_path / "c.json"), "--explain", "--mirror", str(tmp_path))
-    assert ran.returncode == 1 and "negative let through" in ran.stderr, ran.stderr
+    assert ran.returncode == 1 and "negative let through" in ran.stdout, ran.stderr
 
 
 # --- 3: the bytes that are encoded are the bytes that are hashed ----------------------------------------------------

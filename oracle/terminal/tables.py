@@ -161,22 +161,7 @@ def outcome_json(
     """A comparison or a verification as one JSON object, with `cases` of it; `names` are those of the files."""
     document: dict[str, Any] = {"oracle_version": VERSION, **names, **outcome.to_dict(), "test_cases": [case.to_dict() for case in cases]}
     if explanation is not None:
-        document["explanation"] = {
-            "cases_examined": explanation.examined,
-            "named": [
-                {
-                    "name": fit.name,
-                    "mistakes": fit.mistakes,
-                    "description": fit.description,
-                    "cases_matched": fit.matched,
-                    "largest_difference_left": fit.max_difference,
-                }
-                for fit in explanation.named
-            ],
-            "within_tolerance": [fit.name for fit in explanation.also],
-            "known": explanation.known,
-            "not_tried": explanation.not_tried,
-        }
+        document["explanation"] = explanation.to_dict()
     return json_text(document, 2) + "\n"
 
 
