@@ -234,7 +234,7 @@ BAD = {
         "seed is 1844",
     ),
     "n_active negative": ('{"test_cases": [{"layer": 0, "seed": 0, "n_active": -1, "top_10": []}]}', "n_active is -1"),
-    "no list": ('{"test_cases": [{"layer": 0, "seed": 0, "n_active": 1, "top_5": []}]}', "top_10 is missing"),
+    "no list": ('{"test_cases": [{"layer": 0, "seed": 0, "n_active": 1, "top_5": []}]}', "print them as top_10"),
     "entry a pair": (
         '{"test_cases": [{"layer": 0, "seed": 0, "n_active": 1, "top_10": [[1, 2.0]]}]}',
         "top_10[0] is a list",
