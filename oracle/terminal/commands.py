@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from oracle import errors
 from oracle.errors import BadUse
 from oracle.terminal import github, tables
-from oracle.terminal.options import job_of, origin_of, origin_words, parser
-from oracle.terminal.output import check_output, dump, json_text, write_text
+from oracle.terminal.options import job_of, origin_of, origin_words, parse
+from oracle.terminal.output import check_folder, check_output, dump, json_text, write_text
 from oracle.terminal.text import fits, output_width, printable, say, shows_colours
 
 if TYPE_CHECKING:
@@ -38,11 +38,10 @@ def main(argv: list[str] | None = None) -> int:
     # Products of a few rows are bound by memory, and the second core has the checksums: OpenBLAS's own threads,
     # which spin while they wait, make a job slower. OPENBLAS_NUM_THREADS overrides; the bytes are the same.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    arguments = sys.argv[1:] if argv is None else argv
-    if not arguments or arguments[0] not in (*COMMANDS, "-h", "--help", "--version"):
-        arguments = ["generate", *arguments]
-    options = parser().parse_args(arguments)
+    options = parse(sys.argv[1:] if argv is None else argv)
     try:
+        for name in ("mirror", "cache_dir", "folder", "destination"):
+            check_folder(getattr(options, name, None), "DEST" if name == "destination" else f"--{name.replace('_', '-')}")
         return COMMANDS[options.command](options) or errors.DONE
     except KeyboardInterrupt:
         say("interrupted")
@@ -50,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if options.debug:
             say("".join(traceback.format_exception(error)).rstrip())
-        line = errors.one_line(error)
+        line = errors.one_line(error, has_mirror=bool(getattr(options, "mirror", None)), is_offline=bool(getattr(options, "offline", None)))
         say(f"error: {line}")
         github.annotate("oracle", line)
         return errors.exit_code(error)
@@ -66,13 +65,13 @@ def _generate(options: argparse.Namespace, job: Job | None = None) -> None:
     if job.residuals is not None and options.omit_residuals:
         raise BadUse("--omit-residuals leaves out what can be made again, and the rows of a file of residuals cannot: leave it out")
     if options.output != "-":
-        check_output(ANY_OUTPUT if options.output is None else options.output)
+        check_output(ANY_OUTPUT if options.output is None else options.output, [job.residuals])
     executor: AbstractContextManager[Executor | None] = contextlib.nullcontext()
     if options.dask:
         executor = dask(options.dask)
     elif options.workers > 1:
         executor = threads(options.workers)
-    with ProgressReporter(quiet=options.quiet, output=options.output) as reporter, executor as pool:
+    with ProgressReporter(quiet=options.quiet, output=options.output, inputs=[job.residuals]) as reporter, executor as pool:
         reference = generate(job, reporter, pool)
     path = reporter.output or ANY_OUTPUT
     write_text(dump(to_json(reference, with_residuals=not options.omit_residuals)), path)
@@ -123,10 +122,13 @@ def _compare(options: argparse.Namespace) -> int:
 def _compared(options: argparse.Namespace, document: Any) -> tuple[Reference, Candidate, Comparison, Explanation | None]:
     """The reference of a JSON, the options' candidate, their comparison, and the cause where they disagree and --explain asks."""
     from oracle.checking.compare import compare
-    from oracle.references.reading import parse_reference, read_candidate
+    from oracle.references.reading import is_reference, parse_candidate, parse_reference, read_json
 
     reference = parse_reference(document, options.reference)
-    candidate = read_candidate(options.candidate, reference.top_k)
+    answers = read_json(options.candidate)
+    candidate = parse_candidate(answers, reference.top_k, options.candidate)
+    if is_reference(answers):
+        say(f"{options.candidate} is a reference itself, not what a port printed: it is compared all the same", quiet=options.quiet)
     ids = _chosen([case.id for case in reference.cases], options)
     if options.layer is not None or options.seed is not None:
         reference = replace(reference, cases=tuple(case for case in reference.cases if case.id in ids))
@@ -182,6 +184,8 @@ def _conclude(outcome: Comparison | Verification, options: argparse.Namespace, e
 
 def _next_commands(outcome: Comparison | Verification, options: argparse.Namespace) -> Iterator[list[str]]:
     """What to try where they disagree: the search for the cause, and one feature step by step, from the same weights."""
+    if outcome.agrees:
+        return
     program, files = ["python", "-m", "oracle"], ["--candidate", options.candidate] if options.command == "compare" else []
     if files and not options.explain and not tables.has_flags(outcome):
         yield [*program, "compare", options.reference, options.candidate, "--explain", *origin_words(options)]
@@ -216,7 +220,7 @@ def _report(options: argparse.Namespace) -> None:
     if options.explain and options.candidate is None:
         raise BadUse("--explain is about a candidate, and none is named: name one after the reference")
     if options.output != "-":
-        check_output(options.output)
+        check_output(options.output, [options.reference, options.candidate])
     document, names = read_json(options.reference), FileNames(options.reference, options.candidate or "")
     if options.candidate is None:
         reference, verdict = parse_reference(document, options.reference), ""
@@ -234,6 +238,10 @@ def _mirror(options: argparse.Namespace) -> None:
     def checked(entry: mirror.Entry, problem: str | None) -> None:
         say(f"{entry.place} {problem or 'is right'}", quiet=options.quiet and problem is None)
 
+    if "://" in options.destination:
+        raise BadUse(f"{options.destination} is an address, and a mirror is built in a folder: name one; --mirror URL reads from a server")
+    if options.mirror and os.path.realpath(options.mirror) == os.path.realpath(options.destination):
+        raise BadUse(f"--mirror {options.mirror} is the folder that is built: leave it out, or name another")
     destination = Path(options.destination)
     if not options.check:
         _build_mirror(destination, options)
@@ -263,7 +271,9 @@ def _build_mirror(destination: Path, options: argparse.Namespace) -> None:
             entries = mirror.build(destination, files, listing, source.fetch, built)
         except PermissionError as error:
             raise BadUse(f"{destination} cannot be written to: {error.strerror}") from error
-    say(f"{len(entries)} files -> {destination}; use it with --mirror {destination}, or serve it as it is", quiet=options.quiet)
+    used = replace(job.origin, mirror=str(destination), cache_dir=None, offline=None)
+    command = shlex.join(["python", "-m", "oracle", *origin_words(used)])
+    say(f"{len(entries)} files -> {destination}; serve it as it is, or use it with: {command}", quiet=options.quiet)
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -299,9 +309,10 @@ def _vectors(options: argparse.Namespace) -> None:
     from oracle.vectors import variants
 
     written = variants.write(options.format, Path(options.folder))
+    place = os.path.join(options.folder, written[0][0], "vectors.json")
     for name, n_cases in written:
         say(f"{n_cases} cases -> {os.path.join(options.folder, name, 'vectors.json')}", quiet=options.quiet)
-    say("Check a port's answers with: python -m oracle compare FOLDER/vectors.json candidate.json", quiet=options.quiet)
+    say(f"Check a port's answers with: python -m oracle compare {shlex.quote(place)} CANDIDATE", quiet=options.quiet)
 
 
 def _residual(options: argparse.Namespace) -> None:

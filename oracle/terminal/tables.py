@@ -97,7 +97,7 @@ class Screen:
         problems = list(case.problems if self.is_verbose else _first_of_groups(case.problems))
         cells = [_cells(problem) if isinstance(problem, Problem) and _has_numbers(problem) else () for problem in problems]
         names = ("", *heading, "off by", "rounding allows")
-        rows = [row for row in cells if row and max(map(columns_of, row)) <= MOST_OF_A_CELL]
+        rows = [row for row in cells if row and max(map(columns_of, row[1:])) <= MOST_OF_A_CELL]
         n_columns = max((number for row in rows for number, cell in enumerate(row, 1) if cell), default=0)
         widths = [max(map(columns_of, column)) for column in zip(names, *rows)][:n_columns]
         if 2 * len(widths) + sum(widths) > self.width:
