@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import vendored_hf
 
 DONE, DISAGREE, USAGE, SOURCE, DATA, INTERNAL, INTERRUPTED = 0, 1, 2, 3, 4, 70, 130
@@ -41,11 +43,22 @@ def exit_code(error: BaseException) -> int:
     return INTERNAL
 
 
-def one_line(error: BaseException) -> str:
-    """An error as a person reads it."""
+def one_line(error: BaseException, *, has_mirror: bool = False, is_offline: bool = False) -> str:
+    """An error as a person reads it; ways on are those that were not tried: a mirror, or a cache without the network."""
     text = " ".join(str(error).split())
     if exit_code(error) == INTERNAL:
         text = f"a mistake in oracle, please report it with what --debug shows: {type(error).__name__}: {text}"
     if isinstance(error, vendored_hf.LocalEntryNotFoundError):
-        text += "; ways on: a filled cache with --offline (HF_HUB_OFFLINE=1), a mirror with --mirror URL, or `python -m oracle demo`"
+        ways = ["leave --offline out where there is a network"] if is_offline else ["a filled cache with --offline (HF_HUB_OFFLINE=1)"]
+        ways += ["another mirror with --mirror URL" if has_mirror else "a mirror with --mirror URL", "or `python -m oracle demo`"]
+        text += f"; ways on: {', '.join(ways)}"
     return text
+
+
+def did_you_mean(word: str, words: Iterable[str]) -> str:
+    """The end of an error's line: which of `words` may be meant; "" where none is like `word`."""
+    import difflib  # not at the top: it takes 3 ms, and few runs need it
+
+    names = {name.lower(): name for name in words}
+    close = difflib.get_close_matches(word.lower(), names, 1, 0.6)
+    return f"; did you mean {names[close[0]]}?" if close else ""

@@ -2,7 +2,9 @@
 """The pictures of a page, as SVG: marks on an axis, a row per layer, and the bars of one case. Numbers in, markup out.
 
 An axis is laid out in per cent of the width and in pixels of the height, without a viewBox: the picture is as wide as
-its place, and its text stays as large as the page's.
+its place, and its text stays as large as the page's. All words stand outside the plot, each in a place that is kept for
+it: rows' names on the left, notes on the right, ticks below, the limit's name above. What has room in the narrowest
+picture has room in a wider one.
 """
 
 from __future__ import annotations
@@ -12,36 +14,40 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from oracle.page.markup import escape
+from oracle.page.markup import count, escape
 from oracle.references.document import CaseId
 
-CHARACTER = 2.4  # per cent of a picture's width that a character may take: 7 of 300 pixels in a narrow window
-HEAD, FOOT = 22, 24  # pixels above the rows, for the limit's name, and below them, for the axis
-MOST_TICKS = 6
+CHARACTER = 2.7  # per cent of a picture's width that a character may take: 8 of 300 pixels in a narrow window
+GAP = 3.0  # per cent between a word and the plot
+HEAD, FOOT = 22, 24  # pixels above the rows, for what they and their notes are, and below them, for the axis
+LIMIT_HEAD = 16  # pixels above these for the limit's name
+MOST_TICKS = 7
+LONGEST_NOTE = 11  # characters
 DECADES_BELOW = 3  # of the limit, that an axis shows: what is smaller stands at its end
 MOST_DECADES, MOST_POWER = 12, 308  # binary64 ends at 1.8e308
 BAR_UNITS = 1000  # of the width of a bar's place
 
-Scale = tuple[Callable[[float], float], list[tuple[float, str]]]  # an axis: a value's place, from 0 to 1, and the ticks
+Ticks = list[tuple[float, str]]
+Scale = tuple[Callable[[float], float], Ticks]  # an axis: a value's place, from 0 to 1, and the ticks
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A value on a row. `stands_out` draws a diamond that bears the seed's name, not a dot."""
+    """A value on a row. `stands_out` draws a diamond, not a dot."""
 
     value: float
     label: str
-    seed: int = 0
     stands_out: bool = False
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of marks with its name, and a note at the right end."""
+    """A row of marks with its name, and a note at the right end, which may stand out too."""
 
     name: str
     marks: list[Mark]
     note: str = ""
+    stands_out: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,18 +60,30 @@ class Limit:
 
 
 def layer_rows(cases: Iterable[tuple[CaseId, float | None, str, bool]]) -> tuple[list[Row], list[float]]:
-    """A row for each layer, and the values. A case has a value, its text, and whether it stands out; without a value no mark."""
-    rows: dict[int, list[Mark]] = {}
+    """A row for each layer, and the values. A case has a value, its text, and whether it stands out: then the note has its number.
+
+    Without a value it has no mark.
+    """
+    marks: dict[int, list[Mark]] = {}
+    numbers: dict[int, list[int]] = {}
     values = []
     for case_id, value, text, stands_out in cases:
-        marks = rows.setdefault(case_id.layer, [])
+        row = marks.setdefault(case_id.layer, [])
+        if stands_out:
+            numbers.setdefault(case_id.layer, []).append(case_id.number)
         if value is not None:
-            marks.append(Mark(value, f"{case_id}: {text}", case_id.number, stands_out))
+            row.append(Mark(value, f"{case_id}: {text}", stands_out))
             values.append(value)
-    return [Row(str(layer), marks) for layer, marks in sorted(rows.items())], values
+    return [Row(str(layer), row, _note(numbers.get(layer, [])), layer in numbers) for layer, row in sorted(marks.items())], values
 
 
-def logarithmic(values: Iterable[float], limit: float) -> Scale:
+def _note(numbers: list[int]) -> str:
+    """The numbers of the cases that stand out, or how many they are."""
+    names = ", ".join(map(str, sorted(numbers)))
+    return names if len(names) <= LONGEST_NOTE else count(len(numbers), "case")
+
+
+def logarithmic(values: Iterable[float], limit: float, most_ticks: int) -> Scale:
     """Whole decades around the values and the limit. What is smaller than the first, 0 too, stands on it."""
     known = list(values)
     positive = [min(value, sys.float_info.max) for value in (*known, limit) if value > 0] or [1.0]
@@ -76,7 +94,7 @@ def logarithmic(values: Iterable[float], limit: float) -> Scale:
         high = max(high, math.ceil(near + 0.3))
     low = min(low, MOST_POWER - 1)
     high = min(max(high, low + 1), low + MOST_DECADES, MOST_POWER)
-    step = math.ceil((high - low) / MOST_TICKS)
+    step = math.ceil((high - low) / (most_ticks - 1))
     ticks = []
     for power in range(low, high + 1, step):
         at_most = "\u2264" if power == low and min(known, default=1.0) < 10.0**low else ""
@@ -90,29 +108,33 @@ def logarithmic(values: Iterable[float], limit: float) -> Scale:
     return place, ticks
 
 
-def percentages(most: float) -> Scale:
+def percentages(most: float, most_ticks: int) -> Scale:
     """From 0 to a round share of 100 that holds `most`."""
     unit = 10.0 ** math.floor(math.log10(most)) if most > 0 else 1.0
-    step = next(unit * factor for factor in (0.2, 0.5, 1.0, 2.0) if most <= 5 * unit * factor)
+    step = next(unit * factor for factor in (0.2, 0.5, 1.0, 2.0, 5.0, 10.0) if most <= (most_ticks - 1) * unit * factor)
     end = step * max(math.ceil(most / step), 1)
     ticks = [(step * n, f"{step * n:.4g} %") for n in range(round(end / step) + 1)]
     return lambda value: min(max(value / end, 0.0), 1.0), ticks
 
 
 def strip(
-    key: str, title: str, description: str, rows: Sequence[Row], *, caption: str = "", limit: Limit | None = None, of_rows: str = "layer"
-) -> str:
+    key: str, title: str, description: str, rows: Sequence[Row], *, caption: str = "", limit: Limit | None = None,
+    of_rows: str = "layer", of_notes: str = "", style: str = "",
+) -> str:  # fmt: skip
     """A figure: marks along an axis, a row for each layer. `key` makes the ids: unlike any other on the page.
 
-    With a limit the axis is logarithmic, without one it has per cent. `caption` is markup.
+    With a limit the axis is logarithmic, without one it has per cent. `of_rows` and `of_notes` say what names and notes are.
+    `caption` is markup.
     """
     values = [mark.value for row in rows for mark in row.marks]
-    share, ticks = logarithmic(values, limit.value) if limit else percentages(max(values))
     pitch = 24 if len(rows) <= 6 else 17
-    bottom = HEAD + pitch * len(rows)
-    longest = max(len(text) for text in (of_rows, *(row.name for row in rows)))
-    noted = max((len(row.note) for row in rows), default=0)
-    left, right = CHARACTER * longest + 3, 100 - (CHARACTER * noted + 3)
+    top = HEAD + (LIMIT_HEAD if limit else 0)
+    bottom = top + pitch * len(rows)
+    noted = max(len(text) for text in (of_notes, *(row.note for row in rows)))
+    left, right = CHARACTER * max(len(text) for text in (of_rows, *(row.name for row in rows))) + GAP, 100 - CHARACTER * noted - GAP
+    share, ticks = _axis(values, limit, right - left)
+    # The words of the first and the last tick stand half outside the plot.
+    left, right = max(left, CHARACTER * len(ticks[0][1]) / 2), min(right, 100 - CHARACTER * len(ticks[-1][1]) / 2)
 
     def place(value: float) -> float:
         return left + (right - left) * share(value)
@@ -120,19 +142,31 @@ def strip(
     drawn = []
     if limit:
         start, end = (left, place(limit.value)) if limit.below else (place(limit.value), right)
-        drawn.append(f'<rect class="zone" x="{_number(start)}%" y="{HEAD}" width="{_number(end - start)}%" height="{bottom - HEAD}"/>')
+        drawn.append(f'<rect class="zone" x="{_number(start)}%" y="{top}" width="{_number(end - start)}%" height="{bottom - top}"/>')
     for value, name in ticks:
         x = f"{_number(place(value))}%"
-        drawn.append(f'<line x1="{x}" y1="{HEAD}" x2="{x}" y2="{bottom + 4}"/><text class="t" x="{x}" y="{bottom + 18}">{escape(name)}</text>')
-    drawn.append(f'<text y="{HEAD - 8}">{escape(of_rows)}</text>')
+        drawn.append(f'<line x1="{x}" y1="{top}" x2="{x}" y2="{bottom + 4}"/><text class="t" x="{x}" y="{bottom + 18}">{escape(name)}</text>')
+    drawn.append(f'<text y="{top - 8}">{escape(of_rows)}</text>')
+    if of_notes:
+        drawn.append(f'<text class="e" x="100%" y="{top - 8}">{escape(of_notes)}</text>')
     if limit:
-        x, side = f"{_number(place(limit.value))}%", "" if share(limit.value) < 0.5 else ' class="e"'
-        drawn.append(f'<line class="limit" x1="{x}" y1="{HEAD - 14}" x2="{x}" y2="{bottom}"/>')
-        drawn.append(f'<text{side} x="{x}" dx="{-6 if side else 6}" y="{HEAD - 8}">{escape(limit.name)}</text>')
+        x, side = f"{_number(place(limit.value))}%", "" if place(limit.value) < 50 else ' class="e"'
+        drawn.append(f'<line class="limit" x1="{x}" y1="2" x2="{x}" y2="{bottom}"/>')
+        drawn.append(f'<text{side} x="{x}" dx="{-6 if side else 6}" y="{LIMIT_HEAD - 4}">{escape(limit.name)}</text>')
     for number, row in enumerate(rows):
-        drawn += _row(row, HEAD + pitch * number + pitch // 2, left, right, place)
-    picture = _picture(key, title, description, f'class="strip" height="{bottom + FOOT}"', "".join(drawn))
+        drawn += _row(row, top + pitch * number + pitch // 2, left, right, place)
+    picture = _picture(key, title, description, f'class="strip{style and f" {style}"}" height="{bottom + FOOT}"', "".join(drawn))
     return f"<figure>{caption}{picture}</figure>"
+
+
+def _axis(values: list[float], limit: Limit | None, width: float) -> Scale:
+    """The scale with as many ticks as have room in `width` per cent of the picture."""
+    for most_ticks in range(MOST_TICKS, 2, -1):
+        share, ticks = logarithmic(values, limit.value, most_ticks) if limit else percentages(max(values), most_ticks)
+        apart = width * min(share(after) - share(before) for (before, _), (after, _) in zip(ticks, ticks[1:]))
+        if apart >= CHARACTER * (max(len(name) for _, name in ticks) + 1):
+            break
+    return share, ticks
 
 
 def _row(row: Row, y: int, left: float, right: float, place: Callable[[float], float]) -> list[str]:
@@ -141,36 +175,14 @@ def _row(row: Row, y: int, left: float, right: float, place: Callable[[float], f
         f'<line x1="{_number(left)}%" y1="{y}" x2="{_number(right)}%" y2="{y}"/>',
     ]
     if row.note:
-        drawn.append(f'<text class="note" x="100%" y="{y + 4}">{escape(row.note)}</text>')
+        drawn.append(f'<text class="e{" c" * row.stands_out}" x="100%" y="{y + 4}">{escape(row.note)}</text>')
     for mark in sorted(row.marks, key=lambda mark: mark.stands_out):  # what stands out is drawn over the others
         x, label = f"{_number(place(mark.value))}%", f"<title>{escape(mark.label)}</title>"
         if mark.stands_out:
             drawn.append(f'<rect x="{x}" y="{y}" width="8" height="8">{label}</rect>')
         else:
             drawn.append(f'<circle cx="{x}" cy="{y}" r="4">{label}</circle>')
-    for first, last, text in _callouts(row, place):
-        ends = last + CHARACTER * len(text) > 100
-        end, dx, side = (first, -9, ' class="c e"') if ends else (last, 9, ' class="c"')
-        drawn.append(f'<text{side} x="{_number(end)}%" dx="{dx}" y="{y + 4}">{text}</text>')
     return drawn
-
-
-def _callouts(row: Row, place: Callable[[float], float]) -> list[tuple[float, float, str]]:
-    """The names of the marks that stand out: for each group, too close for names of their own, its ends and words."""
-    groups: list[list[tuple[float, int]]] = []
-    for x, seed in sorted((place(mark.value), mark.seed) for mark in row.marks if mark.stands_out):
-        if groups and x < groups[-1][-1][0] + CHARACTER * len(_seeds(groups[-1])) + 5:
-            groups[-1].append((x, seed))
-        else:
-            groups.append([(x, seed)])
-    return [(group[0][0], group[-1][0], _seeds(group)) for group in groups]
-
-
-def _seeds(group: list[tuple[float, int]]) -> str:
-    names = sorted(seed for _, seed in group)
-    if len(names) > 3:
-        return f"{len(names)} seeds"
-    return f"seed{'s' if len(names) > 1 else ''} {', '.join(map(str, names))}"
 
 
 def bars(key: str, title: str, description: str, values: Sequence[float]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from oracle.page import charts, markup
 from oracle.page.charts import Limit
-from oracle.page.markup import OPEN_AT_MOST, anchor, count, flag, margin, rough
+from oracle.page.markup import OPEN_AT_MOST, aligned, anchor, count, flag, margin, rough
 from oracle.references.document import GATE_TIE, NO_ACTIVE_FEATURES, RANK_TIE, Case, Reference
 
 
@@ -18,17 +18,18 @@ def section(reference: Reference) -> str:
     """The section."""
     # Where each case has its own tolerance, margins are drawn in these.
     is_own = any(case.tolerance is not None for case in reference.cases)
-    tolerance, unit = (1.0, "the case's own tolerance") if is_own else (reference.tolerance, "tolerance")
+    tolerance, unit = (1.0, "own tolerance") if is_own else (reference.tolerance, "tolerance")
+    held_to = "the case's own tolerance" if is_own else f"the tolerance, {tolerance:g},"
     intro = (
-        f"<p>A port whose numbers are off by no more than {f'the tolerance, {tolerance:g},' if not is_own else unit} may still give another order, "
+        f"<p>A port whose numbers are off by no more than {held_to} may still give another order, "
         "or another count, where two features stand close to each other or one stands close to its gate.</p>"
     )
     if not reference.is_ours:
         return intro + _unrecorded(reference)
-    limit = Limit(2 * tolerance, f"2 \u00d7 {unit}" + ("" if is_own else f" = {2 * tolerance:g}"), below=True)
+    limit = Limit(2 * tolerance, f"2 \u00d7 {unit}", below=True)
     what = "The smallest gap between neighbours on the list, and from its last to the next feature."
     drawn = _chart("Rank margin", what, limit, [(case, case.rank_margin) for case in reference.cases], RANK_TIE)
-    limit = Limit(tolerance, unit + ("" if is_own else f" = {tolerance:g}"), below=True)
+    limit = Limit(tolerance, unit, below=True)
     what = "The smallest distance of any feature of the layer from its gate."
     drawn += _chart("Gate margin", what, limit, [(case, case.gate_margin) for case in reference.cases], GATE_TIE)
     return (
@@ -53,8 +54,10 @@ def _chart(title: str, what: str, limit: Limit, margins: list[tuple[Case, float 
         f"{title} of every case against {limit.name}, on a logarithmic axis",
         f"{count(len(values), 'case')}, of which {n_fragile} at or below the line.{lowest}{none}",
         rows,
-        caption=f"<h3>{title}</h3><figcaption>{what} A diamond, in the shaded part, is a case that may flip: {tie}.{none}</figcaption>",
+        caption=f"<h3>{title}</h3><figcaption>{what} A diamond, in the shaded part, is a case that may flip, {tie}: its "
+        f"{margins[0][0].id.kind} stands on the right.{none}</figcaption>",
         limit=limit,
+        of_notes=margins[0][0].id.kind if n_fragile else "",
     )
 
 
@@ -119,16 +122,16 @@ def _why(case: Case, text: str, tolerance: float) -> str:
 
 
 def _margin_table(reference: Reference) -> str:
-    rows = []
-    for case in reference.cases:
-        fewest, most = case.bounds
-        within = "" if fewest == most == case.n_active else f" ({fewest}\u2013{most})"
-        cells = f"{case.n_active}{within}", margin(case.rank_margin), margin(case.gate_margin)
-        rows.append(markup.row(case.id.layer, case.id.number, *cells, flag(", ".join(case.flags or ()))))
+    bounds = [f"{case.bounds[0]:,}\u2013{case.bounds[1]:,}" if case.bounds != (case.n_active, case.n_active) else "" for case in reference.cases]
+    columns = (aligned(map(margin, values)) for values in zip(*((case.rank_margin, case.gate_margin) for case in reference.cases)))
+    rows = [
+        markup.row(case.id.layer, case.id.number, f"{case.n_active:,}", within, *cells, flag(", ".join(case.flags or ())))
+        for case, within, *cells in zip(reference.cases, bounds, *columns)
+    ]
     table = markup.table(
-        "In brackets, how few and how many fire if every pre-activation moves by the tolerance",
-        ("layer", reference.cases[0].id.kind, "fire", "rank margin", "gate margin", "flags"),
+        "How many fire; how few and how many if every pre-activation moves by the tolerance; and the margins",
+        ("layer", reference.cases[0].id.kind, "fire", "within rounding", "rank margin", "gate margin", "flags"),
         rows,
-        style="num",
+        style="num margins",
     )
     return table if len(rows) <= OPEN_AT_MOST else markup.details(f"The margins of {len(rows)} cases", table)

@@ -7,7 +7,9 @@ Whatever comes from a file goes through `escape`: there is no other way for it i
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
 from importlib.resources import files
 from typing import Any
 
@@ -15,10 +17,12 @@ from oracle.references.document import CaseId
 
 NONE = '<span class="m">not recorded</span>'
 OPEN_AT_MOST = 12  # of the things of one kind that stand open when the page is
+DIGIT_SPACE, POINT_SPACE = "\u2007", "\u2008"  # as wide as a digit, and as a decimal point
 
 
-def document(title: str, body: str) -> str:
-    """The whole file. What is not ASCII is written as references, so that no server's charset can spoil it."""
+def document(title: str, description: str, body: str) -> str:
+    """The whole file; `description` is what previews of a link show. What is not ASCII is written as references, so that no
+    server's charset can spoil it."""
     style = files("oracle.page").joinpath("report.css").read_text(encoding="utf-8")
     page = (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8"/>\n'
@@ -27,6 +31,7 @@ def document(title: str, body: str) -> str:
         '<meta name="referrer" content="no-referrer"/>\n'
         # The page needs nothing from anywhere; should a mistake of ours let something through, it would not load.
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\"/>\n"
+        f'<meta name="description" content="{escape(description)}"/>\n'
         f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
     return page.encode("ascii", "xmlcharrefreplace").decode("ascii")
@@ -44,8 +49,9 @@ def code(value: Any) -> str:
 
 
 def sentence(line: str) -> str:
-    """A line of a verdict, a fact or an explanation, as a sentence of the page."""
-    return escape(line[:1].upper() + line[1:] + ("" if line.endswith(":") else "."))
+    """A line of a verdict, a fact or an explanation, as a sentence of the page: what it has in backquotes is code."""
+    text = escape(line[:1].upper() + line[1:] + ("" if line.endswith(":") else "."))
+    return re.sub("`([^`]+)`", r"<code>\1</code>", text)
 
 
 def flag(text: str) -> str:
@@ -64,12 +70,19 @@ def count(n: int, noun: str) -> str:
 
 
 def exact(value: float) -> str:
-    """An activation with the 9 digits that give its float32 back."""
-    return f"{value:.9g}"
+    """A number with the 9 digits that give its float32 back."""
+    return f"{value:#.9g}"
 
 
 def rough(value: float | None) -> str:
+    """Three digits, for a sentence."""
     return "\u2013" if value is None else f"{value:.3g}"
+
+
+def plain(value: float | None, sign: str = "") -> str:
+    """Three digits, for a column: without an exponent unless it would be long. `sign` is "+" where both signs are written."""
+    text = "\u2013" if value is None else f"{value:{sign}.3g}"
+    return f"{Decimal(text):{sign}f}" if value and "e" in text and 1e-9 <= abs(value) < 1e9 else text
 
 
 def margin(value: float | None) -> str:
@@ -87,17 +100,34 @@ def share(part: float, whole: float) -> str:
     return f"{percent:.2g} %" if percent < 10 else f"{percent:.0f} %"
 
 
+def aligned(texts: Iterable[str]) -> list[str]:
+    """The numbers of a column, filled up on the right so that their decimal points stand below each other; other texts as they are."""
+    texts = list(texts)
+    longest = max((len(text.partition(".")[2]) for text in texts if _is_number(text)), default=0)
+    return [f"{text}{_filling(text, longest)}" if _is_number(text) else text for text in texts]
+
+
+def _is_number(text: str) -> bool:
+    return text[-1:].isdigit() and text[0] in "+-0123456789"
+
+
+def _filling(text: str, longest: int) -> str:
+    _, point, digits = text.partition(".")
+    return ("" if point or not longest else POINT_SPACE) + DIGIT_SPACE * (longest - len(digits))
+
+
 def row(head: object, *cells: object) -> str:
     """A row of a table. All that it is given is markup."""
     return f'<tr><th scope="row">{head}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
 
 
 def table(caption: str, head: Sequence[str], rows: Iterable[str], *, style: str = "") -> str:
-    """A table that scrolls by itself where a window is too narrow for it. `head` and `rows` are markup."""
+    """A table that scrolls by itself where a window is too narrow for it. `caption`, which may be "", `head` and `rows` are markup."""
     columns = "".join(f'<th scope="col">{column}</th>' for column in head)
     chosen = f' class="{style}"' if style else ""
+    named = f"<caption>{caption}</caption>\n" if caption else ""
     return (
-        f'<div class="scroll"><table{chosen}><caption>{caption}</caption>\n<thead><tr>{columns}</tr></thead>\n<tbody>\n'
+        f'<div class="scroll"><table{chosen}>{named}<thead><tr>{columns}</tr></thead>\n<tbody>\n'
         + "\n".join(rows)
         + "\n</tbody></table></div>"
     )

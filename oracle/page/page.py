@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from oracle.arithmetic.constants import generator_record
 from oracle.checking.verdict import Comparison
-from oracle.page import charts, differences, margins, markup
+from oracle.page import charts, differences, features, margins, markup
 from oracle.page.charts import Limit, Mark, Row
-from oracle.page.margins import gaps_of
-from oracle.page.markup import OPEN_AT_MOST, anchor, code, count, escape, exact, flag, rough, share
-from oracle.references.document import RANK_TIE, Candidate, Case, Reference
+from oracle.page.differences import FileNames, shown
+from oracle.page.markup import code, count, escape, rough, share
+from oracle.references.document import Candidate, Case, Reference
 from oracle.references.origins import LayerRecord
 
 if TYPE_CHECKING:
@@ -25,34 +25,42 @@ def page(
     candidate: Candidate | None = None,
     comparison: Comparison | None = None,
     explanation: Explanation | None = None,
+    names: FileNames = FileNames(),
 ) -> str:
     """The page. With a candidate `comparison` is compare's verdict on it; `explanation` is what explain made of that, if asked.
 
-    The same documents give the same bytes.
+    `names` are those of the files. The same documents and names give the same bytes.
     """
     sections = [
         ("encoded", "What was encoded", _encoded(reference)),
         ("firing", "How many features fire", _firing(reference)),
         ("margins", "How far each answer is from flipping", margins.section(reference)),
         ("float32", "What float32 costs", _float32(reference)),
-        ("cases", "The features that fire most", _cases(reference)),
+        ("cases", "The features that fire most", features.cases_section(reference)),
     ]
-    kind = "Reference encodings"
-    if candidate is not None and comparison is not None:
-        kind = "A candidate against a reference"
-        sections.insert(0, ("candidate", "The candidate", differences.section(reference, candidate, comparison, explanation)))
     if reference.decodes:
-        sections.append(("outputs", "What the decoder makes of them", _outputs(reference)))
+        sections.append(("outputs", "What the decoder makes of them", features.outputs_section(reference)))
     repo = reference.repo.name or "weights of no recorded repo"
-    links = "".join(f'<li><a href="#{key}">{name}</a></li>' for key, name, _ in sections)
+    figures = _figures(reference)
+    if candidate is None or comparison is None:
+        title, description = f"Reference encodings: {repo}", f"{shown(names.reference)}: {count(len(reference.cases), 'case')}"
+        links = "".join(f'<li><a href="#{key}">{name}</a></li>' for key, name, _ in sections)
+        head = [f'<p class="kicker">Reference encodings, {code(shown(names.reference))}</p>\n<h1>{escape(repo)}</h1>', figures]
+        head.append(f'<nav aria-label="Sections"><ul>{links}</ul></nav>')
+        main = [f'<section aria-labelledby="{key}">\n<h2 id="{key}">{name}</h2>\n{text}\n</section>' for key, name, text in sections]
+    else:
+        title = f"{differences.headline(comparison)}: {names.title}"
+        description = " ".join([comparison.verdict, *comparison.facts])
+        head = [differences.header(comparison, names)]
+        main = [differences.section(reference, candidate, comparison, explanation, names)]
+        # What is right is not to stand beside what is wrong: it is at hand, folded.
+        folded = "\n".join(markup.details(f'<h2 id="{key}">{name}</h2>', text, style=f"section {key}") for key, name, text in sections)
+        main.append(f'<section aria-labelledby="reference">\n<h2 id="reference">The reference</h2>\n<p>{escape(repo)}</p>\n{figures}\n{folded}</section>')
     body = [
-        f'<header>\n<p class="kicker">{kind}</p>\n<h1>{escape(repo)}</h1>',
-        _figures(reference),
-        f'<nav aria-label="Sections"><ul>{links}</ul></nav>\n</header>\n<main>',
-        *(f'<section aria-labelledby="{key}">\n<h2 id="{key}">{name}</h2>\n{text}\n</section>' for key, name, text in sections),
+        "<header>", *head, "</header>\n<main>", *main,
         "</main>\n<footer>Made by <code>python -m oracle report</code>: the same files give the same page.</footer>",
-    ]
-    return markup.document(f"{kind}: {repo}", "\n".join(body))
+    ]  # fmt: skip
+    return markup.document(title, description, "\n".join(body))
 
 
 def _figures(reference: Reference) -> str:
@@ -210,7 +218,7 @@ def _float32(reference: Reference) -> str:
         "The largest error of float32 against the tolerance, on a logarithmic axis",
         f"float32 is off by {rough(error)}; the tolerance is {tolerance:g}.",
         [Row("float32", [Mark(error, rough(error))])],
-        limit=Limit(tolerance, f"{'largest ' if is_own else ''}tolerance = {tolerance:g}", below=False),
+        limit=Limit(tolerance, "largest tolerance" if is_own else "tolerance", below=False),
         of_rows="",
     )
     return (
@@ -221,86 +229,3 @@ def _float32(reference: Reference) -> str:
 
 def _largest_tolerance(reference: Reference) -> float:
     return max(map(reference.tolerance_of, reference.cases))
-
-
-def _cases(reference: Reference) -> str:
-    n_fragile = sum(bool(case.flags) for case in reference.cases)
-    parts = [
-        "<p>A bar is an activation; its pale end is what it has over the next one. A gap of at most 2 \u00d7 tolerance "
-        "is called a tie.</p>"
-    ]
-    for layer, cases in reference.by_layer.items():
-        flagged = sum(bool(case.flags) for case in cases)
-        # Of more cases than stand open, those layers do that need a look, if they are few.
-        is_open = len(reference.cases) <= OPEN_AT_MOST or (flagged > 0 and n_fragile <= OPEN_AT_MOST)
-        note = f", {flag(f'{flagged} fragile')}" if flagged else ""
-        cards = "\n".join(_card(reference, case) for case in cases)
-        parts.append(_layer(layer, f"{count(len(cases), 'case')}{note}", f'<div class="cards">\n{cards}\n</div>', is_open))
-    return "\n".join(parts)
-
-
-def _layer(layer: int, note: str, content: str, is_open: bool) -> str:
-    return markup.details(f'<h3>Layer {layer}</h3> <span class="m">{note}</span>', content, is_open=is_open, style="layer")
-
-
-def _card(reference: Reference, case: Case) -> str:
-    flags = "".join(f" {flag(text)}" for text in case.flags or ())
-    parts = [
-        f'<article class="card" id="{anchor(case.id)}"><h4>{case.id.kind.capitalize()} {case.id.number}</h4>',
-        f"<p>{case.n_active:,} fire ({share(case.n_active, reference.n_features)}){flags}</p>",
-    ]
-    if case.residual_fingerprint is not None:
-        own = f"tolerance {rough(case.tolerance)}, " if case.tolerance is not None else ""
-        stream = f"stream {case.stream}, " if case.stream is not None else ""
-        parts.append(f'<p class="m">{own}{stream}residual {code(case.residual_fingerprint)}</p>')
-    parts.append(_top(case, 2 * reference.tolerance_of(case)) if case.top else '<p class="m">No feature is on the list.</p>')
-    return "\n".join([*parts, "</article>"])
-
-
-def _top(case: Case, limit: float) -> str:
-    """The list of a case; a gap of at most `limit` is a tie."""
-    gaps = gaps_of(case)
-    least = f" The smallest gap between two of them is {rough(min(gaps))}." if gaps else ""
-    first, last = (f"{rough(top.activation)}, feature {top.feature}" for top in (case.top[0], case.top[-1]))
-    title = f"The {len(case.top)} features that fire most: {case.id}"
-    bars = charts.bars(anchor(case.id), title, f"From {first}, to {last}.{least}", [top.activation for top in case.top])
-    picture = f'<td class="b" rowspan="{len(case.top)}">{bars}</td>'
-    cells = [_gap(gap, gap <= limit) for gap in gaps] + [_last_gap(case, gaps)]
-    rows = [
-        f'<tr><th scope="row">{top.feature}</th>{picture if place == 0 else ""}<td>{exact(top.activation)}</td>{gap}</tr>'
-        for place, (top, gap) in enumerate(zip(case.top, cells))
-    ]
-    head = '<th scope="col">feature</th><th scope="col" colspan="2">activation</th><th scope="col">to the next</th>'
-    return f"<table><thead><tr>{head}</tr></thead><tbody>\n" + "\n".join(rows) + "\n</tbody></table>"
-
-
-def _gap(gap: float, is_tie: bool) -> str:
-    return f'<td class="f">tie {rough(gap)}</td>' if is_tie else f"<td>{rough(gap)}</td>"
-
-
-def _last_gap(case: Case, gaps: list[float]) -> str:
-    """From the last of the list to the feature that follows it, which is not recorded, but for the rank margin."""
-    rank = case.rank_margin
-    if rank is None or case.n_active <= len(case.top):
-        return f'<td class="m">{"last" if case.n_active <= len(case.top) else "unknown"}</td>'
-    if gaps and min(gaps) <= rank + 2e-6:  # the margin is rounded to 6 decimals, and is one of those above
-        return f'<td class="m">\u2265 {rough(rank)}</td>'
-    return _gap(rank, RANK_TIE in (case.flags or ()))
-
-
-def _outputs(reference: Reference) -> str:
-    is_open = sum(len(case.outputs) for case in reference.cases) <= OPEN_AT_MOST
-    parts = [
-        "<p>The sum of what the features that fire write, with b_dec and the skip connection where the weights have them, in "
-        "float64. Of each output the reference also has the first ten values and the sum of squares. A port is held to "
-        "what its own rounding may move: the last column.</p>"
-    ]
-    for layer, cases in reference.by_layer.items():
-        rows = [
-            markup.row(case.id.number, output.target_layer, exact(output.norm), exact(output.sum), rough(output.tolerance))
-            for case in cases
-            for output in case.outputs
-        ]
-        table = markup.table(f"The outputs of layer {layer}", (cases[0].id.kind, "to layer", "norm", "sum", "each value within"), rows)
-        parts.append(_layer(layer, count(len(rows), "output"), table, is_open))
-    return "\n".join(parts)

@@ -210,7 +210,7 @@ def dask(address: str) -> Iterator[Executor]:
     try:
         from distributed import Client
     except ImportError as error:
-        raise BadUse("Dask is not installed: pip install 'gemmascope-oracle[dask]', here and where the workers run") from error
+        raise BadUse("Dask is not installed: pip install distributed, here and where the workers run") from error
     try:
         client = Client(address, set_as_default=False, timeout=CONNECT)  # type: ignore[no-untyped-call]
     except Exception as error:  # each transport has its own

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
 import vendored_hf
-from oracle.errors import BadUse
+from oracle.errors import BadUse, did_you_mean
 from oracle.job import ALL, CURATION_REPO, SAMPLE, Job, Origin
 from oracle.sources import curation
 from oracle.sources.curation import Config, CurationError, HubFile
@@ -128,7 +128,8 @@ def plan(job: Job, source: Source) -> Plan:
     job = replace(job, origin=origin)
     repo = origin.repo or CURATION_REPO
     if origin.schema is not None and origin.schema not in formats.schemas():
-        raise CurationError(f"there is no schema {ascii(origin.schema)}; there are {', '.join(formats.schemas())}")
+        meant = did_you_mean(origin.schema, formats.schemas())
+        raise BadUse(f"there is no schema {ascii(origin.schema)}; there are {', '.join(formats.schemas())}{meant}")
     are_files = {_is_file(path, repo, source, origin) for path in origin.path}
     if are_files == {True, False}:
         raise LayerError(f"--path {' --path '.join(origin.path)}: name weight files or a folder of them, not both")

@@ -7,12 +7,17 @@ The same checks hold for a file, for standard input and for a document that a pr
 from __future__ import annotations
 
 import contextlib
+import json
+import math
+import os
+import re
 import sys
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from typing import Any
 
 from oracle import strict_json
-from oracle.errors import BadUse
+from oracle.errors import BadUse, did_you_mean
 from oracle.references.document import Candidate, Case, Reference
 from oracle.references.rows import CANDIDATE, OURS, REFERENCE, DataError, Document, Fields, document_schema, objects, parse, schema
 from oracle.weights.formats import REPO_KEYS
@@ -44,7 +49,10 @@ def parse_reference(document: Any, name: str = "the reference") -> Reference:
     """A reference: ours, or one that torch wrote. One that has any key of ours is ours. `name` names it in messages. Raises DataError."""
     if are_vectors(document):
         raise DataError(f"{name} holds exact vectors, not a reference: `compare` alone reads them")
+    _refuse_list(document, name)
     item = Fields(document, name, REFERENCE)
+    if "test_cases" in item and not item.value.keys() & {"d_model", "n_features_per_layer", "format_version"}:
+        raise DataError(f"{name} holds a port's answers, not a reference: a reference comes first, python -m oracle compare REFERENCE {name}")
     cases = [case for case in item.items("test_cases") if isinstance(case, dict)]
     if item.value.keys() & _keys(Reference) or any(case.keys() & _keys(Case) for case in cases):
         item.kind = OURS
@@ -63,7 +71,14 @@ def parse_reference(document: Any, name: str = "the reference") -> Reference:
 
 def parse_candidate(document: Any, top_k: int, name: str = "the candidate") -> Candidate:
     """A candidate: `test_cases` with layer, seed or row, n_active and the list of the `top_k` features. Raises DataError."""
+    _refuse_list(document, name)
     item = Fields(document, name, CANDIDATE)
+    if are_vectors(document):
+        raise DataError(f"{name} holds exact vectors, not a port's answers to a reference")
+    for place, case in enumerate(item.items("test_cases")):
+        keys = [key for key in case if re.fullmatch(r"top_\d+", key)] if isinstance(case, dict) else []
+        if keys and f"top_{top_k}" not in keys:
+            raise item.problem(f"test_cases[{place}] has {keys[0]}, and this reference's lists have {top_k} features: print them as top_{top_k}")
     item.known["top_k"] = top_k
     cases = _CANDIDATE_CASES(item, "test_cases")
     _refuse_empty(item, cases)
@@ -79,6 +94,16 @@ def candidate_schema() -> Document:
     """The JSON Schema of what a port prints."""
     whole = {"type": "object", "properties": {"test_cases": _CANDIDATE_CASES.schema(CANDIDATE)}, "required": ["test_cases"]}
     return document_schema("candidate", "A candidate: a port's answers to the cases of a reference", whole)
+
+
+def is_reference(document: Any) -> bool:
+    """Whether a JSON is a reference that oracle wrote, wherever it stands."""
+    return isinstance(document, dict) and "format_version" in document and "residual_generator" in document
+
+
+def _refuse_list(document: Any, name: str) -> None:
+    if isinstance(document, list):
+        raise DataError(f'{name} holds a list, not an object: put it under a key, {{"test_cases": [...]}}')
 
 
 def _keys(kind: type) -> set[str]:
@@ -98,10 +123,18 @@ def _refuse_empty(item: Fields, cases: tuple[Case, ...]) -> None:
 
 def read_json(path: str) -> Any:
     """The JSON in a file; `-` is standard input. Raises DataError and InputError."""
+    if re.match("[a-z]+://", path):
+        raise InputError(f"{path} is an address, and a file is read: fetch it first (curl -LO {path}), or give - and its text on standard input")
     try:
         # One byte past the limit tells a file that is too large, whatever kind of file it is.
         with contextlib.nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb") as file:
             raw = file.read(READ_LIMIT + 1)
+    except IsADirectoryError as error:
+        raise InputError(f"{path} cannot be read: it is a folder, name the JSON in it{_of_folder(path)}") from error
+    except FileNotFoundError as error:
+        folder, name = os.path.split(path)
+        meant = did_you_mean(name, os.listdir(folder or ".")) if os.path.isdir(folder or ".") else ""
+        raise InputError(f"{path} cannot be read: {error.strerror}{meant}") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     if len(raw) > READ_LIMIT:
@@ -110,4 +143,41 @@ def read_json(path: str) -> Any:
         return strict_json.loads(raw)
     except (ValueError, RecursionError) as error:
         problem = " ".join(str(error).split())[:200] or type(error).__name__
-        raise DataError(f"{path} is not readable JSON: {problem}") from error
+        raise DataError(f"{path} is not readable JSON: {_recognised(raw) or problem}") from error
+
+
+def _of_folder(path: str) -> str:
+    """The JSON files of a folder, as the end of an error's line."""
+    with contextlib.suppress(OSError):
+        names = sorted(name for name in os.listdir(path) if name.endswith(".json"))
+        return f": {', '.join(names[:3])}" if names else ""
+    return ""
+
+
+def _recognised(raw: bytes) -> str:
+    """What a text is that is no JSON as its standard has it; "" where it is not known either."""
+    if not raw.strip():
+        return "it is empty; whatever was to write it wrote nothing"
+    with contextlib.suppress(ValueError, RecursionError):
+        first, second = raw.lstrip().split(b"\n", 2)[:2]
+        if all(isinstance(json.loads(line), dict) for line in (first, second)):
+            return 'it holds JSON Lines, and one object is read: put the lines into a list, {"test_cases": [...]}'
+    with contextlib.suppress(ValueError, RecursionError):
+        for place, case, value in _numbers(json.loads(raw), "", ""):
+            if not math.isfinite(value):
+                text = "NaN" if math.isnan(value) else "Infinity"
+                return f"{text} is no number in JSON, and {place.lstrip('.')}{case} is {text}"
+    return ""
+
+
+def _numbers(value: Any, place: str, case: str) -> Iterator[tuple[str, str, float]]:
+    """Every number that is no whole one: its place, and which case it is of in words, if of one."""
+    if isinstance(value, float):
+        yield place, case, value
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from _numbers(item, f"{place}[{number}]", case)
+    elif isinstance(value, dict):
+        words = [f"{key} {value[key]}" for key in ("layer", "seed", "row", "case") if isinstance(value.get(key), int)]
+        for key, item in value.items():
+            yield from _numbers(item, f"{place}.{key}", f" ({' '.join(words)})" if len(words) > 1 else case)

@@ -9,16 +9,17 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oracle import errors
 from oracle.errors import BadUse
 from oracle.terminal import github, tables
-from oracle.terminal.options import job_of, origin_of, parser
-from oracle.terminal.output import check_output, dump, json_text, write_text
-from oracle.terminal.text import fits, printable, say
+from oracle.terminal.options import job_of, origin_of, origin_words, parse
+from oracle.terminal.output import check_folder, check_output, dump, json_text, write_text
+from oracle.terminal.text import fits, output_width, printable, say, shows_colours
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from oracle.checking.verdict import Comparison, Verification
     from oracle.diagnosis.explanation import Explanation
     from oracle.job import Job
-    from oracle.references.document import Candidate, Reference
+    from oracle.references.document import Candidate, CaseId, Reference
 
 ANY_OUTPUT = "reference.json"  # until the plan says what it is called: the folder is looked at before any work
 
@@ -37,11 +38,10 @@ def main(argv: list[str] | None = None) -> int:
     # Products of a few rows are bound by memory, and the second core has the checksums: OpenBLAS's own threads,
     # which spin while they wait, make a job slower. OPENBLAS_NUM_THREADS overrides; the bytes are the same.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    arguments = sys.argv[1:] if argv is None else argv
-    if not arguments or arguments[0] not in (*COMMANDS, "-h", "--help", "--version"):
-        arguments = ["generate", *arguments]
-    options = parser().parse_args(arguments)
+    options = parse(sys.argv[1:] if argv is None else argv)
     try:
+        for name in ("mirror", "cache_dir", "folder", "destination"):
+            check_folder(getattr(options, name, None), "DEST" if name == "destination" else f"--{name.replace('_', '-')}")
         return COMMANDS[options.command](options) or errors.DONE
     except KeyboardInterrupt:
         say("interrupted")
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if options.debug:
             say("".join(traceback.format_exception(error)).rstrip())
-        line = errors.one_line(error)
+        line = errors.one_line(error, has_mirror=bool(getattr(options, "mirror", None)), is_offline=bool(getattr(options, "offline", None)))
         say(f"error: {line}")
         github.annotate("oracle", line)
         return errors.exit_code(error)
@@ -65,13 +65,13 @@ def _generate(options: argparse.Namespace, job: Job | None = None) -> None:
     if job.residuals is not None and options.omit_residuals:
         raise BadUse("--omit-residuals leaves out what can be made again, and the rows of a file of residuals cannot: leave it out")
     if options.output != "-":
-        check_output(ANY_OUTPUT if options.output is None else options.output)
+        check_output(ANY_OUTPUT if options.output is None else options.output, [job.residuals])
     executor: AbstractContextManager[Executor | None] = contextlib.nullcontext()
     if options.dask:
         executor = dask(options.dask)
     elif options.workers > 1:
         executor = threads(options.workers)
-    with ProgressReporter(quiet=options.quiet, output=options.output) as reporter, executor as pool:
+    with ProgressReporter(quiet=options.quiet, output=options.output, inputs=[job.residuals]) as reporter, executor as pool:
         reference = generate(job, reporter, pool)
     path = reporter.output or ANY_OUTPUT
     write_text(dump(to_json(reference, with_residuals=not options.omit_residuals)), path)
@@ -89,39 +89,50 @@ def _verify(options: argparse.Namespace) -> int:
     from oracle.terminal.progress import ProgressReporter
 
     reference = read_reference(options.reference)
+    _chosen([case.id for case in reference.cases], options)
+    if options.layer is not None:  # of other layers nothing is fetched; a layer's seeds are looked at as a whole
+        layer_cases = tuple(case for case in reference.cases if case.id.layer == options.layer)
+        reference = replace(reference, cases=layer_cases, layers=tuple(record for record in reference.layers if record.layer == options.layer))
     with ProgressReporter(quiet=options.quiet) as reporter:
         verification = verify(RecordedWeights.of(reference, origin_of(options), reporter))
-    say(tables.table(verification), quiet=options.quiet)
-    return _conclude(verification, options)
+    ids = _chosen([case.id for case in verification.cases], options)
+    return _conclude(replace(verification, cases=tuple(case for case in verification.cases if case.id in ids)), options)
 
 
 def _compare(options: argparse.Namespace) -> int:
     from oracle.references.reading import are_vectors, read_json
 
-    document, explanation = read_json(options.reference), None
-    if are_vectors(document):
-        from oracle.checking.vectors import compare_documents
-
-        if options.explain:
-            raise BadUse("--explain is about references: the flags of exact vectors say themselves which mistake it is; leave it out")
-        comparison = compare_documents(document, read_json(options.candidate), (options.reference, options.candidate))
-    else:
+    document = read_json(options.reference)
+    if not are_vectors(document):
         _, _, comparison, explanation = _compared(options, document)
-    if options.format == "table":
-        say(tables.table(comparison, explanation), quiet=options.quiet)
-    else:
-        text = tables.comparison_json if options.format == "json" else tables.comparison_junit
-        write_text([text(comparison, explanation)], "-")
-    return _conclude(comparison, options, explanation)
+        return _conclude(comparison, options, explanation)
+    from oracle.checking import vectors
+
+    if options.explain:
+        raise BadUse("--explain is about references: the flags of exact vectors say themselves which mistake it is; leave it out")
+    exact = vectors.parse_vectors(document, options.reference)
+    answers = vectors.parse_answers(read_json(options.candidate), options.candidate)
+    ids = _chosen([case.id for case in exact.cases], options)
+    if options.layer is not None or options.seed is not None:
+        exact = replace(exact, cases=tuple(case for case in exact.cases if case.id in ids))
+        answers = {number: case for number, case in answers.items() if number in {case_id.number for case_id in ids}}
+    return _conclude(vectors.compare(exact, answers), options)
 
 
 def _compared(options: argparse.Namespace, document: Any) -> tuple[Reference, Candidate, Comparison, Explanation | None]:
     """The reference of a JSON, the options' candidate, their comparison, and the cause where they disagree and --explain asks."""
     from oracle.checking.compare import compare
-    from oracle.references.reading import parse_reference, read_candidate
+    from oracle.references.reading import is_reference, parse_candidate, parse_reference, read_json
 
     reference = parse_reference(document, options.reference)
-    candidate = read_candidate(options.candidate, reference.top_k)
+    answers = read_json(options.candidate)
+    candidate = parse_candidate(answers, reference.top_k, options.candidate)
+    if is_reference(answers):
+        say(f"{options.candidate} is a reference itself, not what a port printed: it is compared all the same", quiet=options.quiet)
+    ids = _chosen([case.id for case in reference.cases], options)
+    if options.layer is not None or options.seed is not None:
+        reference = replace(reference, cases=tuple(case for case in reference.cases if case.id in ids))
+        candidate = replace(candidate, cases={case_id: case for case_id, case in candidate.cases.items() if case_id in ids})
     comparison = compare(reference, candidate)
     if comparison.agrees or not options.explain:
         return reference, candidate, comparison, None
@@ -141,13 +152,49 @@ def _compared(options: argparse.Namespace, document: Any) -> tuple[Reference, Ca
         return reference, candidate, comparison, explanation
 
 
+def _chosen(ids: Collection[CaseId], options: argparse.Namespace) -> set[CaseId]:
+    """Those of the cases that --layer and --seed name. Raises BadUse where there are none."""
+    chosen = {case_id for case_id in ids if options.layer in (None, case_id.layer) and options.seed in (None, case_id.number)}
+    if not chosen:
+        wanted = " ".join(f"--{name} {getattr(options, name)}" for name in ("layer", "seed") if getattr(options, name) is not None)
+        raise BadUse(f"{options.reference} has no case of {wanted}; its first is of {next(iter(ids), 'no layer')}")
+    return chosen
+
+
 def _conclude(outcome: Comparison | Verification, options: argparse.Namespace, explanation: Explanation | None = None) -> int:
-    """Tell GitHub of an outcome, and return its exit code."""
-    title, closing = f"oracle {options.command}", [*tables.flags(outcome), *tables.closing(outcome, explanation)]
+    """Print an outcome, tell GitHub of it, and return its exit code."""
+    title, closing = f"oracle {options.command}", tables.closing(outcome, explanation)
     github.summarize_verdicts(title, outcome.cases, closing)
     if not (outcome.agrees or options.quiet):
         github.annotate(title, " / ".join(closing))
+    shown = replace(outcome, cases=tuple(case for case in outcome.cases if not case.agrees)) if options.failed_only else outcome
+    if options.format == "json":
+        names = {name: getattr(options, name) for name in ("reference", "candidate") if hasattr(options, name)}
+        write_text([tables.outcome_json(outcome, shown.cases, names, explanation)], "-")
+    elif options.format == "junit":
+        write_text([tables.outcome_junit(outcome, shown.cases, explanation)], "-")
+    elif not options.quiet:
+        screen = tables.Screen(output_width(), options.verbose, options.failed_only, shows_colours(sys.stdout))
+        lines = screen.lines(outcome, explanation)
+        if commands := list(_next_commands(outcome, options)):
+            lines += ["try next:", *(line for words in commands for line in screen.command_lines(words))]
+        write_text([f"{line}\n" for line in lines], "-")
     return errors.DONE if outcome.agrees else errors.DISAGREE
+
+
+def _next_commands(outcome: Comparison | Verification, options: argparse.Namespace) -> Iterator[list[str]]:
+    """What to try where they disagree: the search for the cause, and one feature step by step, from the same weights."""
+    if outcome.agrees:
+        return
+    program, files = ["python", "-m", "oracle"], ["--candidate", options.candidate] if options.command == "compare" else []
+    if files and not options.explain and not tables.has_flags(outcome):
+        yield [*program, "compare", options.reference, options.candidate, "--explain", *origin_words(options)]
+    of_features = ((case.id, problem.feature) for case in outcome.cases for problem in case.problems if problem.feature is not None)
+    for case_id, feature in of_features:
+        if case_id.kind != "case":  # of exact vectors: their flags say it
+            place = ["--layer", str(case_id.layer), f"--{case_id.kind}", str(case_id.number), "--feature", str(feature)]
+            yield [*program, "inspect", options.reference, *place, *files, *origin_words(options)]
+            return
 
 
 def _inspect(options: argparse.Namespace) -> None:
@@ -161,25 +208,26 @@ def _inspect(options: argparse.Namespace) -> None:
     with ProgressReporter(quiet=options.quiet) as reporter:
         weights = RecordedWeights.of(reference, origin_of(options), reporter)
         inspection = inspect(weights, options.layer, options.seed, options.feature, candidate, with_generator=options.residual)
-    text = f"{json_text(inspection.document, 2)}\n" if options.format == "json" else "".join(f"{printable(line)}\n" for line in inspection.lines)
+    text = f"{json_text(inspection.document, 2)}\n" if options.format == "json" else "".join(f"{printable(line, sys.stdout)}\n" for line in inspection.lines)
     write_text([text], "-")
 
 
 def _report(options: argparse.Namespace) -> None:
+    from oracle.page.differences import FileNames
     from oracle.page.page import page
     from oracle.references.reading import parse_reference, read_json
 
     if options.explain and options.candidate is None:
         raise BadUse("--explain is about a candidate, and none is named: name one after the reference")
     if options.output != "-":
-        check_output(options.output)
-    document = read_json(options.reference)
+        check_output(options.output, [options.reference, options.candidate])
+    document, names = read_json(options.reference), FileNames(options.reference, options.candidate or "")
     if options.candidate is None:
         reference, verdict = parse_reference(document, options.reference), ""
-        text = page(reference)
+        text = page(reference, names=names)
     else:
         reference, candidate, comparison, explanation = _compared(options, document)
-        text, verdict = page(reference, candidate, comparison, explanation), f"; {comparison.verdict}"
+        text, verdict = page(reference, candidate, comparison, explanation, names), f"; {comparison.verdict}"
     write_text([text], options.output)
     say(f"{len(reference.cases)} cases -> {options.output} ({len(text) / 1024:.1f} KiB){verdict}", quiet=options.quiet)
 
@@ -190,6 +238,10 @@ def _mirror(options: argparse.Namespace) -> None:
     def checked(entry: mirror.Entry, problem: str | None) -> None:
         say(f"{entry.place} {problem or 'is right'}", quiet=options.quiet and problem is None)
 
+    if "://" in options.destination:
+        raise BadUse(f"{options.destination} is an address, and a mirror is built in a folder: name one; --mirror URL reads from a server")
+    if options.mirror and os.path.realpath(options.mirror) == os.path.realpath(options.destination):
+        raise BadUse(f"--mirror {options.mirror} is the folder that is built: leave it out, or name another")
     destination = Path(options.destination)
     if not options.check:
         _build_mirror(destination, options)
@@ -219,7 +271,9 @@ def _build_mirror(destination: Path, options: argparse.Namespace) -> None:
             entries = mirror.build(destination, files, listing, source.fetch, built)
         except PermissionError as error:
             raise BadUse(f"{destination} cannot be written to: {error.strerror}") from error
-    say(f"{len(entries)} files -> {destination}; use it with --mirror {destination}, or serve it as it is", quiet=options.quiet)
+    used = replace(job.origin, mirror=str(destination), cache_dir=None, offline=None)
+    command = shlex.join(["python", "-m", "oracle", *origin_words(used)])
+    say(f"{len(entries)} files -> {destination}; serve it as it is, or use it with: {command}", quiet=options.quiet)
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -230,8 +284,7 @@ def _demo(options: argparse.Namespace) -> None:
     say(f"synthetic weights: {weights.n_layers} layers of [{weights.d_model}, {weights.n_features}] in {weights.folder}", quiet=quiet)
     _generate(options, weights.job)
     origin = weights.job.origin
-    command = ["python", "-m", "oracle", "--offline", "--cache-dir", str(origin.cache_dir), "--repo", str(origin.repo)]
-    command += [word for path in origin.path for word in ("--path", path)] + ["--decode"] * options.decode
+    command = ["python", "-m", "oracle", *origin_words(origin), *["--decode"] * options.decode]
     say("These weights are synthetic: the numbers test a port's arithmetic, they say nothing about a real model.", quiet=quiet)
     say(f"Again, by hand: {shlex.join(command)}", quiet=quiet)
 
@@ -256,9 +309,10 @@ def _vectors(options: argparse.Namespace) -> None:
     from oracle.vectors import variants
 
     written = variants.write(options.format, Path(options.folder))
+    place = os.path.join(options.folder, written[0][0], "vectors.json")
     for name, n_cases in written:
         say(f"{n_cases} cases -> {os.path.join(options.folder, name, 'vectors.json')}", quiet=options.quiet)
-    say("Check a port's answers with: python -m oracle compare FOLDER/vectors.json candidate.json", quiet=options.quiet)
+    say(f"Check a port's answers with: python -m oracle compare {shlex.quote(place)} CANDIDATE", quiet=options.quiet)
 
 
 def _residual(options: argparse.Namespace) -> None:

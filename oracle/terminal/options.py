@@ -7,10 +7,13 @@ import argparse
 import contextlib
 import os
 import re
-from collections.abc import Callable
+import shlex
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any, NoReturn
 
+from oracle.errors import USAGE, did_you_mean
 from oracle.job import (
     ALL,
     LEAST_FACTOR,
@@ -32,6 +35,7 @@ from oracle.job import (
     is_factor,
 )  # fmt: skip
 from oracle.terminal import github
+from oracle.terminal.text import say
 from oracle.version import VERSION
 from oracle.weights.formats import FORMATS
 
@@ -50,6 +54,18 @@ EXIT_CODES = (
 def origin_of(options: argparse.Namespace) -> Origin:
     """Where options say that weights come from: they are called like its fields. Raises BadUse."""
     return Origin(**_fields(Origin, options) | {"path": tuple(options.path), "ignore_key": tuple(options.ignore_key)})
+
+
+def origin_words(origin: argparse.Namespace | Origin) -> list[str]:
+    """The options that say what `origin` says, where that is not what holds without them."""
+    words = []
+    for field in fields(Origin):
+        value, option = getattr(origin, field.name, field.default), "--" + field.name.replace("_", "-")
+        if value is True:
+            words.append(option)
+        elif value and value != field.default:
+            words += [word for item in (value if isinstance(value, (tuple, list)) else [value]) for word in (option, str(item))]
+    return words
 
 
 def job_of(options: argparse.Namespace) -> Job:
@@ -118,23 +134,87 @@ def factor(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r} is not a number from {LEAST_FACTOR:g} to {MOST_FACTOR:g}")
 
 
+def choice(*words: str) -> Callable[[str], str]:
+    """A parser of one of a few words."""
+
+    def parse(text: str) -> str:
+        if text in words:
+            return text
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(words)}{did_you_mean(text, words)}")
+
+    return parse
+
+
+def repo(text: str) -> str:
+    """A repo's name, perhaps with a folder of it; an address of the Hub is answered with the options that say the same."""
+    address = re.fullmatch(r"(?:(?:https?|hf)://)?(?:www\.)?(?:huggingface\.co/|hf\.co/|(?<=hf://))([\w.-]+/[\w.-]+)(?:/(?:tree|blob|resolve)/([^/]+)/?(.*))?/?", text)
+    if address:
+        name, revision, path = address[1], address[2] or "main", (address[3] or "").rstrip("/")
+        rest = (f" --revision {revision}" if revision != "main" else "") + (f" --path {path}" if path else "")
+        raise argparse.ArgumentTypeError(f"{text!r} is an address, not ORG/NAME; did you mean --repo {name}{rest}?")
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is an address, not ORG/NAME; a server is named with --mirror URL")
+    return text
+
+
 class _Parser(argparse.ArgumentParser):
-    """argparse's, whose complaints are errors like ours."""
+    """argparse's, whose complaints are errors like ours, and which takes no option for another that it begins."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**options, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
+        say(f"error: {message}{' See' if message.endswith('?') else '; see'} `{self.prog} --help`")
         github.annotate("oracle", message)
-        super().error(message)
+        sys.exit(USAGE)
 
     def add_flag(self, name: str, help: str) -> None:
         self.add_argument(name, action="store_true", help=help)
 
+    def options(self) -> list[str]:
+        """The names of its options."""
+        return [name for action in self._actions for name in action.option_strings]
 
-def parser() -> argparse.ArgumentParser:
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """What is asked for, with its `command`, by default generate. Ends the process where that is wrong usage, or a question."""
+    whole = parser()
+    commands = whole.commands
+    first = arguments[0] if arguments else ""
+    if first in ("-h", "--help", "--version"):
+        return whole.parse_args(arguments)
+    if first and not first.startswith("-") and first not in commands:
+        whole.error(f"there is no command {first!r}{did_you_mean(first, commands)}")
+    command = first if first in commands else "generate"
+    chosen = commands[command]
+    options, others = whole.parse_known_args([command, *arguments[first == command :]])
+    if not others:
+        return options
+    late = next((word for word in others if word in commands), None)
+    if late and first != command:
+        rest = [word for word in arguments if word != late]
+        whole.error(f"the command comes first: {shlex.join(['python', '-m', 'oracle', late, *rest])}")
+    name = others[0].partition("=")[0]
+    if not name.startswith("-"):
+        chosen.error(f"{others[0]!r} is one argument too many")
+    owners = [other for other in commands if name in commands[other].options()]
+    meant = f": it is of {', '.join(owners)}" if owners else did_you_mean(name, chosen.options())
+    chosen.error(f"{command} has no option {name}{meant}")
+
+
+class _Parsers(_Parser):
+    """The command line's parser, with those of its commands."""
+
+    commands: dict[str, _Parser]
+
+
+def parser() -> _Parsers:
     """The command line's parser."""
     usage = "python -m oracle [COMMAND] [OPTIONS]"
-    whole = _Parser(prog="python -m oracle", usage=usage, description=DESCRIPTION, epilog=EXIT_CODES)
+    whole = _Parsers(prog="python -m oracle", usage=usage, description=DESCRIPTION, epilog=EXIT_CODES)
     whole.add_argument("--version", action="version", version=f"oracle {VERSION}")
-    subparsers = whole.add_subparsers(title="commands", metavar="COMMAND", prog="python -m oracle")
+    subparsers = whole.add_subparsers(title="commands", metavar="COMMAND", prog="python -m oracle", parser_class=_Parser)
+    whole.commands = subparsers.choices
 
     def command(name: str, description: str, more: str = "", *, reference: bool = False) -> _Parser:
         subparser = subparsers.add_parser(name, help=description, description=f"{description} {more}", epilog=EXIT_CODES)
@@ -164,14 +244,19 @@ def parser() -> argparse.ArgumentParser:
     many.add_argument("--workers", type=integer(1, 64), default=1, metavar="N", help="threads that encode layers (1)")
     many.add_argument("--dask", metavar="ADDRESS", help="have a Dask cluster encode the layers: tcp://scheduler:8786")
 
-    command("verify", "Recompute every case of a reference from its weights; torch's references too.", reference=True)
+    verify = command("verify", "Recompute every case of a reference from its weights; torch's references too.", reference=True)
 
     described = "Check a port's answers against a reference; with --explain, name its mistake."
     compare = command("compare", described, "Weights are needed for --explain alone.", reference=True)
     compare.add_argument("candidate", metavar="CANDIDATE", help="the port's JSON; `-` is standard input")
     compare.add_flag("--explain", "where they disagree, look for the mistake that gives these numbers")
-    forms = ("table", "json", "junit")
-    compare.add_argument("--format", choices=forms, default="table", help="json and junit go to standard output (table)")
+    for subparser in (verify, compare):
+        subparser.add_argument("--layer", type=integer(0, MAX_LAYER), metavar="L", help="this layer alone")
+        cases = "the cases of this seed alone, of this row of a file, or this case of exact vectors"
+        subparser.add_argument("--seed", "--row", "--case", dest="seed", type=integer(0, 2**64 - 1), metavar="S", help=cases)
+        subparser.add_flag("--failed-only", "leave out cases that agree")
+        subparser.add_argument("-v", "--verbose", action="store_true", help="list everything: cases that agree, and all that is wrong of a case")
+        subparser.add_argument("--format", type=choice("table", "json", "junit"), default="table", metavar="{table,json,junit}", help="how it is printed (table)")
 
     described = "One feature of one case, step by step, from the weights: where a port's number leaves the right one."
     inspect = command("inspect", described, "A port that prints the same lines is bisected by the first that differs.", reference=True)
@@ -180,7 +265,7 @@ def parser() -> argparse.ArgumentParser:
     inspect.add_argument("--feature", type=integer(0, MAX_FEATURES), required=True, metavar="J", help="the feature, from 0")
     inspect.add_argument("--candidate", metavar="FILE", help="a port's JSON: where its number stands; `-` is standard input")
     inspect.add_flag("--residual", "show the generator's first steps too")
-    inspect.add_argument("--format", choices=("table", "json"), default="table", help="both go to standard output (table)")
+    inspect.add_argument("--format", type=choice("table", "json"), default="table", metavar="{table,json}", help="how it is printed (table)")
 
     described = "One HTML page with the pictures: a reference, and what a candidate makes of it."
     more = (
@@ -190,6 +275,7 @@ def parser() -> argparse.ArgumentParser:
     report = command("report", described, more, reference=True)
     report.add_argument("candidate", metavar="CANDIDATE", nargs="?", help="a port's JSON; `-` is standard input")
     report.add_argument("-o", "--output", default="report.html", metavar="FILE", help="`-` is standard output (report.html)")
+    report.set_defaults(layer=None, seed=None)  # a page is of all cases
     report.add_flag("--explain", "as for compare: where they disagree, look for the mistake")
 
     mirror = command("mirror", "Build a mirror that any file server, or a folder, can serve behind an air gap; or check one.")
@@ -202,12 +288,12 @@ def parser() -> argparse.ArgumentParser:
     demo.set_defaults(omit_residuals=False, workers=1, dask=None)  # else it is generate, on a job of its own
     demo.add_argument("--folder", metavar="DIR", help="where to make it (default: a new temporary folder)")
     names = [format.name for format in FORMATS]
-    demo.add_argument("--schema", choices=names, default=names[0], help=f"of which kind ({names[0]})")
+    demo.add_argument("--schema", type=choice(*names), default=names[0], metavar="NAME", help=f"of which kind: {', '.join(names)} ({names[0]})")
     demo.add_flag("--decode", "add what the decoder makes of each case")
 
     schema = command("schema", "Print the JSON Schema (draft 2020-12) of what oracle writes, or of what a port does.")
     kinds = "reference, candidate (a port's answers to one), vectors, or answers (a port's to these)"
-    schema.add_argument("name", metavar="NAME", choices=("reference", "candidate", "vectors", "answers"), help=kinds)
+    schema.add_argument("name", metavar="NAME", type=choice("reference", "candidate", "vectors", "answers"), help=kinds)
 
     vectors = command("vectors", "Exact test vectors of a format: small weights, and answers that a right port gives bit for bit.")
     vectors.add_argument("--format", metavar="NAME", default="all", help="a format, or one of its folders, such as SaeLens-gated (all)")
@@ -233,15 +319,16 @@ def parser() -> argparse.ArgumentParser:
 def _add_origin(parser: argparse.ArgumentParser) -> None:
     """Where the weights come from."""
     add = parser.add_argument_group("where the weights come from").add_argument
-    repo = "the repo with the weights, or with the config.yaml that names them (mntss/gemma-scope-transcoders)"
-    add("--repo", "--curation-repo", metavar="ORG/NAME", help=repo)
+    described = "the repo with the weights, or with the config.yaml that names them (mntss/gemma-scope-transcoders)"
+    add("--repo", "--curation-repo", type=repo, metavar="ORG/NAME", help=described)
     add("--path", action="append", default=[], help="a weight file of the repo, or a folder of them; may be given several times")
     add("--schema", metavar="NAME", help="what is found out otherwise: how the weights are named and laid out")
     ignore = "go on without a key of a config.yaml that is not known; may be given several times"
     add("--ignore-key", metavar="NAME", action="append", default=[], help=ignore)
     add("--k", type=integer(1, MAX_FEATURES), metavar="K", help="what a top-k gate keeps, where nothing beside the weights says it")
     add("--input-scale", type=scale, metavar="X", help="what residuals are multiplied by, where nothing beside the weights says it")
-    add("--normalize", choices=NORMALIZE, help="how residuals are normalised, where SAELens's directory says it and the repo does not")
+    described = "how residuals are normalised, where SAELens's directory says it and the repo does not"
+    add("--normalize", type=choice(*NORMALIZE), metavar="{" + ",".join(NORMALIZE) + "}", help=described)
     add("--revision", metavar="REV", help="branch, tag or commit of the repo (main)")
     add("--weights-revision", metavar="REV", help="the same for weights whose hf:// address names none")
     mirror = "ask this instead of huggingface.co: a server like it, a proxy, a file server, a folder (ORACLE_MIRROR)"

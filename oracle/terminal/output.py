@@ -57,9 +57,12 @@ def _dump(value: Any, newline: str) -> Iterator[str]:
     yield newline + closing
 
 
-def check_output(path: str) -> None:
-    """Raise OutputError if `path` could not be written: better before an hour of work than after it."""
+def check_output(path: str, inputs: Iterable[str | None] = ()) -> None:
+    """Raise OutputError if `path` could not be written, or is one of the `inputs`: better before an hour of work than after it."""
     folder = os.path.dirname(os.path.abspath(path))
+    for name in inputs:
+        if name not in (None, "-") and os.path.exists(path) and os.path.exists(name) and os.path.samefile(path, name):
+            raise OutputError(f"{path} is read too, and would be written over: name another file with --output")
     if not path or path.endswith(("/", os.sep)):
         raise OutputError(f"{path!r} names no file; name one")
     if os.path.isdir(path):
@@ -75,6 +78,12 @@ def check_output(path: str) -> None:
             pass
     except OSError as error:
         raise OutputError(f"{path}: the folder {folder} cannot be written to: {error.strerror}") from error
+
+
+def check_folder(path: str | None, option: str) -> None:
+    """Raise OutputError if a folder cannot be where `option` has it, for a file is there."""
+    if path and "://" not in path and os.path.exists(path) and not os.path.isdir(path):
+        raise OutputError(f"{option} {path}: that is a file, and a folder is needed; name one")
 
 
 def write_text(parts: Iterable[str], path: str) -> None:

@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from oracle.references.document import Case
 from oracle.references.generate import Events
@@ -31,11 +31,12 @@ class ProgressReporter(Events):
 
     Bars are for a terminal that can erase, unless HF_HUB_DISABLE_PROGRESS_BARS says no. Elsewhere a file has a line at
     its end, and one every 10 s. `quiet` says nothing, and of the Hub's log only errors. `output` is where the job's
-    reference goes: where nobody names it the plan does.
+    reference goes: where nobody names it the plan does, and it is none of the `inputs`.
     """
 
-    def __init__(self, *, quiet: bool = False, output: str | None = None):
+    def __init__(self, *, quiet: bool = False, output: str | None = None, inputs: Sequence[str | None] = ()):
         self.output = output
+        self._inputs = inputs
         self._quiet = quiet
         self._screen = None if quiet else screen_of(sys.stderr)
         self._lock = threading.Lock()
@@ -68,7 +69,7 @@ class ProgressReporter(Events):
 
     def planned(self, output: str) -> None:
         if self.output is None:
-            check_output(output)
+            check_output(output, self._inputs)
             self.output = output
 
     def layers(self, count: int) -> None:

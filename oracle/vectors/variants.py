@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from oracle.arithmetic.constants import ABSTOPK, GATED, GROUPMAX, JUMPRELU, LAYER_NORM, SCALED, SELECTIONS, TOPK, UNIT_RMS
-from oracle.errors import BadUse
+from oracle.errors import BadUse, did_you_mean
 from oracle.references.layer import Arithmetic
 from oracle.references.plan import LayerFiles
 from oracle.sources.curation import HubFile
@@ -167,7 +167,7 @@ def of(name: str) -> list[Variant]:
     chosen = [variant for variant in VARIANTS if name in ("all", variant.format, variant.name)]
     if not chosen:
         names = ", ".join(dict.fromkeys(variant.format for variant in VARIANTS))
-        raise BadUse(f"{name!r} is no format that vectors are made of: all, {names}, or one of their folders' names")
+        raise BadUse(f"{name!r} is no format that vectors are made of: all, {names}, or one of their folders' names{did_you_mean(name, [v.name for v in VARIANTS])}")
     return chosen
 
 

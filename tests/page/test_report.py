@@ -8,6 +8,7 @@ import re
 import shutil
 import struct
 import tempfile
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +80,13 @@ def test_every_value_is_on_the_page(folder: Path, name: str, tmp_path: Path) -> 
     reference = read(folder / f"{name}.json")
     page = made_from(tmp_path, reference)
     assert len(page.source) < WHOLE_PAGE_LIMIT
-    table = next(rows for table in page.root.iter("table") if len(rows := page.rows(table)) and len(rows[0]) == 6)
-    for case, (layer, seed, fire, rank, gate, flags) in zip(reference["test_cases"], table, strict=True):
-        assert (int(layer), int(seed), int(fire.split()[0])) == (case["layer"], case["seed"], case["n_active"])
+    table = next(rows for table in page.root.iter("table") if len(rows := page.rows(table)) and len(rows[0]) == 7)
+    for case, (layer, seed, fire, within, rank, gate, flags) in zip(reference["test_cases"], table, strict=True):
+        assert (int(layer), int(seed), int(fire)) == (case["layer"], case["seed"], case["n_active"])
         assert (float(rank), float(gate)) == (case["rank_margin"], case["gate_margin"])
         assert flags == ", ".join(case["flags"])
         fewest, most = case["n_active_bounds"]
-        assert (fewest == most == case["n_active"]) or f"({fewest}\u2013{most})" in fire
+        assert within == ("" if fewest == most == case["n_active"] else f"{fewest}\u2013{most}")
 
         card = page.by_id(f"layer-{case['layer']}-seed-{case['seed']}")
         assert case["residual_fingerprint"] in text_of(card)
@@ -108,7 +109,7 @@ def test_fragile_cases_are_named(folder: Path, tmp_path: Path) -> None:
         assert f"Layer {layer} seed {seed}: {flag}." in page.text
         chart = page.by_id(f"chart-{flag[:4]}_margin-t")
         drawn = next(svg for svg in page.root.iter("svg") if chart in list(svg))
-        assert f"seed {seed}" in [text_of(text) for text in drawn.iter("text")]
+        assert str(seed) in [text_of(text) for text in drawn.iter("text")]
         n_diamonds = sum(rect.find("title") is not None for rect in drawn.iter("rect"))
         assert n_diamonds == sum(other == flag for _, _, other in flagged)
 
@@ -123,7 +124,7 @@ def test_the_features_of_a_tie_are_named(recorded: dict[str, Any], tmp_path: Pat
     assert f"Features {pair[0]} and {pair[1]}, places 4 and 5, stand 0.000030 apart" in page.text
     assert "0.000040 from its gate; at their gates: 17, 400" in page.text
     assert f"may count {case['n_active'] - 1} to {case['n_active'] + 1}, here it is {case['n_active']}" in page.text
-    assert "tie 3e-05" in text_of(page.by_id(f"layer-{case['layer']}-seed-{case['seed']}"))
+    assert "tie 0.00003" in text_of(page.by_id(f"layer-{case['layer']}-seed-{case['seed']}"))
 
 
 def test_the_same_bytes_and_ascii(folder: Path, tmp_path: Path) -> None:
@@ -143,7 +144,7 @@ def test_the_same_bytes_and_ascii(folder: Path, tmp_path: Path) -> None:
 def test_what_torch_wrote(name: str, tmp_path: Path) -> None:
     reference = read(shared(f"data/{name}"))
     page = made_from(tmp_path, reference, stripped(reference))
-    assert (reference.get("weights_repo") or reference["plt_repo"]) in text_of(page.find("h1"))
+    assert (reference.get("weights_repo") or reference["plt_repo"]) in page.text
     assert reference["torch_version"] in page.text and "records no margins" in page.text
     for case in reference["test_cases"]:
         shown = page.rows(page.by_id(f"layer-{case['layer']}-seed-{case['seed']}"))
@@ -254,19 +255,38 @@ def test_no_value_becomes_markup(folder: Path, tmp_path: Path, text: str) -> Non
     shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
     found = {int(number) for number in re.findall(re.escape(shown) + r"(\d+)\.", page.text)}
     assert found == set(range(1, places + 1))
-    assert text_of(page.find("title")).endswith(shown + "1.") and text_of(page.find("h1")) == shown + "1."
     assert shown in [text_of(cell) for cell in page.root.iter("th")]
+    page = made_from(tmp_path, hostile)
+    assert text_of(page.find("title")).endswith(shown + "1.") and text_of(page.find("h1")) == shown + "1."
 
 
 # --- a candidate ----------------------------------------------------------------------------------------------------
+
+
+def head_of(page: Page) -> tuple[str, str, str]:
+    """The title, the first heading, and what stands above it."""
+    header = page.find("header")
+    return text_of(page.find("title")), text_of(page.find("h1")), text_of(header[0])
+
+
+def folded(page: Page, text: str) -> ElementTree.Element:
+    """The part of the page under the line that begins so, which is folded."""
+    part = next(part for part in page.root.iter("details") if text_of(part[0]).startswith(text))
+    assert "open" not in part.attrib
+    return part
 
 
 def test_a_candidate_that_agrees(recorded: dict[str, Any], tmp_path: Path) -> None:
     candidate = stripped(recorded)
     candidate["test_cases"][3]["top_10"][2]["activation"] += 3e-5
     page = made_from(tmp_path, recorded, candidate)
+    names, headline = f"{tmp_path}/candidate.json against {tmp_path}/reference.json", "\u2713 All 9 cases agree"
+    assert head_of(page) == (f"{headline}: candidate.json against reference.json", headline, names)
     assert "The candidate agrees" in page.text and "8 same, 1 rounding" in page.text
-    assert "The cause" not in page.text and "+3e-05" in page.text
+    assert "The cause" not in page.text and not list(page.root.iter("article"))[0].attrib["id"].startswith("values-")
+    rows = page.rows(folded(page, "\u2713 9 cases agree 8 the same, 1 within rounding"))
+    assert [row[0] for row in rows] == [f"layer {case['layer']} seed {case['seed']}" for case in recorded["test_cases"]]
+    assert "values differ by up to 3e-05" in rows[3][2]
 
 
 def test_every_difference_is_on_the_page(recorded: dict[str, Any], tmp_path: Path) -> None:
@@ -274,35 +294,45 @@ def test_every_difference_is_on_the_page(recorded: dict[str, Any], tmp_path: Pat
     cases = candidate["test_cases"]
     cases[0]["top_10"][4]["activation"] += 0.125
     cases[1]["top_10"][0], cases[1]["top_10"][1] = cases[1]["top_10"][1], cases[1]["top_10"][0]
-    gone = cases[2]["top_10"].pop(5)
+    cases[2]["top_10"].pop(5)
     cases[3]["top_10"][9]["index"] = 9999
     cases[4]["n_active"] += 3
     del cases[8]
     cases.append({**cases[5], "seed": 777})
     page = made_from(tmp_path, recorded, candidate)
-    made = oracle_compare(recorded, candidate)
-    assert [case.status for case in made.cases] == ["differs"] * 5 + ["same"] * 3 + ["missing"]
+    comparison = oracle_compare(recorded, candidate)
+    assert [case.status for case in comparison.cases] == ["differs"] * 5 + ["same"] * 3 + ["missing"]
+    assert head_of(page)[:2] == ("\u2717 5 of 9 cases differ, 1 is missing: candidate.json against reference.json", "\u2717 5 of 9 cases differ, 1 is missing")
     assert "3 same, 5 differs, 1 missing" in page.text and "first layer 12 seed 777" in page.text
-    for verdict in made.cases:
-        assert all(problem in page.text for problem in verdict.problems)
 
-    def values(number: int) -> dict[str, list[str]]:
+    def article(number: int) -> ElementTree.Element:
         case = recorded["test_cases"][number]
-        return {row[0]: row[1:] for row in page.rows(page.by_id(f"values-layer-{case['layer']}-seed-{case['seed']}"))}
+        return page.by_id(f"values-layer-{case['layer']}-seed-{case['seed']}")
 
-    changed = recorded["test_cases"][0]["top_10"][4]
-    place, expected, given, difference = values(0)[str(changed["index"])]
-    assert (place, difference) == ("5", "+0.125 off")
-    assert float32(float(expected)) == float32(changed["activation"])
-    assert float(given) == pytest.approx(changed["activation"] + 0.125, rel=1e-8)
-    assert [row[0] for row in values(1).values()][:3] == ["1 \u2192 2", "2 \u2192 1", "3"]
-    assert values(2)[str(gone["index"])][2:] == ["\u2013", "not listed"]
-    assert values(3)["9999"][0] == "\u2192 10" and values(3)["9999"][3] == "no such feature"
-    assert "The candidate does not have this case" in text_of(page.by_id("values-layer-25-seed-225"))
-    for answer in cases[:5]:
-        table = page.rows(page.by_id(f"values-layer-{answer['layer']}-seed-{answer['seed']}"))
-        shown = {(row[0], float32(float(row[3]))) for row in table if row[3] != "\u2013"}
-        assert shown == {(str(entry["index"]), float32(entry["activation"])) for entry in answer["top_10"]}
+    def feature(number: int, place: int) -> str:
+        return str(recorded["test_cases"][number]["top_10"][place]["index"])
+
+    def value(number: int, place: int) -> str:
+        return f"{recorded['test_cases'][number]['top_10'][place]['activation']:#.9g}"
+
+    # What differs, the reference's number and the candidate's beside it, and nothing that is right.
+    off = recorded["test_cases"][0]["top_10"][4]["activation"] + 0.125
+    assert page.rows(article(0)) == [[feature(0, 4), value(0, 4), f"{off:#.9g}", "+0.125", "0.0001"]]
+    assert page.rows(article(1)) == [
+        ["1", feature(1, 0), value(1, 0), feature(1, 1), value(1, 1)], ["2", feature(1, 1), value(1, 1), feature(1, 0), value(1, 0)],
+    ]  # fmt: skip
+    assert "stands before feature" in text_of(article(1)) and "Of the list 8 of 10 features are right." in text_of(article(1))
+    assert page.rows(article(2)) == [["6", feature(2, 5), value(2, 5), "not listed", ""]]
+    assert page.rows(article(3)) == [["10", feature(3, 9), value(3, 9), "9999", value(3, 9)]]
+    assert "Feature 9999 does not exist" in text_of(article(3))
+    n_active = recorded["test_cases"][4]["n_active"]
+    assert page.rows(article(4)) == [["n_active", str(n_active), str(n_active + 3), "+3"]]
+    assert not page.rows(article(8)) and "The candidate does not have this case" in text_of(article(8))
+    faults = [[text_of(mark) for mark in article(number).iter("span") if mark.attrib.get("class") == "f"] for number in range(5)]
+    assert faults == [[f"{off:#.9g}"], [feature(1, 1), feature(1, 0)], ["not listed"], ["9999"], [str(n_active + 3)]]
+    # Passes are a line, and so is the rest of the reference.
+    assert [row[0] for row in page.rows(folded(page, "\u2713 3 cases agree 3 the same"))] == ["layer 12 seed 212", "layer 25 seed 25", "layer 25 seed 125"]
+    assert page.by_id("layer-0-seed-0") in list(folded(page, "The features that fire most").iter())
 
 
 def test_26_layers_all_wrong_stay_small(folder: Path, tmp_path: Path) -> None:
@@ -312,20 +342,26 @@ def test_26_layers_all_wrong_stay_small(folder: Path, tmp_path: Path) -> None:
         for entry in case["top_10"]:
             entry["activation"] += 0.0123456 * number
     page = made_from(tmp_path, reference, candidate)
-    assert len(page.source) < WHOLE_PAGE_LIMIT and "78 differs" in page.text
+    assert len(page.source) < WHOLE_PAGE_LIMIT and head_of(page)[1] == "\u2717 78 of 78 cases differ"
+    shown = [row for part in page.root.iter("article") if part.attrib["id"].startswith("values-") for row in page.rows(part)]
+    assert len(shown) == sum(len(case["top_10"]) for case in candidate["test_cases"])
 
 
 def test_the_cause(demo_folder: Path, recorded: dict[str, Any], tmp_path: Path) -> None:
     candidate = stripped(recorded)
     unexplained = made_from(tmp_path, recorded, {"test_cases": candidate["test_cases"][:8]})
-    assert "It was not looked for" in unexplained.text
+    cause = next(part for part in unexplained.root.iter("section") if part.attrib["aria-labelledby"] == "cause")
+    assert "It was not looked for" in text_of(cause)
+    assert f"python -m oracle report {tmp_path}/reference.json {tmp_path}/candidate.json --explain" in text_of(cause)
     for case in candidate["test_cases"]:
         for entry in case["top_10"]:
-            entry["index"] += 1
+            entry["index"] += -1 if case["layer"] == 25 else 1
     page = made_from(tmp_path, recorded, candidate, "--explain", "--offline", "--cache-dir", str(demo_folder / "hub"))
-    causes = [text_of(name) for name in page.root.iter("strong")]
-    assert "indices from 1" in causes and "The candidate's numbers are those of" in page.text
-    assert "9 of 9 cases matched" in page.text
+    cause = next(part for part in page.root.iter("section") if part.attrib["aria-labelledby"] == "cause")
+    # Each cause has its cases, and a list of the mistakes that give their numbers.
+    lists = [[text_of(name) for name in items.iter("strong")] for items in cause.iter("ul")]
+    assert "6 of the 9 cases that differ, all of layers 0, 12, are those of" in text_of(cause) and "indices from 1" in lists[0]
+    assert "2 of the 9 cases that differ, all of layer 25, are those of" in text_of(cause) and lists[1] == ["features shifted down"]
 
 
 # --- the command ----------------------------------------------------------------------------------------------------
@@ -344,7 +380,7 @@ def test_exit_codes_and_the_old_page(folder: Path, recorded: dict[str, Any], tmp
     ran = run("report", reference, str(candidate), "-o", str(tmp_path / "other.html"))
     assert ran.returncode == 0 and "the candidate DISAGREES" in ran.stderr
     ran = run("report", reference, "-", "-o", "-", "--quiet", input=json.dumps(stripped(recorded)))
-    assert (ran.returncode, ran.stderr) == (0, "") and "The candidate agrees" in Page(ran.stdout).text
+    assert (ran.returncode, ran.stderr) == (0, "") and head_of(Page(ran.stdout))[2] == f"standard input against {reference}"
 
     for code, arguments, said in (
         (2, (reference, "--explain"), "name one after the reference"),
@@ -399,13 +435,18 @@ def test_outputs_decoders_and_seeds_passed_over(tmp_path: Path) -> None:
     candidate = json.loads(json.dumps(reference))
     candidate["test_cases"][4]["reconstructions"][1]["norm"] += 1.0
     page = made_from(tmp_path, reference, candidate)
-    assert "the reconstruction of layer 2: norm is" in page.text
+    case, right = reference["test_cases"][4], reference["test_cases"][4]["reconstructions"][1]
+    target = right["target_layer"]
+    (row,) = page.rows(page.by_id(f"values-layer-{case['layer']}-seed-{case['seed']}"))
+    assert row[:4] == [f"layer {target} norm", f"{right['norm']:#.9g}", f"{right['norm'] + 1.0:#.9g}", "+1"]
     for case in candidate["test_cases"][:3]:
         for made in case["reconstructions"]:
             made["norm"] += 1.0
         case["n_active"] += 100
     page = made_from(tmp_path, reference, candidate)
-    assert all(page.text.count(f"the reconstruction of layer {layer}: norm is") >= 3 for layer in range(3)) and "; and 1 more" in page.text
+    for case in reference["test_cases"][:3]:
+        rows = page.rows(page.by_id(f"values-layer-{case['layer']}-seed-{case['seed']}"))
+        assert [row[0] for row in rows] == ["n_active", *(f"layer {output['target_layer']} norm" for output in case["reconstructions"])]
 
 
 def _of(table: list[list[str]], columns: int, numbers: int | None) -> list[list[str]]:
@@ -423,8 +464,8 @@ def test_what_compare_passes_is_not_off(recorded: dict[str, Any], tmp_path: Path
         for entry in case["top_10"]:
             entry["activation"] = float(np.nextafter(np.float32(entry["activation"]), np.float32(0)))
     page = made_from(tmp_path, recorded, candidate)
-    cells = [row[-1] for table in page.root.iter("table") for row in page.rows(table) if len(row) == 5]
-    assert "The candidate agrees" in page.text and len(cells) >= 90 and not any(cell.endswith("off") for cell in cells)
+    assert "The candidate agrees" in page.text and not any(part.attrib["id"].startswith("values-") for part in page.root.iter("article"))
     candidate["test_cases"][0]["top_10"][0]["activation"] -= 1
     page = made_from(tmp_path, recorded, candidate)
-    assert sum(row[-1].endswith("off") for table in page.root.iter("table") for row in page.rows(table) if row) == 1
+    (shown,) = [page.rows(part) for part in page.root.iter("article") if part.attrib["id"].startswith("values-")]
+    assert len(shown) == 1 and shown[0][3] == "-1"

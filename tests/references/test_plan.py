@@ -78,7 +78,7 @@ def test_kinds_and_files_that_are_unknown(hub: Hub) -> None:
     assert "model_kind crosscoder" in said and "layer_0.safetensors" in said
     said = error(generate(hub, {"model.safetensors": b"x", "README.md": b"x"}, repo="org/something-else"))
     assert "no config.yaml" in said and "layer_{layer}.safetensors or W_enc_{layer}.safetensors" in said and "it has README.md, model.safetensors" in said
-    said = error(generate(hub, {}, "--schema", "Transcoder"))
+    said = error(generate(hub, {}, "--schema", "Transcoder"), 2)
     assert f"there is no schema 'Transcoder'; there are {', '.join(formats.schemas())}" in said
     assert "layer 9" in error(generate(hub, {"config.yaml": b"model_kind: transcoder_set\n"}, "--layers", "0,9"), 2)
 

@@ -4,10 +4,6 @@
     python -m tests.support.screens report.html FOLDER
 
 takes the pictures: at 360, 800 and 1,400 pixels, light and dark, and on paper.
-
-    python -m tests.support.screens --top report.html report.png
-
-takes the one that README.md shows: what is fragile, and the bars of the first layer.
 """
 
 from __future__ import annotations
@@ -70,6 +66,49 @@ WIDE = """(() => {
   return {scroll: document.documentElement.scrollWidth, inner,
           out: out.map(e => e.tagName + ' ' + e.textContent.slice(0, 40))};
 })()"""
+
+
+# The words of charts that touch a line, a mark or other words, or stick out of their picture. A line has no width of its own.
+COLLISIONS = """(() => {
+  const touch = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
+  const box = e => {
+    const {left, right, top, bottom} = e.getBoundingClientRect();
+    return e.tagName == 'line' ? {left: left - .5, right: right + .5, top: top - .5, bottom: bottom + .5} : {left, right, top, bottom};
+  };
+  const found = [];
+  let looked = 0;
+  for (const picture of document.querySelectorAll('.strip')) {
+    const edge = picture.getBoundingClientRect();
+    if (!edge.width) continue;
+    const texts = [...picture.querySelectorAll('text')].map(e => [e.textContent, box(e)]);
+    const drawn = [...picture.querySelectorAll('line, circle, rect:not(.zone)')].map(e => [e.outerHTML.slice(0, 60), box(e)]);
+    texts.forEach(([text, a], i) => {
+      looked += 1;
+      for (const [other, b] of [...texts.slice(i + 1), ...drawn]) if (touch(a, b)) found.push([text, other]);
+      if (a.left < edge.left - 1 || a.right > edge.right + 1) found.push([text, 'the edge']);
+    });
+  }
+  return {looked, found};
+})()"""
+
+# How far, in pixels, the decimal points of each column of numbers stand apart.
+POINTS = """[...document.querySelectorAll('.values, .num, .card table')].filter(table => table.getClientRects().length).flatMap(table => {
+  const columns = new Map();
+  for (const row of table.tBodies[0].rows) {
+    const cells = [...row.cells].filter(cell => !cell.querySelector('svg'));
+    cells.forEach((cell, i) => {
+      const walker = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT);
+      const text = walker.nextNode();
+      const at = text ? text.data.search(/\\d\\.\\d/) : -1;
+      if (at < 0) return;
+      const range = document.createRange();
+      range.setStart(text, at + 1); range.setEnd(text, at + 2);
+      const x = range.getBoundingClientRect().right;
+      columns.set(i - cells.length, [...columns.get(i - cells.length) || [], x]);
+    });
+  }
+  return [...columns.values()].filter(xs => xs.length > 1).map(xs => Math.max(...xs) - Math.min(...xs));
+})"""
 
 
 def chromium() -> str | None:
@@ -180,19 +219,6 @@ def tab() -> Iterator[Tab]:
                 process.wait()
 
 
-def top(page: str, picture: str) -> None:
-    with tab() as shown:
-        shown.show(Path(page), 1100, "light")
-        shown.evaluate(
-            """for (const name of ['encoded', 'firing', 'float32'])
-                 document.querySelector(`section[aria-labelledby=${name}]`).remove();
-               const margins = document.querySelector('section[aria-labelledby=margins]');
-               while (margins.lastElementChild.tagName != 'UL') margins.lastElementChild.remove();"""
-        )
-        end = "Math.ceil(document.querySelector('.layer').getBoundingClientRect().bottom + scrollY)"
-        shown.picture(Path(picture), height=shown.evaluate(end))
-
-
 def main(page: str, folder: str) -> None:
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
@@ -201,14 +227,11 @@ def main(page: str, folder: str) -> None:
             for width in WIDTHS:
                 shown.show(Path(page), width, scheme)
                 shown.picture(place / f"{Path(page).stem}-{width}-{scheme}.png")
-                print(width, scheme, shown.evaluate(WIDE), shown.evaluate(CONTRAST))
+                print(width, scheme, *map(shown.evaluate, (WIDE, CONTRAST, COLLISIONS)))
         shown.paper(place / f"{Path(page).stem}.pdf")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 3 or not chromium():
-        sys.exit("usage: python -m tests.support.screens report.html FOLDER, or --top report.html PNG (it needs chromium)")
-    if sys.argv[1] == "--top":
-        top(*sys.argv[2:])
-    else:
-        main(*sys.argv[1:])
+    if len(sys.argv) != 3 or not chromium():
+        sys.exit("usage: python -m tests.support.screens report.html FOLDER (it needs chromium)")
+    main(*sys.argv[1:])
