@@ -161,9 +161,11 @@ class Inspection:
             yield f"off by      {standing.off:.3g}, {'within' if standing.within else 'beyond'} the tolerance of {self.tolerance:g}"
             yield from (f"equal to    {words}" for words in standing.equal_to or ("no sum of the first products",))
 
-    @property
-    def document(self) -> Document:
-        """The same as JSON: floats as numbers, and their bits."""
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
+
+    def to_dict(self) -> Document:
+        """The same as `inspect --format json` has it: floats as numbers, and their bits."""
         standing = self.standing
         return {
             "layer": self.id.layer,
