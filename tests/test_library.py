@@ -84,7 +84,7 @@ def test_documents_are_what_the_command_writes(tmp_path: Path) -> None:
     candidate["test_cases"][4]["top_10"][0]["activation"] += 1.0
     verdict = compare(made, candidate)
     assert not verdict.agrees and [case.agrees for case in verdict.cases].index(False) == 4
-    assert "off by 1" in verdict.cases[4].problems[0]
+    assert "off by 1" in str(verdict.cases[4].problems[0])
 
 
 @pytest.mark.parametrize("at", [0, 4, 8])

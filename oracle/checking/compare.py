@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from oracle.checking.lists import compare_case
 from oracle.checking.reconstructions import reconstruction_problems
-from oracle.checking.verdict import MISSING, CaseVerdict, Comparison
+from oracle.checking.verdict import RESIDUAL, Comparison, Problem, missing
 from oracle.references.document import Candidate, Case, Reference
-from oracle.references.rows import DataError, shown
+from oracle.references.rows import DataError
 
 
 def compare(reference: Reference, candidate: Candidate) -> Comparison:
@@ -26,7 +26,7 @@ def compare(reference: Reference, candidate: Candidate) -> Comparison:
             )
         answer = candidate.cases.get(case.id)
         if answer is None:
-            verdicts.append(CaseVerdict(case.id, MISSING, ("the candidate does not have this case",), tolerance=case.tolerance))
+            verdicts.append(missing(case.id, case.tolerance))
             continue
         problems = reconstruction_problems(case.outputs, answer.outputs, reference.d_out) if decodes else []
         verdict = compare_case(reference, case, answer).with_problems(problems)
@@ -37,10 +37,11 @@ def compare(reference: Reference, candidate: Candidate) -> Comparison:
     return Comparison(tuple(verdicts), extra, reference.tolerance, not_compared, reference.edited)
 
 
-def residual_problems(case: Case, answer: Case) -> list[str]:
+def residual_problems(case: Case, answer: Case) -> list[Problem]:
     """What is wrong with the residual that an answer is of, where both say which it was."""
     expected, fingerprint = case.residual_fingerprint, answer.residual_fingerprint
     if expected is None or fingerprint is None or fingerprint.lower() == expected.lower():
         return []
     source = "what reads the row" if case.id.kind == "row" else "the generator"
-    return [f"residual_fingerprint is {shown(fingerprint)}, the reference has {expected}: {source}, not the encoder, gives another residual"]
+    reason = f"{source}, not the encoder, gives another residual"
+    return [Problem(subject=RESIDUAL, quantity="residual_fingerprint", expected=expected, answer=fingerprint[:80], reason=reason)]

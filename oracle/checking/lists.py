@@ -12,7 +12,7 @@ rounding. Where a reference does not name its ties (torch's) none comes or goes 
 from __future__ import annotations
 
 from oracle.arithmetic.constants import SELECTIONS, TOPK
-from oracle.checking.verdict import DIFFERS, ROUNDING, SAME, CaseVerdict, stored
+from oracle.checking.verdict import ACTIVATION, DIFFERS, FEATURE, LIST, N_ACTIVE, PLACE, ROUNDING, SAME, SUM, CaseVerdict, Problem, stored
 from oracle.references.document import RANK_TIE, Case, Reference, TopFeature
 
 
@@ -24,48 +24,41 @@ def listed(case: Case) -> list[TopFeature]:
     return top
 
 
-def compare_case(reference: Reference, case: Case, answer: Case, right: str = "the reference has") -> CaseVerdict:
-    """One case of a reference against its answer; see the module for the rules. `right` introduces its side in words."""
+def compare_case(reference: Reference, case: Case, answer: Case) -> CaseVerdict:
+    """One case of a reference against its answer; see the module for the rules."""
     expected, answered = listed(case), listed(answer)
     fewest, most = case.bounds
     tolerance = reference.tolerance_of(case)
     problems, notes = [], []
     if not fewest <= answer.n_active <= most:
-        within = f" ({fewest} to {most} within rounding)" if fewest < most else ""
-        problems.append(f"n_active is {answer.n_active}, {right} {case.n_active}{within}")
+        missed = abs(answer.n_active - case.n_active)
+        problems.append(Problem(subject=N_ACTIVE, expected=case.n_active, answer=answer.n_active, difference=missed, bounds=(fewest, most)))
     elif answer.n_active != case.n_active:
         notes.append(f"n_active is {answer.n_active}, not {case.n_active}: a feature is at its gate")
 
     order, right_order = ([index for index, _ in top] for top in (answered, expected))
     outside = next((index for index in order if not 0 <= index < reference.n_features), None)
     if outside is not None:
-        problems.append(f"feature {outside} does not exist: there are {reference.n_features}")
+        problems.append(Problem(subject=FEATURE, feature=outside, reason=f"does not exist: there are {reference.n_features}"))
     values, right_values = dict(answered), dict(expected)
     if len(values) < len(order):
-        problems.append(f"feature {_first_repeated(order)} is on the list twice")
+        problems.append(Problem(subject=FEATURE, feature=_first_repeated(order), reason="is on the list twice"))
 
     differences = {index: abs(value - right_values[index]) for index, value in answered if index in right_values}
     feature = max(differences, key=lambda index: differences[index], default=None)
     max_difference = None if feature is None else differences[feature]
-    # Written so that NaN is off.
-    off = [
-        index for index, difference in differences.items()
-        if not difference <= tolerance + stored(right_values[index], values[index])
-    ]  # fmt: skip
-    if off:
-        worst = max(off, key=lambda index: differences[index])
-        problems.append(
-            f"feature {worst} is {values[worst]:.7g}, {right} {right_values[worst]:.7g}: "
-            f"off by {differences[worst]:.3g}" + (f", and {len(off) - 1} more are off" if len(off) > 1 else "")
-        )
-    problems += _sum_problems(case, answer, right)
+    # The largest first, of equal ones in the list's order.
+    for index, difference in sorted(differences.items(), key=lambda item: -item[1]):
+        right, value = right_values[index], values[index]
+        allowed = tolerance + stored(right, value)
+        if not difference <= allowed:  # written so that NaN is off
+            problems.append(Problem(subject=ACTIVATION, feature=index, expected=right, answer=value, difference=difference, allowed=allowed))
+    problems += _sum_problems(case, answer)
     if order != right_order:
-        difference = _first_difference(right_order, order, right)
-        if problems:
-            # Who may be on the list is a question of rounding; what is beyond rounding needs only to be shown.
-            problems.append(difference)
-        elif problem := _list_problem(reference, case, expected, answered, answer.n_active):
-            problems.append(f"{difference}; {problem}")
+        # Who may be on the list is a question of rounding; what is beyond rounding needs only to be shown.
+        reason = None if problems else _list_problem(reference, case, expected, answered, answer.n_active)
+        if problems or reason:
+            problems.append(_first_difference(right_order, order, reason or ""))
         else:
             notes.append("features that tie stand in another order, or one came or went where it may")
     if problems:
@@ -75,14 +68,15 @@ def compare_case(reference: Reference, case: Case, answer: Case, right: str = "t
     return CaseVerdict(case.id, ROUNDING if notes else SAME, (), tuple(notes), max_difference, feature, case.tolerance)
 
 
-def _sum_problems(case: Case, answer: Case, right: str) -> list[str]:
+def _sum_problems(case: Case, answer: Case) -> list[Problem]:
     """What is wrong with the sums over all features that fire, where both have them: the list has but the first of these."""
     problems = []
-    for name, words in (("activation_sum", "the sum of all activations"), ("activation_sum_of_squares", "the sum of their squares")):
-        expected, value, off = (getattr(side, key) for side, key in ((case, name), (answer, name), (case, f"{name}_tolerance")))
+    for name in ("activation_sum", "activation_sum_of_squares"):
+        expected, value, allowed = (getattr(side, key) for side, key in ((case, name), (answer, name), (case, f"{name}_tolerance")))
         # Written so that NaN is off.
-        if None not in (expected, value, off) and not abs(expected - value) <= off:
-            problems.append(f"{name} is {value:.9g}, {right} {expected:.9g}: {words} is off by {abs(expected - value):.3g}, of which rounding explains {off:.3g}")
+        if None not in (expected, value, allowed) and not abs(expected - value) <= allowed:
+            difference = abs(expected - value)
+            problems.append(Problem(subject=SUM, quantity=name, expected=expected, answer=value, difference=difference, allowed=allowed))
     return problems
 
 
@@ -152,8 +146,8 @@ def _first_repeated(order: list[int]) -> int:
     return next(index for index in order if index in seen or seen.add(index))  # type: ignore[func-returns-value]
 
 
-def _first_difference(right_order: list[int], order: list[int], right: str) -> str:
-    for place, (expected, index) in enumerate(zip(right_order, order)):
+def _first_difference(right_order: list[int], order: list[int], reason: str) -> Problem:
+    for place, (expected, index) in enumerate(zip(right_order, order), 1):
         if expected != index:
-            return f"place {place + 1} is feature {index}, {right} {expected}"
-    return f"the list has {len(order)} features, {right} {len(right_order)}"
+            return Problem(subject=PLACE, place=place, expected=expected, answer=index, reason=reason)
+    return Problem(subject=LIST, quantity="length of the list", expected=len(right_order), answer=len(order), reason=reason)

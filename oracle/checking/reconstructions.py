@@ -8,29 +8,23 @@ and the sums by what the differences add up to.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
-from oracle.checking.verdict import stored
+from oracle.checking.verdict import RECONSTRUCTION, Problem, stored
 from oracle.references.document import Reconstruction
 
 
-def reconstruction_problems(
-    expected: Iterable[Reconstruction], answered: Iterable[Reconstruction], d_out: int, right: str = "the reference has"
-) -> list[str]:
-    """What is wrong with a case's reconstructions, a line for each target layer where something is."""
+def reconstruction_problems(expected: Iterable[Reconstruction], answered: Iterable[Reconstruction], d_out: int) -> list[Problem]:
+    """What is wrong with a case's reconstructions, a problem for each number of a target layer that is."""
     by_target = {output.target_layer: output for output in answered}
-    problems = []
-    for output in expected:
-        answer = by_target.get(output.target_layer)
-        problem = "is missing" if answer is None else _problem(output, answer, d_out, right)
-        if problem:
-            problems.append(f"the reconstruction of layer {output.target_layer}{problem if problem[0] == ':' else f' {problem}'}")
-    return problems
+    return [problem for output in expected for problem in _problems(output, by_target.get(output.target_layer), d_out)]
 
 
-def _problem(expected: Reconstruction, answer: Reconstruction, d_out: int, right: str) -> str | None:
-    if len(answer.first_10) != len(expected.first_10):
-        return f"has {len(answer.first_10)} first values, not {len(expected.first_10)}"
+def _problems(expected: Reconstruction, answer: Reconstruction | None, d_out: int) -> Iterator[Problem]:
+    if answer is None or len(answer.first_10) != len(expected.first_10):
+        reason = "is missing" if answer is None else f"has {len(answer.first_10)} first values, not {len(expected.first_10)}"
+        yield Problem(subject=RECONSTRUCTION, target_layer=expected.target_layer, reason=reason)
+        return
     off = expected.tolerance or 0.0
     off_all = off * math.sqrt(d_out)  # the norm of the differences
     numbers = [(f"value {place}", *pair, off) for place, pair in enumerate(zip(expected.first_10, answer.first_10))]
@@ -39,11 +33,10 @@ def _problem(expected: Reconstruction, answer: Reconstruction, d_out: int, right
         ("sum of squares", expected.sum_of_squares, answer.sum_of_squares, off_all * (2 * expected.norm + off_all)),
         ("sum", expected.sum, answer.sum, off * d_out),
     ]
-    # Written so that NaN is off.
-    wrong = [number for number in numbers if not abs(number[1] - number[2]) <= number[3] + stored(number[1], number[2])]
-    if not wrong:
-        return None
-    name, right_value, value, _ = wrong[0]
-    others = len(wrong) - 1
-    more = f", and {others} more number{' is' if others == 1 else 's are'} off" if others else ""
-    return f": {name} is {value:.7g}, {right} {right_value:.7g}: off by {abs(value - right_value):.3g}{more}"
+    for quantity, right, value, tolerance in numbers:
+        difference, allowed = abs(right - value), tolerance + stored(right, value)
+        if not difference <= allowed:  # written so that NaN is off
+            yield Problem(
+                subject=RECONSTRUCTION, target_layer=expected.target_layer, quantity=quantity,
+                expected=right, answer=value, difference=difference, allowed=allowed,
+            )  # fmt: skip

@@ -8,7 +8,21 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
-from oracle.checking.verdict import DIFFERS, MISSING, SAME, CaseVerdict, Comparison, FlagVerdict
+from oracle.checking.verdict import (
+    ACTIVATION,
+    DIFFERS,
+    FEATURE,
+    LIST,
+    N_ACTIVE,
+    PLACE,
+    RECONSTRUCTION,
+    SAME,
+    CaseVerdict,
+    Comparison,
+    FlagVerdict,
+    Problem,
+    missing,
+)  # fmt: skip
 from oracle.references.document import CaseId
 from oracle.references.rows import (
     CANDIDATE,
@@ -153,7 +167,7 @@ def compare(vectors: Vectors, answers: dict[int, ExactCase]) -> Comparison:
 def _verdict(vectors: Vectors, case: ExactCase, answer: ExactCase | None) -> CaseVerdict:
     case_id = CaseId(case.layer or 0, "case", case.case)
     if answer is None:
-        return CaseVerdict(case_id, MISSING, ("the candidate does not have this case",))
+        return missing(case_id)
     problems = [*_list_problems(vectors, case, answer), *_output_problems(case, answer)]
     right = dict(case.active)
     differences = {feature: abs(value - right[feature]) for feature, value in answer.active if right.get(feature, value) != value}
@@ -161,49 +175,51 @@ def _verdict(vectors: Vectors, case: ExactCase, answer: ExactCase | None) -> Cas
     return CaseVerdict(case_id, DIFFERS if problems else SAME, tuple(problems), (), None if feature is None else differences[feature], feature)
 
 
-def _list_problems(vectors: Vectors, case: ExactCase, answer: ExactCase) -> list[str]:
+def _list_problems(vectors: Vectors, case: ExactCase, answer: ExactCase) -> list[Problem]:
     """What is wrong with the features that fire."""
-    problems = [] if answer.n_active == case.n_active else [f"n_active is {answer.n_active}, the vectors have {case.n_active}"]
+    problems = []
+    if answer.n_active != case.n_active:
+        difference = abs(answer.n_active - case.n_active)
+        problems.append(Problem(subject=N_ACTIVE, expected=case.n_active, answer=answer.n_active, difference=difference))
     right, values = dict(case.active), dict(answer.active)
     outside = next((feature for feature in values if feature >= vectors.n_features), None)
     if outside is not None:
-        problems.append(f"feature {outside} does not exist: there are {vectors.n_features}")
+        problems.append(Problem(subject=FEATURE, feature=outside, reason=f"does not exist: there are {vectors.n_features}"))
     if len(values) < len(answer.active):
-        problems.append("a feature is on the list twice")
-    fired, missing = [feature for feature in values if feature not in right], [feature for feature in right if feature not in values]
-    if fired:
-        problems.append(f"feature {fired[0]} fired{_more(fired)} and must not")
-    if missing:
-        problems.append(f"feature {missing[0]} did not fire{_more(missing)}")
-    off = [feature for feature, value in values.items() if feature in right and bits(value) != bits(right[feature])]
-    if off:
-        problems.append(f"feature {off[0]} is {values[off[0]]!r}, the vectors have {right[off[0]]!r}{_more(off)}")
+        problems.append(Problem(subject=LIST, reason="a feature is on the list twice"))
+    problems += [Problem(subject=FEATURE, feature=feature, answer=value, reason="fired and must not") for feature, value in values.items() if feature not in right]
+    problems += [Problem(subject=FEATURE, feature=feature, expected=value, reason="did not fire") for feature, value in right.items() if feature not in values]
+    problems += [
+        Problem(subject=ACTIVATION, feature=feature, expected=right[feature], answer=value, difference=abs(right[feature] - value))
+        for feature, value in values.items()
+        if feature in right and bits(value) != bits(right[feature])
+    ]
     if not problems and [feature for feature, _ in answer.active] != [feature for feature, _ in case.active]:
-        place = next(place for place, pair in enumerate(zip(case.active, answer.active)) if pair[0][0] != pair[1][0])
-        problems.append(f"place {place + 1} is feature {answer.active[place][0]}, the vectors have {case.active[place][0]}")
+        places = enumerate(zip(case.active, answer.active), 1)
+        place, expected, feature = next((place, pair[0][0], pair[1][0]) for place, pair in places if pair[0][0] != pair[1][0])
+        problems.append(Problem(subject=PLACE, place=place, expected=expected, answer=feature))
     return problems
 
 
-def _more(features: list[int]) -> str:
-    return f", and {len(features) - 1} more," if len(features) > 1 else ""
-
-
-def _output_problems(case: ExactCase, answer: ExactCase) -> list[str]:
+def _output_problems(case: ExactCase, answer: ExactCase) -> list[Problem]:
     """What is wrong with reconstructions, where both have them."""
     if case.reconstructions is None or answer.reconstructions is None:
         return []
     answered = {output.target_layer: output.values for output in answer.reconstructions}
     problems = []
     for output in case.reconstructions:
-        values = answered.get(output.target_layer)
-        what = f"the reconstruction of layer {output.target_layer}"
+        values, target = answered.get(output.target_layer), output.target_layer
         if values is None or len(values) != len(output.values):
-            problems.append(f"{what} {'is missing' if values is None else f'has {len(values)} values, not {len(output.values)}'}")
+            reason = "is missing" if values is None else f"has {len(values)} values, not {len(output.values)}"
+            problems.append(Problem(subject=RECONSTRUCTION, target_layer=target, reason=reason))
             continue
-        # A sum that is 0 may come out as -0, in an order of its own.
-        off = [place for place, pair in enumerate(zip(output.values, values)) if bits(pair[0] + 0.0) != bits(pair[1] + 0.0)]
-        if off:
-            problems.append(f"{what}: value {off[0]} is {values[off[0]]!r}, the vectors have {output.values[off[0]]!r}{_more(off)}")
+        problems += [
+            Problem(
+                subject=RECONSTRUCTION, target_layer=target, quantity=f"value {place}", expected=right, answer=value, difference=abs(right - value)
+            )
+            for place, (right, value) in enumerate(zip(output.values, values))
+            if bits(right + 0.0) != bits(value + 0.0)  # a sum that is 0 may come out as -0, in an order of its own
+        ]
     return problems
 
 

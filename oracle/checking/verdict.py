@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from oracle.references.document import CaseId
@@ -12,10 +14,87 @@ MOST_PROBLEMS = 3  # of a case on one line: of a cross-layer transcoder's case e
 
 SAME, ROUNDING, DIFFERS, MISSING = STATUSES = "same", "rounding", "differs", "missing"
 
+# What a problem may be about.
+CASE, RESIDUAL, SHAPE, N_ACTIVE, FEATURE, ACTIVATION, PLACE, LIST, SUM, RECONSTRUCTION, RECORD = SUBJECTS = (
+    "case", "residual", "shape", "n_active", "feature", "activation", "place", "list", "sum", "reconstruction", "record",
+)  # fmt: skip
+
 
 def stored(*values: float) -> float:
     """How much values that were rounded to float32 may be off by for that alone, together."""
     return FLOAT32_ROUNDING * sum(map(abs, values))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """Something about a case that rounding cannot explain. str() is its line.
+
+    `subject` is one of SUBJECTS. Where it is: `feature`, `place` of the list, from 1, `target_layer` of a reconstruction.
+    `quantity` names the number where the subject has several: a key of the JSON, "norm", "value 3". `expected` is the
+    reference's number and `answer` the candidate's; of a verification they are the weights' and the reference's. `difference` is
+    absolute; `allowed` is what rounding explains of it, and `bounds` the fewest and the most that it explains of n_active.
+    `reason` says what two numbers cannot.
+    """
+
+    subject: str
+    feature: int | None = None
+    place: int | None = None
+    target_layer: int | None = None
+    quantity: str | None = None
+    expected: float | str | None = None
+    answer: float | str | None = None
+    difference: float | None = None
+    allowed: float | None = None
+    bounds: tuple[int, int] | None = None
+    reason: str = ""
+
+    @property
+    def label(self) -> str:
+        """What it is about, for a table's first column; "" where the reason says it."""
+        if self.subject == RECONSTRUCTION:
+            return f"layer {self.target_layer}" + (f" {self.quantity}" if self.quantity else "")
+        if self.place is not None:
+            return f"place {self.place}"
+        if self.feature is not None:
+            return f"feature {self.feature}"
+        return self.quantity or (N_ACTIVE if self.subject == N_ACTIVE else "")
+
+    @property
+    def texts(self) -> tuple[str, str]:
+        """`expected` and `answer` as they are shown; "" for what is None."""
+        prefix = "feature " if self.subject == PLACE else ""
+        numbers = (self.expected, self.answer)
+        return tuple("" if number is None else prefix + (f"{number:.9g}" if isinstance(number, float) else str(number)) for number in numbers)  # type: ignore[return-value]
+
+    @property
+    def allowance(self) -> str:
+        """What rounding explains, as it is shown; "" where it explains nothing."""
+        if self.bounds and self.bounds[0] < self.bounds[1]:
+            return f"{self.bounds[0]} to {self.bounds[1]}"
+        return f"{self.allowed:.3g}" if self.allowed else ""
+
+    @property
+    def measure(self) -> str:
+        """Of which differences its own is one: those of the same measure can be held against each other."""
+        if self.subject == RECONSTRUCTION:
+            return "reconstruction" if self.quantity and self.quantity.startswith("value") else f"reconstruction {self.quantity}"
+        return self.quantity or self.subject
+
+    @property
+    def group(self) -> tuple[object, ...]:
+        """Problems of a group say the same of other features, or of other numbers of a reconstruction."""
+        return self.subject, self.target_layer, self.reason, None if self.subject == RECONSTRUCTION else self.quantity
+
+    def __str__(self) -> str:
+        name = self.label
+        if self.subject == RECONSTRUCTION:
+            name = f"{f'{self.quantity} of ' if self.quantity else ''}the reconstruction of layer {self.target_layer}"
+        if self.expected is None or self.answer is None:
+            return f"{name} {self.reason}".lstrip()
+        expected, answer = self.texts
+        off = "" if self.difference is None else f": off by {self.difference:.3g}"
+        allowance = f"; rounding allows {self.allowance}" if self.allowance else ""
+        return f"{name} is {answer}, not {expected}{off}{allowance}" + (f"; {self.reason}" if self.reason else "")
 
 
 @dataclass(frozen=True)
@@ -28,7 +107,7 @@ class CaseVerdict:
 
     id: CaseId
     status: str
-    problems: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
     notes: tuple[str, ...] = ()
     max_difference: float | None = None
     feature: int | None = None
@@ -39,16 +118,54 @@ class CaseVerdict:
         return self.status in (SAME, ROUNDING)
 
     @property
-    def summary(self) -> str:
-        """The problems, or else the notes, on a line; of many the first few."""
-        lines = self.problems or self.notes
-        more = f"; and {len(lines) - MOST_PROBLEMS} more" if len(lines) > MOST_PROBLEMS else ""
-        return "; ".join(lines[:MOST_PROBLEMS]) + more
+    def lines(self) -> list[str]:
+        """The problems, of a group its first and how many more; or else the notes."""
+        sizes = Counter(problem.group for problem in self.problems)
+        first = {problem.group: problem for problem in reversed(self.problems)}
+        return [f"{first[group]}" + (f" (and {size - 1} more)" if size > 1 else "") for group, size in sizes.items()] or [*self.notes]
 
-    def with_problems(self, problems: list[str], *, first: bool = False) -> CaseVerdict:
+    @property
+    def summary(self) -> str:
+        """The lines as one; of many the first few."""
+        more = f"; and {len(self.lines) - MOST_PROBLEMS} more" if len(self.lines) > MOST_PROBLEMS else ""
+        return "; ".join(self.lines[:MOST_PROBLEMS]) + more
+
+    def with_problems(self, problems: list[Problem], *, first: bool = False) -> CaseVerdict:
         """The verdict, with more that rounding cannot explain, before or after what there is."""
         both = (*problems, *self.problems) if first else (*self.problems, *problems)
         return replace(self, status=DIFFERS, problems=both, notes=()) if problems else self
+
+
+def missing(case_id: CaseId, tolerance: float | None = None) -> CaseVerdict:
+    """The verdict on a case that the candidate does not have; `tolerance` is the case's own."""
+    return CaseVerdict(case_id, MISSING, (Problem(subject=CASE, reason="the candidate does not have this case"),), tolerance=tolerance)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The largest difference of a measure, and the case and the problem that it is of."""
+
+    id: CaseId
+    problem: Problem
+
+    @property
+    def line(self) -> str:
+        where = f" {self.problem.label}" if self.problem.subject in (ACTIVATION, RECONSTRUCTION) else ""
+        return f"{self.problem.measure} {self.problem.difference:.3g} ({self.id}{where})"
+
+
+def largest(cases: Iterable[CaseVerdict]) -> dict[str, Difference]:
+    """Of what differs in some cases the largest difference of each measure, in the order of SUBJECTS."""
+    differences: dict[str, Difference] = {}
+    for case in cases:
+        for problem in case.problems:
+            if problem.difference is None:
+                continue
+            before = differences.get(problem.measure)
+            # Written so that NaN is the largest of all.
+            if before is None or not problem.difference <= (before.problem.difference or 0.0):
+                differences[problem.measure] = Difference(case.id, problem)
+    return dict(sorted(differences.items(), key=lambda item: SUBJECTS.index(item[1].problem.subject)))
 
 
 @dataclass(frozen=True)
@@ -132,9 +249,20 @@ class Comparison:
         if self.not_compared:
             lines.append(f"the candidate has no {self.not_compared}: the reference's were not compared")
         counts = ", ".join(f"{n} {status}" for status in STATUSES if (n := self.count(status)))
+        return [*lines, f"{len(self.cases)} cases: {counts}{self._largest_line}"]
+
+    @property
+    def largest(self) -> dict[str, Difference]:
+        """Of what differs the largest difference of each measure, and where."""
+        return largest(self.cases)
+
+    @property
+    def _largest_line(self) -> str:
+        """The largest differences: of what differs, or of the activations where nothing does."""
         worst = self.worst
-        where = "" if worst is None else f"; the largest difference is {worst.max_difference:.3g}, {worst.id} feature {worst.feature}"
-        return [*lines, f"{len(self.cases)} cases: {counts}{where}"]
+        if self.agrees:
+            return "" if worst is None else f"; the largest difference is {worst.max_difference:.3g}, {worst.id} feature {worst.feature}"
+        return "".join(f"{'; ' if number else '; the largest differences: '}{difference.line}" for number, difference in enumerate(self.largest.values()))
 
     def count(self, status: str) -> int:
         return sum(case.status == status for case in self.cases)

@@ -11,15 +11,15 @@ from oracle.arithmetic.constants import seeds
 from oracle.arithmetic.residual import fingerprint
 from oracle.checking.lists import compare_case
 from oracle.checking.reconstructions import reconstruction_problems
-from oracle.checking.verdict import DIFFERS, SAME, CaseVerdict, Verification
+from oracle.checking.verdict import DIFFERS, RECORD, RESIDUAL, SAME, SHAPE, CaseVerdict, Problem, Verification
 from oracle.references.document import Case, CaseId, Reference
 from oracle.references.layer import Arithmetic, encode_residuals, input_of, skipped_seeds
 from oracle.references.recorded import RecordedLayer, RecordedWeights, residual_of
 from oracle.weights.layer import LayerWeights
 
-RIGHT = "the weights give"
 # Which the first references do not have.
 ADDED = ("activation_sum", "activation_sum_tolerance", "activation_sum_of_squares", "activation_sum_of_squares_tolerance")
+LISTS = ("top", "reconstructions")  # whose numbers are compared one by one
 RECOMPUTED = [item.name for item in fields(Case) if item.name not in ("id", "stream", "residual", "residual_fingerprint")]
 
 
@@ -52,7 +52,7 @@ def verify(weights: RecordedWeights) -> Verification:
                     f"{[reference.d_model, reference.n_features]}"
                 )
                 layer_problems.append(problem)
-                verdicts |= {case.id: CaseVerdict(case.id, DIFFERS, (problem,)) for case in layer.cases}
+                verdicts |= {case.id: CaseVerdict(case.id, DIFFERS, (Problem(subject=SHAPE, reason=problem),)) for case in layer.cases}
         problems += [f"layer {layer.layer}: {problem}" for problem in layer_problems]
     return Verification(tuple(verdicts[case.id] for case in reference.cases), tuple(problems), reference.is_ours)
 
@@ -85,9 +85,7 @@ def _verify_layer(reference: Reference, layer: RecordedLayer, weights: LayerWeig
     encodings = encode_residuals(weights, residuals, reference.top_k, reference.tolerance, own_tolerances=own, decode=reference.decodes)
     verdicts = {}
     for case, values, right in zip(layer.cases, residuals, encodings.cases([case.id for case in layer.cases])):
-        verdict = compare_case(reference, right, case, RIGHT).with_problems(
-            reconstruction_problems(right.outputs, case.outputs, weights.d_out, RIGHT)
-        )
+        verdict = compare_case(reference, right, case).with_problems(reconstruction_problems(right.outputs, case.outputs, weights.d_out))
         verdicts[case.id] = _exact_verdict(reference, right, case, values, verdict) if reference.is_ours else verdict
     return verdicts
 
@@ -125,18 +123,31 @@ def _exact_verdict(reference: Reference, right: Case, case: Case, values: np.nda
     problems = []
     source = "its residual" if reference.residuals.is_of_file else "its generator"
     if case.residual_fingerprint != fingerprint(values):
-        problems.append(f"wrong fingerprint: {str(case.residual_fingerprint)[:18]}, {source} gives {fingerprint(values)}")
+        problems.append(
+            Problem(
+                subject=RESIDUAL, quantity="residual_fingerprint", expected=fingerprint(values), answer=str(case.residual_fingerprint)[:18],
+                reason=f"wrong fingerprint: {source} gives another",
+            )
+        )  # fmt: skip
     if case.residual is not None and not np.array_equal(np.array(case.residual, np.float64), values):
         what = "no float32" if reference.residuals.is_of_file else "not those that its generator gives"
-        problems.append(f"wrong residual: its values are {what}")
+        problems.append(Problem(subject=RESIDUAL, reason=f"wrong residual: its values are {what}"))
     lacking = () if any(getattr(case, name) is not None for name in ADDED) else ADDED
     wrong = [name for name in RECOMPUTED if name not in lacking and getattr(case, name) != getattr(right, name)]
     if wrong:
-        shown = verdict.problems or verdict.notes
-        first = wrong[0]
         keys = [reference.top_key if name == "top" else name for name in wrong]
-        problems += [
-            f"wrong numbers ({', '.join(keys)})",
-            *(shown or [f"{keys[0]} is {getattr(case, first)}, recomputed {getattr(right, first)}"]),
-        ]
+        within = f": {verdict.summary}" if verdict.notes else ""
+        problems.append(Problem(subject=RECORD, reason=f"wrong numbers ({', '.join(keys)}){within}"))
+        problems += verdict.problems
+        known = {problem.measure for problem in verdict.problems}
+        problems += [_record_problem(name, getattr(right, name), getattr(case, name)) for name in wrong if name not in (*known, *LISTS)]
     return replace(verdict, status=DIFFERS if problems else SAME, problems=tuple(problems), notes=())
+
+
+def _record_problem(name: str, right: object, value: object) -> Problem:
+    """A number of the record, or a few, that the weights give otherwise."""
+    if isinstance(right, (int, float)) and isinstance(value, (int, float)):
+        return Problem(subject=RECORD, quantity=name, expected=right, answer=value, difference=abs(right - value))
+    texts = (("none" if side is None else ", ".join(map(str, side)) if isinstance(side, tuple) else str(side)) or "none" for side in (right, value))
+    expected, answer = (ascii(text)[1:-1][:80] for text in texts)
+    return Problem(subject=RECORD, quantity=name, expected=expected, answer=answer)

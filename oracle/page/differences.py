@@ -89,12 +89,12 @@ def _features(reference: Reference, candidate: Candidate, comparison: Comparison
         summary = f'<h4>{str(case.id).capitalize()}</h4> <span class="{style}">{SIGNS[verdict.status]}</span>'
         answer = candidate.cases.get(case.id)
         if answer is None:
-            content = "".join(f"<p>{sentence(problem)}</p>" for problem in verdict.problems)
+            content = "".join(f"<p>{sentence(str(problem))}</p>" for problem in verdict.problems)
         else:
             content = _values(case, answer, reference.n_features, reference.tolerance_of(case))
-        if len(verdict.problems) > MOST_PROBLEMS:
-            heading = f"All {len(verdict.problems)} things that rounding cannot explain"
-            content += markup.details(heading, markup.bullets(map(escape, verdict.problems)))
+        if len(verdict.lines) > MOST_PROBLEMS and verdict.problems:
+            heading = f"All {len(verdict.lines)} things that rounding cannot explain"
+            content += markup.details(heading, markup.bullets(map(escape, verdict.lines)))
         # Of more cases that differ than stand open, the first alone does.
         is_open = not verdict.agrees and (n_differ <= OPEN_AT_MOST or not shown[False])
         shown[verdict.agrees].append(f'<div id="values-{anchor(verdict.id)}">{markup.details(summary, content, is_open=is_open)}</div>')

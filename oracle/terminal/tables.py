@@ -66,7 +66,7 @@ def comparison_json(comparison: Comparison, explanation: Explanation | None = No
             {
                 **_id_json(case.id),
                 "status": case.status,
-                "problems": case.problems,
+                "problems": list(map(str, case.problems)),
                 "notes": case.notes,
                 "largest_difference": case.max_difference,
                 "feature": case.feature,
@@ -114,7 +114,7 @@ def comparison_junit(comparison: Comparison, explanation: Explanation | None = N
         if case.agrees:
             lines.append(f"{opening}/>")
         else:
-            problems = quoteattr("; ".join(case.problems))
+            problems = quoteattr("; ".join(map(str, case.problems)))
             lines.append(f"{opening}>\n    <failure type={quoteattr(case.status)} message={problems}/>\n  </testcase>")
     if comparison.not_compared:
         name = quoteattr(comparison.not_compared)

@@ -11,7 +11,7 @@ import pytest
 
 from oracle.checking.compare import compare
 from oracle.checking.reconstructions import reconstruction_problems
-from oracle.checking.verdict import DIFFERS, MISSING, ROUNDING, SAME, CaseVerdict, Comparison, Verification
+from oracle.checking.verdict import DIFFERS, LIST, MISSING, ROUNDING, SAME, CaseVerdict, Comparison, Problem, Verification
 from oracle.references.document import Candidate, Case, Reconstruction, seed_case
 from oracle.references.rows import DataError
 from tests.support.cases import REFERENCE, TOLERANCE, a_case, compare_case
@@ -85,7 +85,7 @@ def test_a_short_list_is_whole() -> None:
     for top, n_active in (([*FOUR[:2], (55, 1e-6)], 2), (FOUR[:1], 2), ([*FOUR[:2], (55, 1e-6)], 3)):
         assert compare_case(short, a_case(top, n_active)).status == DIFFERS
     verdict = compare_case(short, a_case(FOUR[:1], 2))
-    assert "the list has 1 features, the reference has 2; with n_active 2 the list has 2 features, not 1" in verdict.summary
+    assert "length of the list is 1, not 2; with n_active 2 the list has 2 features, not 1" in verdict.summary
     full = a_case(FOUR)
     assert "with n_active 50 the list has 4 features, not 5" in compare_case(full, a_case([*FOUR, (55, 0.5)])).summary
 
@@ -106,17 +106,17 @@ def test_features_that_there_are(index: int, exists: bool) -> None:
 
 def test_what_is_said_of_a_list() -> None:
     verdict = compare_case(a_case(FOUR), a_case([FOUR[0], (3, 3.5), (9, 2.25), FOUR[3]], 40))
-    assert verdict.problems == ("n_active is 40, the reference has 50", "feature 3 is 3.5, the reference has 3: off by 0.5, and 1 more are off")
+    assert verdict.lines == ["n_active is 40, not 50: off by 10", "feature 3 is 3.5, not 3: off by 0.5; rounding allows 0.0001 (and 1 more)"]
+    assert [(problem.feature, problem.expected, problem.answer, problem.difference) for problem in verdict.problems[1:]] == [(3, 3.0, 3.5, 0.5), (9, 2.0, 2.25, 0.25)]
     assert (verdict.max_difference, verdict.feature) == (0.5, 3)
     verdict = compare_case(a_case(FOUR, n_active_bounds=(49, 51)), a_case([FOUR[0], FOUR[0], *FOUR[2:]], 52))
-    assert verdict.problems == (
-        "n_active is 52, the reference has 50 (49 to 51 within rounding)", "feature 7 is on the list twice",
-        "place 2 is feature 7, the reference has 3",
-    )  # fmt: skip
+    assert verdict.lines == [
+        "n_active is 52, not 50: off by 2; rounding allows 49 to 51", "feature 7 is on the list twice", "place 2 is feature 7, not feature 3",
+    ]  # fmt: skip
     verdict = compare_case(a_case(FOUR), a_case([FOUR[0], (3, 3.00001), (9, 2.00002), FOUR[3]]))
     assert verdict.notes == ("values differ by up to 2e-05, feature 9",)
     verdict = compare_case(a_case(FOUR), a_case([FOUR[1], FOUR[0], *FOUR[2:]]))
-    assert verdict.problems == ("place 1 is feature 3, the reference has 7; feature 3 stands before feature 7, which fires more by 1",)
+    assert verdict.lines == ["place 1 is feature 3, not feature 7; feature 3 stands before feature 7, which fires more by 1"]
     tied = a_case(FOUR, flags=())
     assert "no two features tie at the end of the list, where feature 55 came and 1 went" in compare_case(tied, a_case([*FOUR[:3], (55, 1.0)])).summary
 
@@ -129,7 +129,7 @@ LIMITS = {"norm": 2.0, "sum": 8.0, "sum_of_squares": 44.0, "first_10": 0.5}
 
 
 def problems(answer: Reconstruction) -> list[str]:
-    return reconstruction_problems([EXPECTED], [answer], 16)
+    return list(map(str, reconstruction_problems([EXPECTED], [answer], 16)))
 
 
 @pytest.mark.parametrize("key", LIMITS)
@@ -144,7 +144,7 @@ def test_each_number_of_a_reconstruction_has_its_limit(key: str, sign: int, plac
     assert not problems(moved(sign * LIMITS[key])) and not problems(moved(sign * 0.999 * LIMITS[key]))
     line, = problems(moved(sign * 1.001 * LIMITS[key]))
     name = f"value {place}" if key == "first_10" else key.replace("_", " ")
-    assert line.startswith(f"the reconstruction of layer 3: {name} is ") and f"off by {1.001 * LIMITS[key]:.3g}" in line
+    assert line.startswith(f"{name} of the reconstruction of layer 3 is ") and f"off by {1.001 * LIMITS[key]:.3g}; rounding allows" in line
     assert problems(moved(math.nan))
 
 
@@ -160,11 +160,13 @@ def test_a_reconstruction_may_be_stored_in_float32() -> None:
 
 
 def test_what_is_said_of_reconstructions() -> None:
-    assert reconstruction_problems([EXPECTED], [replace(EXPECTED, target_layer=4)], 16) == ["the reconstruction of layer 3 is missing"]
+    assert problems(replace(EXPECTED, target_layer=4)) == ["the reconstruction of layer 3 is missing"]
     assert problems(replace(EXPECTED, first_10=(1.0, 2.0))) == ["the reconstruction of layer 3 has 2 first values, not 3"]
-    assert problems(replace(EXPECTED, sum=0.0)) == ["the reconstruction of layer 3: sum is 0, the reference has 20: off by 20"]
-    assert problems(replace(EXPECTED, norm=0.0, sum=0.0))[0].endswith("norm is 0, the reference has 10: off by 10, and 1 more number is off")
-    assert problems(replace(EXPECTED, norm=0.0, sum=0.0, sum_of_squares=0.0))[0].endswith(", and 2 more numbers are off")
+    assert problems(replace(EXPECTED, sum=0.0)) == ["sum of the reconstruction of layer 3 is 0, not 20: off by 20; rounding allows 8"]
+    several = reconstruction_problems([EXPECTED], [replace(EXPECTED, norm=0.0, sum=0.0, first_10=(1.0, 2.0, 9.0))], 16)
+    assert [problem.label for problem in several] == ["layer 3 value 2", "layer 3 norm", "layer 3 sum"]
+    verdict = CaseVerdict(seed_case(0, 0), SAME).with_problems(several)
+    assert verdict.summary == "value 2 of the reconstruction of layer 3 is 9, not 3: off by 6; rounding allows 0.5 (and 2 more)"
     others = [replace(EXPECTED, target_layer=layer) for layer in (4, 5)]
     assert len(reconstruction_problems([EXPECTED, *others], [], 16)) == 3 and not reconstruction_problems([], others, 16)
 
@@ -190,9 +192,9 @@ def test_the_largest_difference_is_the_largest_one(order: tuple[float, ...], pla
     comparison = compared(answers, cases)
     worst, feature = order.index(0.5), FOUR[place][0]
     assert comparison.worst == comparison.cases[worst] and comparison.worst.feature == feature
-    assert comparison.facts[-1] == f"4 cases: 3 differs, 1 missing; the largest difference is 0.5, layer 0 seed {worst} feature {feature}"
+    assert comparison.facts[-1] == f"4 cases: 3 differs, 1 missing; the largest differences: activation 0.5 (layer 0 seed {worst} feature {feature})"
     assert not comparison.agrees and comparison.verdict == "the candidate DISAGREES (tolerance 0.0001)"
-    assert comparison.cases[3] == CaseVerdict(seed_case(0, 3), MISSING, ("the candidate does not have this case",))
+    assert comparison.cases[3].status == MISSING and comparison.cases[3].lines == ["the candidate does not have this case"]
 
 
 def test_what_is_said_of_a_candidate() -> None:
@@ -229,8 +231,9 @@ def test_the_wording_of_verdicts() -> None:
     assert verdict.summary == "a; b; c; and 2 more" and verdict.agrees
     assert replace(verdict, notes=("a", "b", "c")).summary == "a; b; c"
     assert verdict.with_problems([]) == verdict
-    worse = verdict.with_problems(["x"]).with_problems(["y"])
-    assert worse == CaseVerdict(seed_case(0, 0), DIFFERS, ("x", "y")) and worse.summary == "x; y" and not worse.agrees
+    x, y = (Problem(subject=LIST, reason=reason) for reason in "xy")
+    worse = verdict.with_problems([y]).with_problems([x], first=True)
+    assert worse == CaseVerdict(seed_case(0, 0), DIFFERS, (x, y)) and worse.summary == "x; y" and not worse.agrees
     for exact, how in ((True, "number for number"), (False, "within the tolerance (torch wrote it)")):
         right = Verification((verdict,), (), exact)
         assert right.agrees and right.verdict == f"1 of 1 cases are what the weights give: the reference agrees {how}" and right.facts == []

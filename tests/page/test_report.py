@@ -284,7 +284,7 @@ def test_every_difference_is_on_the_page(recorded: dict[str, Any], tmp_path: Pat
     assert [case.status for case in made.cases] == ["differs"] * 5 + ["same"] * 3 + ["missing"]
     assert "3 same, 5 differs, 1 missing" in page.text and "first layer 12 seed 777" in page.text
     for verdict in made.cases:
-        assert all(problem in page.text for problem in verdict.problems)
+        assert all(line in page.text for line in verdict.lines)
 
     def values(number: int) -> dict[str, list[str]]:
         case = recorded["test_cases"][number]
@@ -399,13 +399,13 @@ def test_outputs_decoders_and_seeds_passed_over(tmp_path: Path) -> None:
     candidate = json.loads(json.dumps(reference))
     candidate["test_cases"][4]["reconstructions"][1]["norm"] += 1.0
     page = made_from(tmp_path, reference, candidate)
-    assert "the reconstruction of layer 2: norm is" in page.text
+    assert "norm of the reconstruction of layer 2 is" in page.text
     for case in candidate["test_cases"][:3]:
         for made in case["reconstructions"]:
             made["norm"] += 1.0
         case["n_active"] += 100
     page = made_from(tmp_path, reference, candidate)
-    assert all(page.text.count(f"the reconstruction of layer {layer}: norm is") >= 3 for layer in range(3)) and "; and 1 more" in page.text
+    assert all(page.text.count(f"norm of the reconstruction of layer {layer} is") >= 3 for layer in range(3)) and "; and 1 more" in page.text
 
 
 def _of(table: list[list[str]], columns: int, numbers: int | None) -> list[list[str]]:

@@ -135,7 +135,7 @@ def test_ports_in_any_order_pass_and_wrong_ones_do_not(schema: str, tmp_path: Pa
         code, said = compared(add=add)
         assert code == 0, said
     code, said = compared(b_dec=False)
-    assert code == 1 and "the reconstruction of layer 0: value 0 is" in said
+    assert code == 1 and "value 0 of the reconstruction of layer 0 is" in said
 
     def without_the_last(case: Document) -> None:
         case["reconstructions"].pop()
