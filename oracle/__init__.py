@@ -6,7 +6,7 @@
     explain(reference, candidate)                 which mistake gives a port's answers
     inspect(reference, layer, seed, feature)      one number, step by step from the weights
     verify(reference)                             a reference, recomputed from its weights
-    report(reference, candidate)                  the same as one HTML page
+    report(reference, candidate)                  a reference, or a port's answers, as one HTML page
     exact_vectors(format)                         small weights, and answers that are exact
     residual(seed, stream, length)                a residual, from its seed
     demo_job()                                    a job on synthetic weights, without a network

@@ -31,6 +31,14 @@ class SourceFailed(OracleError, OSError):
     """Where weights come from cannot be reached, or refuses. `__cause__` is what vendored_hf, or the system, raised."""
 
 
+class SourceDamaged(BadData, OSError):
+    """What arrived is not what its server said that it would send. `__cause__` is what vendored_hf raised."""
+
+
+class NameRefused(BadUse, ValueError):
+    """The name of a repo, a revision or a path that the Hub cannot have. `__cause__` is what vendored_hf raised."""
+
+
 class LayersFailed(OracleError):
     """Layers that an executor's workers were to encode: what each of them failed of. `code` is the exit code."""
 
@@ -54,13 +62,16 @@ def exit_code(error: BaseException) -> int:
 
 @contextlib.contextmanager
 def as_oracle_errors() -> Iterator[None]:
-    """Raise what vendored_hf, which knows nothing of oracle, or the system raised as the OracleError of its exit code."""
+    """Raise what vendored_hf, which knows nothing of oracle, or the system raised as the OracleError of its exit code.
+
+    The built-in kind that it is of stays: OSError, or ValueError.
+    """
     try:
         yield
     except OracleError:
         raise
     except Exception as error:
-        kind = {DATA: BadData, USAGE: BadUse, SOURCE: SourceFailed}.get(exit_code(error))
+        kind = {DATA: SourceDamaged, USAGE: NameRefused, SOURCE: SourceFailed}.get(exit_code(error))
         if kind is None:
             raise
         raise kind(one_line(error)) from error

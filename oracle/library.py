@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import operator
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, overload
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from oracle.checking.inspection import Inspection
     from oracle.diagnosis.explanation import Explanation
     from oracle.references.generate import Events
+    from oracle.references.recorded import RecordedWeights
 
 REFERENCE, CANDIDATE = "the reference", "the candidate"  # what messages call a document that no file holds
 
@@ -50,12 +52,12 @@ def generate(jobs: Job | Iterable[Job], *, executor: Executor | None = None, eve
 
     if isinstance(jobs, Job):
         return generate([jobs], executor=executor, events=events)[0]
-    jobs = list(jobs)
-    for job in jobs:
+    several = list(jobs) if isinstance(jobs, Iterable) else [jobs]
+    for job in several:
         if not isinstance(job, Job):
             raise BadUse(f"generate takes a Job, or several of them, and {ascii(job)[:80]} is none")
     with _reading_weights(events) as heard, contextlib.ExitStack() as stack:
-        runs = [stack.enter_context(start(job, heard, executor)) for job in jobs]
+        runs = [stack.enter_context(start(job, heard, executor)) for job in several]
         return [_with_lists(to_json(run.reference())) for run in runs]
 
 
@@ -73,10 +75,9 @@ def verify(reference: Document, origin: Origin = Origin(), *, events: Events | N
     False
     """
     from oracle.checking.verify import verify as verify_weights
-    from oracle.references.recorded import RecordedWeights
 
     with _reading_weights(events) as heard:
-        return verify_weights(RecordedWeights.of(_reference(reference), origin, heard))
+        return verify_weights(_weights(_reference(reference), origin, heard))
 
 
 def compare(reference: Document, candidate: Document) -> Comparison:
@@ -97,7 +98,7 @@ def compare(reference: Document, candidate: Document) -> Comparison:
 def explain(reference: Document, candidate: Document, origin: Origin = Origin(), *, events: Events | None = None) -> Explanation:
     """Which mistake, or which two, give a candidate's numbers, from the reference's weights; `origin` as verify has it.
 
-    Raises OracleError, as generate does.
+    Raises OracleError, as generate does, and BadUse for a candidate that agrees.
 
     >>> from oracle import demo_job, explain, generate
     >>> reference = generate(demo_job())
@@ -106,11 +107,12 @@ def explain(reference: Document, candidate: Document, origin: Origin = Origin(),
     ['layers from 1']
     """
     from oracle.diagnosis.explain import explain as search
-    from oracle.references.recorded import RecordedWeights
 
     with _reading_weights(events) as heard:
         parsed, answers, comparison = _compared(reference, candidate)
-        return search(parsed, answers, comparison, RecordedWeights.of(parsed, origin, heard))
+        if comparison.agrees:
+            raise BadUse("the candidate agrees with the reference: there is nothing to explain")
+        return search(parsed, answers, comparison, _weights(parsed, origin, heard))
 
 
 def inspect(
@@ -129,13 +131,12 @@ def inspect(
     1
     """
     from oracle.checking.inspect import inspect as inspect_weights
-    from oracle.references.recorded import RecordedWeights
 
+    layer, number, feature = _whole("layer", layer), _whole("number", number), _whole("feature", feature)
     with _reading_weights(events) as heard:
         parsed = _reference(reference)
         answers = None if candidate is None else _candidate(candidate, parsed)
-        weights = RecordedWeights.of(parsed, origin, heard)
-        return inspect_weights(weights, layer, number, feature, answers, with_generator=with_generator)
+        return inspect_weights(_weights(parsed, origin, heard), layer, number, feature, answers, with_generator=with_generator)
 
 
 def report(reference: Document, candidate: Document | None = None, explanation: Explanation | None = None) -> str:
@@ -171,8 +172,9 @@ def exact_vectors(name: str = "all") -> dict[str, dict[str, bytes]]:
 
 
 @functools.cache
+@as_oracle_errors()
 def demo_job() -> Job:
-    """A job on small synthetic weights, made in a temporary folder the first time: it needs no network."""
+    """A job on small synthetic weights, made in a temporary folder the first time: it needs no network. Raises SourceFailed."""
     from oracle.vectors import demo
 
     return demo.make().job
@@ -185,6 +187,23 @@ def _reading_weights(events: Events | None) -> Iterator[Events]:
 
     with as_oracle_errors(), contextlib.nullcontext(events) if events else notebook_progress() as heard:
         yield heard
+
+
+def _weights(reference: Reference, origin: Origin, events: Events) -> RecordedWeights:
+    """The weights that a reference is of, from where it says that they are, or from an origin."""
+    from oracle.references.recorded import RecordedWeights
+
+    if not isinstance(origin, Origin):
+        raise BadUse(f"the origin is {ascii(origin)[:80]}, not an Origin; that of a job is job.origin")
+    return RecordedWeights.of(reference, origin, events)
+
+
+def _whole(name: str, value: int) -> int:
+    """A whole number of any type, NumPy's too, as Python's."""
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise BadUse(f"inspect: {name} is {ascii(value)[:80]}, not a whole number") from error
 
 
 def _reference(document: Document) -> Reference:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING
 
 from oracle.references.document import CaseId
@@ -164,12 +165,14 @@ class Inspection:
     def __str__(self) -> str:
         return "\n".join(self.lines)
 
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(str(self))}</pre>"
+
     def to_dict(self) -> Document:
         """The same as `inspect --format json` has it: floats as numbers, and their bits."""
         standing = self.standing
         return {
-            "layer": self.id.layer,
-            self.id.kind: self.id.number,
+            **self.id.to_dict(),
             "feature": self.feature,
             "weights_repo": self.repo,
             "schema": self.schema,

@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from html import escape
 
 from oracle.references.document import CaseId
+from oracle.references.rows import Document
 
 FLOAT32_ROUNDING = 2.0**-24  # of a value: at most this much of it
 MOST_PROBLEMS = 3  # of a case on one line: of a cross-layer transcoder's case every target layer may have one
+MOST_ROWS = 40  # cases of a str(), and problems of a notebook's table; to_dict() has them all
 
 SAME, ROUNDING, DIFFERS, MISSING = STATUSES = "same", "rounding", "differs", "missing"
 
@@ -130,6 +133,18 @@ class CaseVerdict:
         more = f"; and {len(self.lines) - MOST_PROBLEMS} more" if len(self.lines) > MOST_PROBLEMS else ""
         return "; ".join(self.lines[:MOST_PROBLEMS]) + more
 
+    def to_dict(self) -> Document:
+        """The verdict as plain data, its problems as their lines."""
+        return {
+            **self.id.to_dict(),
+            "status": self.status,
+            "problems": list(map(str, self.problems)),
+            "notes": list(self.notes),
+            "largest_difference": self.max_difference,
+            "feature": self.feature,
+            **({} if self.tolerance is None else {"tolerance": self.tolerance}),
+        }
+
     def with_problems(self, problems: list[Problem], *, first: bool = False) -> CaseVerdict:
         """The verdict, with more that rounding cannot explain, before or after what there is."""
         both = (*problems, *self.problems) if first else (*self.problems, *problems)
@@ -180,6 +195,9 @@ class FlagVerdict:
     @property
     def line(self) -> str:
         return f"{self.name}: {self.failed} of {self.cases} case{'s fail' if self.cases > 1 else ' fails'}: {self.catches}"
+
+    def to_dict(self) -> Document:
+        return {"flag": self.name, "cases": self.cases, "failed": self.failed, "catches": self.catches}
 
 
 @dataclass(frozen=True)
@@ -267,6 +285,25 @@ class Comparison:
     def count(self, status: str) -> int:
         return sum(case.status == status for case in self.cases)
 
+    def __str__(self) -> str:
+        return "\n".join([*self.flag_lines, *_failures(self.cases), *self.facts, self.verdict])
+
+    def _repr_html_(self) -> str:
+        return _html(self.verdict, [*self.flag_lines, *self.facts], self.cases, ("reference", "candidate"))
+
+    def to_dict(self) -> Document:
+        """The comparison as `compare --format json` has it."""
+        worst = self.worst
+        return {
+            "agrees": self.agrees,
+            "tolerance": self.tolerance,
+            **({"flags": [flag.to_dict() for flag in self.flags]} if self.flags else {}),
+            "largest_difference": None if worst is None else worst.max_difference,
+            "test_cases": [case.to_dict() for case in self.cases],
+            "extra_cases": [case_id.to_dict() for case_id in self.extra],
+            "not_compared": self.not_compared,
+        }
+
 
 @dataclass(frozen=True)
 class Verification:
@@ -291,3 +328,42 @@ class Verification:
     def facts(self) -> list[str]:
         """What there is to say beside the verdict and the cases, a line each."""
         return list(self.problems)
+
+    def __str__(self) -> str:
+        return "\n".join([*_failures(self.cases), *self.facts, self.verdict])
+
+    def _repr_html_(self) -> str:
+        return _html(self.verdict, self.facts, self.cases, ("weights", "reference"))
+
+    def to_dict(self) -> Document:
+        """The verification as plain data."""
+        return {
+            "agrees": self.agrees,
+            "exact": self.exact,
+            "problems": list(self.problems),
+            "test_cases": [case.to_dict() for case in self.cases],
+        }
+
+
+def _failures(cases: Sequence[CaseVerdict]) -> list[str]:
+    """A line for each case that does not agree; of many for the first, and how many more there are."""
+    failing = [case for case in cases if not case.agrees]
+    width = max((len(str(case.id)) for case in failing), default=0)
+    lines = [f"{case.id!s:>{width}}: {case.status:8}  {case.summary}".rstrip() for case in failing[:MOST_ROWS]]
+    return lines + ([f"... and {len(failing) - MOST_ROWS} cases more that do not agree"] if len(failing) > MOST_ROWS else [])
+
+
+def _html(verdict: str, lines: Sequence[str], cases: Sequence[CaseVerdict], columns: tuple[str, str]) -> str:
+    """For a notebook: the verdict, a table of the problems with both numbers side by side, and the lines. `columns` head the two."""
+    problems = [(case.id, problem) for case in cases for problem in case.problems]
+    rows = [_row("th", ("case", "what", *columns, "off by", "rounding allows", ""))]
+    for case_id, problem in problems[:MOST_ROWS]:
+        off = "" if problem.difference is None else f"{problem.difference:.3g}"
+        rows.append(_row("td", (str(case_id), problem.label, *problem.texts, off, problem.allowance, problem.reason)))
+    more = [f"... and {len(problems) - MOST_ROWS} problems more"] if len(problems) > MOST_ROWS else []
+    table = f"<table>{''.join(rows)}</table>" if problems else ""
+    return f"<p><b>{escape(verdict)}</b></p>{table}" + "".join(f"<p>{escape(line)}</p>" for line in [*more, *lines])
+
+
+def _row(tag: str, cells: Sequence[str]) -> str:
+    return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from html import escape
+from typing import Any
 
 import numpy as np
 
@@ -72,6 +74,31 @@ class Explanation:
         if self.also:
             lines.append(f"within the tolerance, but further off: {', '.join(fit.name for fit in self.also)}")
         return lines
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(str(self))}</pre>"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The explanation as `compare --explain --format json` has it."""
+        return {
+            "cases_examined": self.examined,
+            "named": [
+                {
+                    "name": fit.name,
+                    "mistakes": list(fit.mistakes),
+                    "description": fit.description,
+                    "cases_matched": fit.matched,
+                    "largest_difference_left": fit.max_difference,
+                }
+                for fit in self.named
+            ],
+            "within_tolerance": [fit.name for fit in self.also],
+            "known": list(self.known),
+            "not_tried": list(self.not_tried),
+        }
 
 
 def ranked(fits: list[Fit], largest_value: float) -> tuple[tuple[Fit, ...], tuple[Fit, ...]]:
