@@ -12,8 +12,8 @@ from oracle.references.document import CaseId
 from oracle.references.rows import Document
 
 FLOAT32_ROUNDING = 2.0**-24  # of a value: at most this much of it
+MOST_ROWS = 40  # of a notebook's table
 MOST_PROBLEMS = 3  # of a case on one line: of a cross-layer transcoder's case every target layer may have one
-MOST_ROWS = 40  # cases of a str(), and problems of a notebook's table; to_dict() has them all
 
 SAME, ROUNDING, DIFFERS, MISSING = STATUSES = "same", "rounding", "differs", "missing"
 
@@ -286,10 +286,11 @@ class Comparison:
         return sum(case.status == status for case in self.cases)
 
     def __str__(self) -> str:
-        return "\n".join([*self.flag_lines, *_failures(self.cases), *self.facts, self.verdict])
+        failures = (f"{case.id}: {case.status}  {case.summary}" for case in self.cases if not case.agrees)
+        return "\n".join([*self.flag_lines, *failures, *self.facts, self.verdict])
 
     def _repr_html_(self) -> str:
-        return _html(self.verdict, [*self.flag_lines, *self.facts], self.cases, ("reference", "candidate"))
+        return _html(self.verdict, self.cases, ("reference", "candidate"), [*self.flag_lines, *self.facts])
 
     def to_dict(self) -> Document:
         """The comparison as `compare --format json` has it."""
@@ -330,10 +331,11 @@ class Verification:
         return list(self.problems)
 
     def __str__(self) -> str:
-        return "\n".join([*_failures(self.cases), *self.facts, self.verdict])
+        failures = (f"{case.id}: {case.status}  {case.summary}" for case in self.cases if not case.agrees)
+        return "\n".join([*self.problems, *failures, self.verdict])
 
     def _repr_html_(self) -> str:
-        return _html(self.verdict, self.facts, self.cases, ("weights", "reference"))
+        return _html(self.verdict, self.cases, ("weights", "reference"), self.problems)
 
     def to_dict(self) -> Document:
         """The verification as plain data."""
@@ -345,25 +347,11 @@ class Verification:
         }
 
 
-def _failures(cases: Sequence[CaseVerdict]) -> list[str]:
-    """A line for each case that does not agree; of many for the first, and how many more there are."""
-    failing = [case for case in cases if not case.agrees]
-    width = max((len(str(case.id)) for case in failing), default=0)
-    lines = [f"{case.id!s:>{width}}: {case.status:8}  {case.summary}".rstrip() for case in failing[:MOST_ROWS]]
-    return lines + ([f"... and {len(failing) - MOST_ROWS} cases more that do not agree"] if len(failing) > MOST_ROWS else [])
-
-
-def _html(verdict: str, lines: Sequence[str], cases: Sequence[CaseVerdict], columns: tuple[str, str]) -> str:
-    """For a notebook: the verdict, a table of the problems with both numbers side by side, and the lines. `columns` head the two."""
-    problems = [(case.id, problem) for case in cases for problem in case.problems]
-    rows = [_row("th", ("case", "what", *columns, "off by", "rounding allows", ""))]
-    for case_id, problem in problems[:MOST_ROWS]:
-        off = "" if problem.difference is None else f"{problem.difference:.3g}"
-        rows.append(_row("td", (str(case_id), problem.label, *problem.texts, off, problem.allowance, problem.reason)))
-    more = [f"... and {len(problems) - MOST_ROWS} problems more"] if len(problems) > MOST_ROWS else []
-    table = f"<table>{''.join(rows)}</table>" if problems else ""
-    return f"<p><b>{escape(verdict)}</b></p>{table}" + "".join(f"<p>{escape(line)}</p>" for line in [*more, *lines])
-
-
-def _row(tag: str, cells: Sequence[str]) -> str:
-    return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+def _html(verdict: str, cases: Sequence[CaseVerdict], columns: tuple[str, str], lines: Sequence[str]) -> str:
+    """For a notebook: the verdict, a table of the first problems with both numbers side by side, headed by `columns`, and the lines."""
+    rows = [("case", "what", *columns, "rounding allows", "")]
+    rows += [(str(case.id), item.label, *item.texts, item.allowance, item.reason) for case in cases for item in case.problems]
+    more = [f"... and {len(rows) - 1 - MOST_ROWS} problems more"] if len(rows) > MOST_ROWS + 1 else []
+    cells = ("".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows[: MOST_ROWS + 1])
+    table = f"<table><tr>{'</tr><tr>'.join(cells)}</tr></table>" if len(rows) > 1 else ""
+    return f"<p><b>{escape(verdict)}</b></p>{table}" + "".join(f"<p>{escape(line)}</p>" for line in (*more, *lines))
