@@ -98,7 +98,7 @@ def compare(reference: Document, candidate: Document) -> Comparison:
 def explain(reference: Document, candidate: Document, origin: Origin = Origin(), *, events: Events | None = None) -> Explanation:
     """Which mistake, or which two, give a candidate's numbers, from the reference's weights; `origin` as verify has it.
 
-    Raises OracleError, as generate does, and BadUse for a candidate that agrees.
+    Of a candidate that agrees it says so. Raises OracleError, as generate does.
 
     >>> from oracle import demo_job, explain, generate
     >>> reference = generate(demo_job())
@@ -110,8 +110,6 @@ def explain(reference: Document, candidate: Document, origin: Origin = Origin(),
 
     with _reading_weights(events) as heard:
         parsed, answers, comparison = _compared(reference, candidate)
-        if comparison.agrees:
-            raise BadUse("the candidate agrees with the reference: there is nothing to explain")
         return search(parsed, answers, comparison, _weights(parsed, origin, heard))
 
 

@@ -352,6 +352,6 @@ def _html(verdict: str, cases: Sequence[CaseVerdict], columns: tuple[str, str], 
     rows = [("case", "what", *columns, "rounding allows", "")]
     rows += [(str(case.id), item.label, *item.texts, item.allowance, item.reason) for case in cases for item in case.problems]
     more = [f"... and {len(rows) - 1 - MOST_ROWS} problems more"] if len(rows) > MOST_ROWS + 1 else []
-    cells = ("".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows[: MOST_ROWS + 1])
+    cells = ("".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row) for tag, row in zip(["th", *["td"] * MOST_ROWS], rows))
     table = f"<table><tr>{'</tr><tr>'.join(cells)}</tr></table>" if len(rows) > 1 else ""
     return f"<p><b>{escape(verdict)}</b></p>{table}" + "".join(f"<p>{escape(line)}</p>" for line in (*more, *lines))
