@@ -394,12 +394,14 @@ def test_types_for_whoever_uses_it(tmp_path: Path) -> None:
     """py.typed is installed, and --strict finds what is wrong in a program of somebody else's."""
     program = tmp_path / "program.py"
     program.write_text(
-        "from oracle import Job, compare, generate, residual, verify\n"
-        "documents = generate([Job(layers=(0, 12))])\n"
+        "from oracle import Comparison, Job, compare, explain, generate, residual, verify\n"
+        "documents = [*generate([Job(layers=(0, 12))]), generate(Job())]\n"
         "agrees: bool = verify(documents[0]).agrees and compare(documents[0], {}).agrees\n"
         "shape: tuple[int, ...] = residual(0, 0, 4).shape\n"
         "wrong: str = residual(0, 0, 4)\n"
         "Job(layers=1.5)\n"
+        "comparison: Comparison = compare(documents[1], {})\n"
+        "lines: list[str] = [str(comparison), *explain(documents[1], {}).lines]\n"
     )
     ran = subprocess.run(
         [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path), str(program)],
