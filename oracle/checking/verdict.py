@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from html import escape
 
 from oracle.references.document import CaseId
 from oracle.references.rows import Document
@@ -349,6 +348,8 @@ class Verification:
 
 def _html(verdict: str, cases: Sequence[CaseVerdict], columns: tuple[str, str], lines: Sequence[str]) -> str:
     """For a notebook: the verdict, a table of the first problems with both numbers side by side, headed by `columns`, and the lines."""
+    from html import escape  # not at the top: no command needs it
+
     rows = [("case", "what", *columns, "rounding allows", "")]
     rows += [(str(case.id), item.label, *item.texts, item.allowance, item.reason) for case in cases for item in case.problems]
     more = [f"... and {len(rows) - 1 - MOST_ROWS} problems more"] if len(rows) > MOST_ROWS + 1 else []
