@@ -197,7 +197,7 @@ def test_14_a_port_that_is_wrong_is_explained_for_scaled_inputs_too(tmp_path: Pa
     for name, document in (("r.json", reference), ("c.json", {"test_cases": answers})):
         (tmp_path / name).write_text(json.dumps(document))
     ran = run("compare", str(tmp_path / "r.json"), str(tmp_path / "c.json"), "--explain", "--mirror", str(tmp_path))
-    assert ran.returncode == 1 and ("b_dec left out" if decode else "b_enc left out") in ran.stderr, ran.stderr
+    assert ran.returncode == 1 and ("b_dec left out" if decode else "b_enc left out") in ran.stdout, ran.stderr
 
 
 def test_15_clts_with_thresholds_have_the_name_that_candle_mi_asserts(tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_17_negative_thresholds_are_said(tmp_path: Path) -> None:
     for name, document in (("r.json", reference), ("c.json", {"test_cases": answers})):
         (tmp_path / name).write_text(json.dumps(document))
     ran = run("compare", str(tmp_path / "r.json"), str(tmp_path / "c.json"), "--explain", "--mirror", str(tmp_path))
-    assert ran.returncode == 1 and "negative let through" in ran.stderr, ran.stderr
+    assert ran.returncode == 1 and "negative let through" in ran.stdout, ran.stderr
 
 
 # --- 3: the bytes that are encoded are the bytes that are hashed ----------------------------------------------------
@@ -560,7 +560,7 @@ def test_8_compare_says_that_a_reference_was_edited(small: tuple[dict[str, Any],
     reference["tolerance"] = 2e-6
     (tmp_path / "r.json").write_text(json.dumps(reference))
     ran = run("compare", str(tmp_path / "r.json"), str(tmp_path / "r.json"))
-    assert "was edited" in ran.stderr
+    assert "was edited" in ran.stdout
 
 
 # --- 9: one archive, one meaning --------------------------------------------------------------------------------------
@@ -722,4 +722,4 @@ def test_the_process_door_says_the_same(demo_folder: Path, tmp_path: Path) -> No
     reference["methodology"] += " edited"
     (tmp_path / "r.json").write_text(json.dumps(reference))
     ran = oracle("verify", str(tmp_path / "r.json"), "--offline", "--cache-dir", str(demo_folder / "hub"))
-    assert ran.returncode == 1 and "was edited" in ran.stderr
+    assert ran.returncode == 1 and "was edited" in ran.stdout

@@ -83,6 +83,11 @@ class ExactCase:
     active: tuple[Feature, ...] = row(_active)
     reconstructions: tuple[ExactOutput, ...] | None = row(objects(ExactOutput, "target_layer"), required=NOBODY)
 
+    @property
+    def id(self) -> CaseId:
+        """Which case it is, as verdicts have it."""
+        return CaseId(self.layer or 0, "case", self.case)
+
 
 @check({"type": "object", "additionalProperties": {"type": "object", "properties": {"catches": text.schema(REFERENCE)}, "required": ["catches"]}})
 def _notes(fields: Fields, key: str) -> dict[str, str]:
@@ -165,14 +170,13 @@ def compare(vectors: Vectors, answers: dict[int, ExactCase]) -> Comparison:
 
 
 def _verdict(vectors: Vectors, case: ExactCase, answer: ExactCase | None) -> CaseVerdict:
-    case_id = CaseId(case.layer or 0, "case", case.case)
     if answer is None:
-        return missing(case_id)
+        return missing(case.id)
     problems = [*_list_problems(vectors, case, answer), *_output_problems(case, answer)]
     right = dict(case.active)
     differences = {feature: abs(value - right[feature]) for feature, value in answer.active if right.get(feature, value) != value}
     feature = max(differences, key=lambda index: differences[index], default=None)
-    return CaseVerdict(case_id, DIFFERS if problems else SAME, tuple(problems), (), None if feature is None else differences[feature], feature)
+    return CaseVerdict(case.id, DIFFERS if problems else SAME, tuple(problems), (), None if feature is None else differences[feature], feature)
 
 
 def _list_problems(vectors: Vectors, case: ExactCase, answer: ExactCase) -> list[Problem]:

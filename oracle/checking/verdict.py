@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from oracle.references.document import CaseId
-from oracle.references.rows import Document
 
 FLOAT32_ROUNDING = 2.0**-24  # of a value: at most this much of it
 MOST_ROWS = 40  # of a notebook's table
@@ -98,6 +99,15 @@ class Problem:
         allowance = f"; rounding allows {self.allowance}" if self.allowance else ""
         return f"{name} is {answer}, not {expected}{off}{allowance}" + (f"; {self.reason}" if self.reason else "")
 
+    def to_dict(self) -> dict[str, Any]:
+        """Its line, and what JSON can hold of its fields: no None, no infinity and no NaN."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {"line": str(self), **{name: value for name, value in values.items() if _is_json(value) and value != ""}}
+
+
+def _is_json(value: object) -> bool:
+    return value is not None and not (isinstance(value, float) and not math.isfinite(value))
+
 
 @dataclass(frozen=True)
 class CaseVerdict:
@@ -126,23 +136,23 @@ class CaseVerdict:
         first = {problem.group: problem for problem in reversed(self.problems)}
         return [f"{first[group]}" + (f" (and {size - 1} more)" if size > 1 else "") for group, size in sizes.items()] or [*self.notes]
 
+    def to_dict(self) -> dict[str, Any]:
+        """The verdict as JSON has it."""
+        return {
+            **self.id.to_dict(),
+            "status": self.status,
+            "problems": [problem.to_dict() for problem in self.problems],
+            "notes": list(self.notes),
+            "largest_difference": self.max_difference if _is_json(self.max_difference) else None,
+            "feature": self.feature,
+            **({} if self.tolerance is None else {"tolerance": self.tolerance}),
+        }
+
     @property
     def summary(self) -> str:
         """The lines as one; of many the first few."""
         more = f"; and {len(self.lines) - MOST_PROBLEMS} more" if len(self.lines) > MOST_PROBLEMS else ""
         return "; ".join(self.lines[:MOST_PROBLEMS]) + more
-
-    def to_dict(self) -> Document:
-        """The verdict as plain data, its problems as their lines."""
-        return {
-            **self.id.to_dict(),
-            "status": self.status,
-            "problems": list(map(str, self.problems)),
-            "notes": list(self.notes),
-            "largest_difference": self.max_difference,
-            "feature": self.feature,
-            **({} if self.tolerance is None else {"tolerance": self.tolerance}),
-        }
 
     def with_problems(self, problems: list[Problem], *, first: bool = False) -> CaseVerdict:
         """The verdict, with more that rounding cannot explain, before or after what there is."""
@@ -182,6 +192,19 @@ def largest(cases: Iterable[CaseVerdict]) -> dict[str, Difference]:
     return dict(sorted(differences.items(), key=lambda item: SUBJECTS.index(item[1].problem.subject)))
 
 
+def _outcome_document(cases: tuple[CaseVerdict, ...], agrees: bool, verdict: str) -> dict[str, Any]:
+    """What the JSON of a comparison and that of a verification both hold."""
+    return {
+        "agrees": agrees,
+        "verdict": verdict,
+        "counts": {status: sum(case.status == status for case in cases) for status in STATUSES},
+        "largest_differences": {
+            measure: {**difference.id.to_dict(), **difference.problem.to_dict()} for measure, difference in largest(cases).items()
+        },
+        "test_cases": [case.to_dict() for case in cases],
+    }
+
+
 @dataclass(frozen=True)
 class FlagVerdict:
     """A flag of exact vectors, what it catches, and how many of its cases fail."""
@@ -194,9 +217,6 @@ class FlagVerdict:
     @property
     def line(self) -> str:
         return f"{self.name}: {self.failed} of {self.cases} case{'s fail' if self.cases > 1 else ' fails'}: {self.catches}"
-
-    def to_dict(self) -> Document:
-        return {"flag": self.name, "cases": self.cases, "failed": self.failed, "catches": self.catches}
 
 
 @dataclass(frozen=True)
@@ -258,51 +278,58 @@ class Comparison:
         return None if case.max_difference is None or case.tolerance is None else case.max_difference / case.tolerance
 
     @property
+    def headlines(self) -> list[str]:
+        """What failed beside the cases, a line each: the flags of exact vectors."""
+        return self.flag_lines
+
+    @property
     def facts(self) -> list[str]:
-        """What there is to say beside the verdict and the cases, a line each."""
+        """What there is to say beside the verdict, the cases and the headlines, a line each."""
         lines = ["the reference was edited: its digest is not that of what it says; `verify` tells more"] if self.edited else []
         if self.extra:
             lines.append(f"{len(self.extra)} cases that the reference does not have were not compared, first {self.extra[0]}")
         if self.not_compared:
             lines.append(f"the candidate has no {self.not_compared}: the reference's were not compared")
-        counts = ", ".join(f"{n} {status}" for status in STATUSES if (n := self.count(status)))
-        return [*lines, f"{len(self.cases)} cases: {counts}{self._largest_line}"]
+        worst = self.worst
+        if self.agrees and worst is not None:
+            return [*lines, f"{counted(self.cases)}; the largest difference is {worst.max_difference:.3g}, {worst.id} feature {worst.feature}"]
+        return [*lines, *_counts_and_differences(self.cases)]
+
+    def __str__(self) -> str:
+        return "\n".join([*self.headlines, *_failures(self.cases), *self.facts, self.verdict])
+
+    def _repr_html_(self) -> str:
+        return _html(self.verdict, self.cases, ("reference", "candidate"), [*self.headlines, *self.facts])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The comparison as JSON has it."""
+        worst = self.worst
+        flags = [{"flag": flag.name, "cases": flag.cases, "failed": flag.failed, "catches": flag.catches} for flag in self.flags]
+        return {
+            **_outcome_document(self.cases, self.agrees, self.verdict),
+            "tolerance": self.tolerance,
+            **({"flags": flags} if flags else {}),
+            "largest_difference": worst.max_difference if worst and _is_json(worst.max_difference) else None,
+            "extra_cases": [case_id.to_dict() for case_id in self.extra],
+            "not_compared": self.not_compared,
+            "reference_edited": self.edited,
+        }
 
     @property
     def largest(self) -> dict[str, Difference]:
         """Of what differs the largest difference of each measure, and where."""
         return largest(self.cases)
 
-    @property
-    def _largest_line(self) -> str:
-        """The largest differences: of what differs, or of the activations where nothing does."""
-        worst = self.worst
-        if self.agrees:
-            return "" if worst is None else f"; the largest difference is {worst.max_difference:.3g}, {worst.id} feature {worst.feature}"
-        return "".join(f"{'; ' if number else '; the largest differences: '}{difference.line}" for number, difference in enumerate(self.largest.values()))
 
-    def count(self, status: str) -> int:
-        return sum(case.status == status for case in self.cases)
+def counted(cases: tuple[CaseVerdict, ...]) -> str:
+    """How many cases there are, and how many of each status."""
+    counts = Counter(case.status for case in cases)
+    return f"{len(cases)} cases: " + ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
 
-    def __str__(self) -> str:
-        failures = (f"{case.id}: {case.status}  {case.summary}" for case in self.cases if not case.agrees)
-        return "\n".join([*self.flag_lines, *failures, *self.facts, self.verdict])
 
-    def _repr_html_(self) -> str:
-        return _html(self.verdict, self.cases, ("reference", "candidate"), [*self.flag_lines, *self.facts])
-
-    def to_dict(self) -> Document:
-        """The comparison as `compare --format json` has it."""
-        worst = self.worst
-        return {
-            "agrees": self.agrees,
-            "tolerance": self.tolerance,
-            **({"flags": [flag.to_dict() for flag in self.flags]} if self.flags else {}),
-            "largest_difference": None if worst is None else worst.max_difference,
-            "test_cases": [case.to_dict() for case in self.cases],
-            "extra_cases": [case_id.to_dict() for case_id in self.extra],
-            "not_compared": self.not_compared,
-        }
+def _counts_and_differences(cases: tuple[CaseVerdict, ...]) -> list[str]:
+    """How many cases there are of each status; and of what differs the largest differences, a line each."""
+    return [counted(cases), *(f"largest difference: {difference.line}" for difference in largest(cases).values())]
 
 
 @dataclass(frozen=True)
@@ -325,25 +352,34 @@ class Verification:
         return f"{right} of {len(self.cases)} cases are what the weights give: the reference {agreement}"
 
     @property
-    def facts(self) -> list[str]:
-        """What there is to say beside the verdict and the cases, a line each."""
+    def headlines(self) -> list[str]:
+        """What failed beside the cases, a line each: what is wrong with whole layers' files."""
         return list(self.problems)
 
+    @property
+    def largest(self) -> dict[str, Difference]:
+        """Of what differs the largest difference of each measure, and where."""
+        return largest(self.cases)
+
+    @property
+    def facts(self) -> list[str]:
+        """What there is to say beside the verdict, the cases and the headlines, a line each."""
+        return _counts_and_differences(self.cases)
+
     def __str__(self) -> str:
-        failures = (f"{case.id}: {case.status}  {case.summary}" for case in self.cases if not case.agrees)
-        return "\n".join([*self.problems, *failures, self.verdict])
+        return "\n".join([*self.headlines, *_failures(self.cases), *self.facts, self.verdict])
 
     def _repr_html_(self) -> str:
-        return _html(self.verdict, self.cases, ("weights", "reference"), self.problems)
+        return _html(self.verdict, self.cases, ("weights", "reference"), [*self.headlines, *self.facts])
 
-    def to_dict(self) -> Document:
-        """The verification as plain data."""
-        return {
-            "agrees": self.agrees,
-            "exact": self.exact,
-            "problems": list(self.problems),
-            "test_cases": [case.to_dict() for case in self.cases],
-        }
+    def to_dict(self) -> dict[str, Any]:
+        """The verification as JSON has it."""
+        return {**_outcome_document(self.cases, self.agrees, self.verdict), "exact": self.exact, "problems": list(self.problems)}
+
+
+def _failures(cases: Sequence[CaseVerdict]) -> list[str]:
+    """A line for each case that does not agree."""
+    return [f"{case.id}: {case.status}  {case.summary}" for case in cases if not case.agrees]
 
 
 def _html(verdict: str, cases: Sequence[CaseVerdict], columns: tuple[str, str], lines: Sequence[str]) -> str:

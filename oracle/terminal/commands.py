@@ -9,16 +9,17 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oracle import errors
 from oracle.errors import BadUse
 from oracle.terminal import github, tables
-from oracle.terminal.options import job_of, origin_of, parser
+from oracle.terminal.options import job_of, origin_of, origin_words, parser
 from oracle.terminal.output import check_output, dump, json_text, write_text
-from oracle.terminal.text import fits, printable, say
+from oracle.terminal.text import fits, output_width, printable, say, shows_colours
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from oracle.checking.verdict import Comparison, Verification
     from oracle.diagnosis.explanation import Explanation
     from oracle.job import Job
-    from oracle.references.document import Candidate, Reference
+    from oracle.references.document import Candidate, CaseId, Reference
 
 ANY_OUTPUT = "reference.json"  # until the plan says what it is called: the folder is looked at before any work
 
@@ -89,30 +90,34 @@ def _verify(options: argparse.Namespace) -> int:
     from oracle.terminal.progress import ProgressReporter
 
     reference = read_reference(options.reference)
+    _chosen([case.id for case in reference.cases], options)
+    if options.layer is not None:  # of other layers nothing is fetched; a layer's seeds are looked at as a whole
+        layer_cases = tuple(case for case in reference.cases if case.id.layer == options.layer)
+        reference = replace(reference, cases=layer_cases, layers=tuple(record for record in reference.layers if record.layer == options.layer))
     with ProgressReporter(quiet=options.quiet) as reporter:
         verification = verify(RecordedWeights.of(reference, origin_of(options), reporter))
-    say(tables.table(verification), quiet=options.quiet)
-    return _conclude(verification, options)
+    ids = _chosen([case.id for case in verification.cases], options)
+    return _conclude(replace(verification, cases=tuple(case for case in verification.cases if case.id in ids)), options)
 
 
 def _compare(options: argparse.Namespace) -> int:
     from oracle.references.reading import are_vectors, read_json
 
-    document, explanation = read_json(options.reference), None
-    if are_vectors(document):
-        from oracle.checking.vectors import compare_documents
-
-        if options.explain:
-            raise BadUse("--explain is about references: the flags of exact vectors say themselves which mistake it is; leave it out")
-        comparison = compare_documents(document, read_json(options.candidate), (options.reference, options.candidate))
-    else:
+    document = read_json(options.reference)
+    if not are_vectors(document):
         _, _, comparison, explanation = _compared(options, document)
-    if options.format == "table":
-        say(tables.table(comparison, explanation), quiet=options.quiet)
-    else:
-        text = tables.comparison_json if options.format == "json" else tables.comparison_junit
-        write_text([text(comparison, explanation)], "-")
-    return _conclude(comparison, options, explanation)
+        return _conclude(comparison, options, explanation)
+    from oracle.checking import vectors
+
+    if options.explain:
+        raise BadUse("--explain is about references: the flags of exact vectors say themselves which mistake it is; leave it out")
+    exact = vectors.parse_vectors(document, options.reference)
+    answers = vectors.parse_answers(read_json(options.candidate), options.candidate)
+    ids = _chosen([case.id for case in exact.cases], options)
+    if options.layer is not None or options.seed is not None:
+        exact = replace(exact, cases=tuple(case for case in exact.cases if case.id in ids))
+        answers = {number: case for number, case in answers.items() if number in {case_id.number for case_id in ids}}
+    return _conclude(vectors.compare(exact, answers), options)
 
 
 def _compared(options: argparse.Namespace, document: Any) -> tuple[Reference, Candidate, Comparison, Explanation | None]:
@@ -122,6 +127,10 @@ def _compared(options: argparse.Namespace, document: Any) -> tuple[Reference, Ca
 
     reference = parse_reference(document, options.reference)
     candidate = read_candidate(options.candidate, reference.top_k)
+    ids = _chosen([case.id for case in reference.cases], options)
+    if options.layer is not None or options.seed is not None:
+        reference = replace(reference, cases=tuple(case for case in reference.cases if case.id in ids))
+        candidate = replace(candidate, cases={case_id: case for case_id, case in candidate.cases.items() if case_id in ids})
     comparison = compare(reference, candidate)
     if comparison.agrees or not options.explain:
         return reference, candidate, comparison, None
@@ -141,13 +150,49 @@ def _compared(options: argparse.Namespace, document: Any) -> tuple[Reference, Ca
         return reference, candidate, comparison, explanation
 
 
+def _chosen(ids: Collection[CaseId], options: argparse.Namespace) -> set[CaseId]:
+    """Those of the cases that --layer and --seed name. Raises BadUse where there are none."""
+    chosen = {case_id for case_id in ids if options.layer in (None, case_id.layer) and options.seed in (None, case_id.number)}
+    if not chosen:
+        wanted = " ".join(f"--{name} {getattr(options, name)}" for name in ("layer", "seed") if getattr(options, name) is not None)
+        raise BadUse(f"{options.reference} has no case of {wanted}; its first is of {next(iter(ids), 'no layer')}")
+    return chosen
+
+
 def _conclude(outcome: Comparison | Verification, options: argparse.Namespace, explanation: Explanation | None = None) -> int:
-    """Tell GitHub of an outcome, and return its exit code."""
-    title, closing = f"oracle {options.command}", [*tables.flags(outcome), *tables.closing(outcome, explanation)]
+    """Print an outcome, tell GitHub of it, and return its exit code."""
+    title, closing = f"oracle {options.command}", tables.closing(outcome, explanation)
     github.summarize_verdicts(title, outcome.cases, closing)
     if not (outcome.agrees or options.quiet):
         github.annotate(title, " / ".join(closing))
+    shown = replace(outcome, cases=tuple(case for case in outcome.cases if not case.agrees)) if options.failed_only else outcome
+    if options.format == "json":
+        names = {name: getattr(options, name) for name in ("reference", "candidate") if hasattr(options, name)}
+        write_text([tables.outcome_json(outcome, shown.cases, names, explanation)], "-")
+    elif options.format == "junit":
+        write_text([tables.outcome_junit(outcome, shown.cases, explanation)], "-")
+    elif not options.quiet:
+        screen = tables.Screen(output_width(), options.verbose, options.failed_only, shows_colours(sys.stdout))
+        lines = screen.lines(outcome, explanation)
+        if commands := list(_next_commands(outcome, options)):
+            lines += ["try next:", *(line for words in commands for line in screen.command_lines(words))]
+        write_text([f"{line}\n" for line in lines], "-")
     return errors.DONE if outcome.agrees else errors.DISAGREE
+
+
+def _next_commands(outcome: Comparison | Verification, options: argparse.Namespace) -> Iterator[list[str]]:
+    """What to try where they disagree: the search for the cause, and one feature step by step, from the same weights."""
+    if outcome.agrees:
+        return
+    program, files = ["python", "-m", "oracle"], ["--candidate", options.candidate] if options.command == "compare" else []
+    if files and not options.explain and not tables.has_flags(outcome):
+        yield [*program, "compare", options.reference, options.candidate, "--explain", *origin_words(options)]
+    of_features = ((case.id, problem.feature) for case in outcome.cases for problem in case.problems if problem.feature is not None)
+    for case_id, feature in of_features:
+        if case_id.kind != "case":  # of exact vectors: their flags say it
+            place = ["--layer", str(case_id.layer), f"--{case_id.kind}", str(case_id.number), "--feature", str(feature)]
+            yield [*program, "inspect", options.reference, *place, *files, *origin_words(options)]
+            return
 
 
 def _inspect(options: argparse.Namespace) -> None:
@@ -161,7 +206,7 @@ def _inspect(options: argparse.Namespace) -> None:
     with ProgressReporter(quiet=options.quiet) as reporter:
         weights = RecordedWeights.of(reference, origin_of(options), reporter)
         inspection = inspect(weights, options.layer, options.seed, options.feature, candidate, with_generator=options.residual)
-    text = f"{json_text(inspection.to_dict(), 2)}\n" if options.format == "json" else "".join(f"{printable(line)}\n" for line in inspection.lines)
+    text = f"{json_text(inspection.to_dict(), 2)}\n" if options.format == "json" else "".join(f"{printable(line, sys.stdout)}\n" for line in inspection.lines)
     write_text([text], "-")
 
 
@@ -230,8 +275,7 @@ def _demo(options: argparse.Namespace) -> None:
     say(f"synthetic weights: {weights.n_layers} layers of [{weights.d_model}, {weights.n_features}] in {weights.folder}", quiet=quiet)
     _generate(options, weights.job)
     origin = weights.job.origin
-    command = ["python", "-m", "oracle", "--offline", "--cache-dir", str(origin.cache_dir), "--repo", str(origin.repo)]
-    command += [word for path in origin.path for word in ("--path", path)] + ["--decode"] * options.decode
+    command = ["python", "-m", "oracle", *origin_words(origin), *["--decode"] * options.decode]
     say("These weights are synthetic: the numbers test a port's arithmetic, they say nothing about a real model.", quiet=quiet)
     say(f"Again, by hand: {shlex.join(command)}", quiet=quiet)
 

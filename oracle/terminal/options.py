@@ -52,6 +52,18 @@ def origin_of(options: argparse.Namespace) -> Origin:
     return Origin(**_fields(Origin, options) | {"path": tuple(options.path), "ignore_key": tuple(options.ignore_key)})
 
 
+def origin_words(origin: argparse.Namespace | Origin) -> list[str]:
+    """The options that say what `origin` says, where that is not what holds without them."""
+    words = []
+    for field in fields(Origin):
+        value, option = getattr(origin, field.name, field.default), "--" + field.name.replace("_", "-")
+        if value is True:
+            words.append(option)
+        elif value and value != field.default:
+            words += [word for item in (value if isinstance(value, (tuple, list)) else [value]) for word in (option, str(item))]
+    return words
+
+
 def job_of(options: argparse.Namespace) -> Job:
     """The job that options ask for: they are called like its fields. Raises BadUse."""
     return Job(origin_of(options), **_fields(Job, options))
@@ -164,14 +176,19 @@ def parser() -> argparse.ArgumentParser:
     many.add_argument("--workers", type=integer(1, 64), default=1, metavar="N", help="threads that encode layers (1)")
     many.add_argument("--dask", metavar="ADDRESS", help="have a Dask cluster encode the layers: tcp://scheduler:8786")
 
-    command("verify", "Recompute every case of a reference from its weights; torch's references too.", reference=True)
+    verify = command("verify", "Recompute every case of a reference from its weights; torch's references too.", reference=True)
 
     described = "Check a port's answers against a reference; with --explain, name its mistake."
     compare = command("compare", described, "Weights are needed for --explain alone.", reference=True)
     compare.add_argument("candidate", metavar="CANDIDATE", help="the port's JSON; `-` is standard input")
     compare.add_flag("--explain", "where they disagree, look for the mistake that gives these numbers")
-    forms = ("table", "json", "junit")
-    compare.add_argument("--format", choices=forms, default="table", help="json and junit go to standard output (table)")
+    for subparser in (verify, compare):
+        subparser.add_argument("--layer", type=integer(0, MAX_LAYER), metavar="L", help="this layer alone")
+        cases = "the cases of this seed alone, of this row of a file, or this case of exact vectors"
+        subparser.add_argument("--seed", "--row", "--case", dest="seed", type=integer(0, 2**64 - 1), metavar="S", help=cases)
+        subparser.add_flag("--failed-only", "leave out cases that agree")
+        subparser.add_argument("-v", "--verbose", action="store_true", help="list everything: cases that agree, and all that is wrong of a case")
+        subparser.add_argument("--format", choices=("table", "json", "junit"), default="table", help="how it is printed (table)")
 
     described = "One feature of one case, step by step, from the weights: where a port's number leaves the right one."
     inspect = command("inspect", described, "A port that prints the same lines is bisected by the first that differs.", reference=True)
@@ -190,6 +207,7 @@ def parser() -> argparse.ArgumentParser:
     report = command("report", described, more, reference=True)
     report.add_argument("candidate", metavar="CANDIDATE", nargs="?", help="a port's JSON; `-` is standard input")
     report.add_argument("-o", "--output", default="report.html", metavar="FILE", help="`-` is standard output (report.html)")
+    report.set_defaults(layer=None, seed=None)  # a page is of all cases
     report.add_flag("--explain", "as for compare: where they disagree, look for the mistake")
 
     mirror = command("mirror", "Build a mirror that any file server, or a folder, can serve behind an air gap; or check one.")

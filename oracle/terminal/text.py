@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""Lines on standard error: what is printed of a text, how many columns it takes, and what of it fits the terminal."""
+"""Lines for a person: what is printed of a text, how many columns it takes, what of it fits the terminal, and how it is broken."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import threading
 import unicodedata
 from typing import TextIO
 
-GREEN, PLAIN = "\x1b[32m", "\x1b[0m"
+GREEN, RED, PLAIN = "\x1b[32m", "\x1b[31m", "\x1b[0m"
+NARROWEST = 20  # columns: what is wrapped is not wrapped to less
 _saying = threading.Lock()
 
 
@@ -48,23 +49,54 @@ def terminal_size(stream: TextIO | None) -> tuple[int, int] | None:
     return size.columns or 80, size.lines or 24
 
 
-def encoding() -> str:
-    """That of standard error."""
-    return getattr(sys.stderr, "encoding", None) or "ascii"
+def output_width() -> int:
+    """The columns for what goes to standard output: COLUMNS, or those of its terminal; elsewhere there is no end to them."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and 0 < int(columns) < 100_000:
+        return max(int(columns), NARROWEST)
+    size = terminal_size(sys.stdout)
+    return max(size[0], NARROWEST) if size else sys.maxsize
 
 
-def printable(text: str) -> str:
+def encoding(stream: TextIO | None = None) -> str:
+    """That of a stream, by default of standard error."""
+    return getattr(stream or sys.stderr, "encoding", None) or "ascii"
+
+
+def printable(text: str, stream: TextIO | None = None) -> str:
     """What a server or a file named, on one line, without what would reach the terminal as a control character.
 
-    A GitHub runner reads ##[ as the beginning of a command wherever it stands.
+    It is for `stream`, by default standard error. A GitHub runner reads ##[ as the beginning of a command wherever it stands.
     """
     text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text).replace("##[", "# #[")
-    return text.encode(encoding(), "backslashreplace").decode(encoding())
+    return text.encode(encoding(stream), "backslashreplace").decode(encoding(stream))
+
+
+def wrapped(text: str, width: int, indent: str = "") -> list[str]:
+    """A printable text in lines of at most `width` columns, of which all but the first begin with `indent`.
+
+    They are broken at spaces, and in a word where it alone is too long; spaces that stand together stay where a line is not broken.
+    """
+    if columns_of(text) <= width:
+        return [text]
+    lead = text[: len(text) - len(text.lstrip(" "))]
+    lines, line, is_empty = [], lead, True
+    for word in text.split():
+        if not is_empty and columns_of(f"{line} {word}") > width:
+            lines.append(line)
+            line, is_empty = indent, True
+        line += word if is_empty else f" {word}"
+        is_empty = False
+        while columns_of(line) > width:
+            head = _head(line, width)
+            lines.append(head)
+            line = indent + line[len(head) :]
+    return [*lines, line]
 
 
 def columns_of(text: str) -> int:
     """Columns that a printable text takes, or fewer; colours take none."""
-    for code in (GREEN, PLAIN):
+    for code in (GREEN, RED, PLAIN):
         text = text.replace(code, "")
     return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
 
@@ -83,8 +115,13 @@ def has_colours() -> bool:
     return not os.environ.get("NO_COLOR")  # no-color.org
 
 
-def coloured(text: str) -> str:
-    return f"{GREEN}{text}{PLAIN}" if text and has_colours() else text
+def shows_colours(stream: TextIO | None) -> bool:
+    """Whether a stream is a terminal that has colours."""
+    return has_colours() and os.environ.get("TERM", "dumb") != "dumb" and terminal_size(stream) is not None
+
+
+def coloured(text: str, colour: str = GREEN) -> str:
+    return f"{colour}{text}{PLAIN}" if text and has_colours() else text
 
 
 def in_bytes(count: float, whole: float | None = None) -> str:

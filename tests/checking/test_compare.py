@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import xml.etree.ElementTree as ElementTree
@@ -23,7 +24,7 @@ from oracle.references.document import Case
 from oracle.vectors import demo
 from oracle.weights.formats import FORMATS
 from tests.support import rust
-from tests.support.cases import a_case, compare_case
+from tests.support.cases import a_case, blocks, compare_case
 from tests.support.encodings import stripped
 from tests.support.independent import exact_encode
 from tests.support.places import shared
@@ -170,7 +171,7 @@ def test_sums_are_held_to_their_tolerances() -> None:
 
 def test_a_reference_agrees_with_itself(demo_folder: Path, reference: dict[str, Any]) -> None:
     ran = run_compare(demo_folder, stripped(reference))
-    assert ran.returncode == 0 and "9 cases: 9 same" in ran.stderr and "the candidate agrees" in ran.stderr
+    assert ran.returncode == 0 and "9 cases: 9 same" in ran.stdout and "the candidate agrees" in ran.stdout
     for name in ("plt_gemma_reference.json", "plt_llama_reference.json"):
         torch = str(shared(f"data/{name}"))
         assert run("compare", torch, torch).returncode == 0
@@ -180,11 +181,11 @@ def test_missing_and_extra_cases(demo_folder: Path, reference: dict[str, Any]) -
     candidate = stripped(reference)
     del candidate["test_cases"][4]
     ran = run_compare(demo_folder, candidate)
-    assert ran.returncode == 1 and "layer 12 seed 112: missing" in ran.stderr
+    assert ran.returncode == 1 and "layer 12 seed 112: missing" in ran.stdout
     candidate = stripped(reference)
     candidate["test_cases"].append({"layer": 3, "seed": 5, "n_active": 0, "top_10": []})
     ran = run_compare(demo_folder, candidate)
-    assert ran.returncode == 0 and "1 cases that the reference does not have were not compared" in ran.stderr
+    assert ran.returncode == 0 and "1 cases that the reference does not have were not compared" in ran.stdout
 
 
 def test_values_order_and_indices(demo_folder: Path, reference: dict[str, Any]) -> None:
@@ -197,11 +198,14 @@ def test_values_order_and_indices(demo_folder: Path, reference: dict[str, Any]) 
     candidate["test_cases"][5]["top_10"][1]["index"] = candidate["test_cases"][5]["top_10"][0]["index"]
     candidate["test_cases"][6]["top_10"][0]["index"] = 2**63
     ran = run_compare(demo_folder, candidate)
-    lines = ran.stderr.splitlines()
-    assert ran.returncode == 1 and "9 cases: 3 same, 6 differs" in ran.stderr
-    assert f"feature {top[3]['index']} is" in lines[0] and "off by 0.5" in lines[0]
-    assert "stands before" in lines[1] and "feature 512 does not exist: there are 512" in lines[2]
-    assert "feature -1 does not exist" in lines[3] and "is on the list twice" in lines[5]
+    said = blocks(ran.stdout)
+    wrong = [reference["test_cases"][number] for number in (0, 1, 2, 3, 5, 6)]
+    assert ran.returncode == 1 and "9 cases: 3 same, 6 differs" in ran.stdout
+    assert list(said) == [f"layer {case['layer']} seed {case['seed']}" for case in wrong]
+    first, second, third, fourth, fifth, sixth = said.values()
+    assert first.endswith(f"feature {top[3]['index']} {top[3]['activation'] - 0.5:.9g} {top[3]['activation']:.9g} 0.5 0.0001")
+    assert "stands before" in second and "feature 512 does not exist: there are 512" in third
+    assert "feature -1 does not exist" in fourth and "is on the list twice" in fifth and f"feature {2**63} does not exist" in sixth
     # --explain has an answer for them too
     assert run_compare(demo_folder, candidate, "--explain", "--offline", "--cache-dir", str(demo_folder / "hub")).returncode == 1
 
@@ -266,7 +270,7 @@ def test_a_million_cases(demo_folder: Path, tmp_path: Path) -> None:
         file.writelines(f'{{"layer":0,"seed":{seed},"n_active":0,"top_10":[]}},' for seed in range(10**6))
         file.write('{"layer":1,"seed":0,"n_active":0,"top_10":[]}]}')
     ran = run("compare", str(demo_folder / "plt_gemma_reference.json"), str(path))
-    assert ran.returncode == 1 and "cases that the reference does not have" in ran.stderr and len(ran.stderr) < 10_000
+    assert ran.returncode == 1 and "cases that the reference does not have" in ran.stdout and len(ran.stdout) < 10_000
 
 
 def test_files_that_cannot_be_read(demo_folder: Path, tmp_path: Path) -> None:
@@ -283,7 +287,7 @@ def test_files_that_cannot_be_read(demo_folder: Path, tmp_path: Path) -> None:
 
 def test_standard_input(demo_folder: Path, reference: dict[str, Any]) -> None:
     ran = oracle("compare", str(demo_folder / "plt_gemma_reference.json"), "-", input=json.dumps(stripped(reference)))
-    assert ran.returncode == 0 and "9 cases: 9 same" in ran.stderr
+    assert ran.returncode == 0 and "9 cases: 9 same" in ran.stdout
 
 
 # --- formats ------------------------------------------------------------------------------------------------------
@@ -296,7 +300,11 @@ def test_json_and_junit(demo_folder: Path, reference: dict[str, Any]) -> None:
     made = json.loads(ran.stdout)
     assert ran.returncode == 1 and ran.stderr == "" and made["agrees"] is False
     assert [case["status"] for case in made["test_cases"]].count("differs") == 1
-    assert made["test_cases"][2]["problems"][0].startswith("n_active is ")
+    right, wrong = (document["test_cases"][2]["n_active"] for document in (reference, candidate))
+    problem, = made["test_cases"][2]["problems"]
+    assert {key: problem.get(key) for key in ("subject", "expected", "answer", "difference")} == {
+        "subject": "n_active", "expected": right, "answer": wrong, "difference": 40,
+    }  # fmt: skip
     ran = run_compare(demo_folder, candidate, "--format", "junit")
     suite = ElementTree.fromstring(ran.stdout)
     assert (
@@ -314,16 +322,16 @@ def test_explain_in_every_format(demo_folder: Path, reference: dict[str, Any]) -
         for entry in case["top_10"]:
             entry["index"] = 511 - entry["index"]
     source = ("--explain", "--offline", "--cache-dir", str(demo_folder / "hub"))
-    assert "features reversed: " in run_compare(demo_folder, candidate, *source).stderr
+    assert "features reversed: " in run_compare(demo_folder, candidate, *source).stdout
     explained = json.loads(run_compare(demo_folder, candidate, *source, "--format", "json").stdout)["explanation"]
     assert [row["name"] for row in explained["named"]] == ["features reversed"] and explained["named"][0][
         "cases_matched"
     ] == 9
     suite = ElementTree.fromstring(run_compare(demo_folder, candidate, *source, "--format", "junit").stdout)
-    assert any("features reversed" in entry.attrib["value"] for entry in suite.iter("property"))
+    assert "features reversed" in str(suite.findtext("system-out"))
     # a right candidate is not explained, and takes no weights
     agreed = run_compare(demo_folder, stripped(reference), "--explain", "--offline", "--cache-dir", "/nowhere")
-    assert agreed.returncode == 0 and "numbers are those" not in agreed.stderr
+    assert agreed.returncode == 0 and "numbers are those" not in agreed.stdout
     # without weights there is no explanation, and the comparison stands
     assert run_compare(demo_folder, candidate, "--explain", "--offline", "--cache-dir", "/nowhere").returncode == 1
 
@@ -359,8 +367,9 @@ def test_what_is_wrong_below_the_list_shows_in_the_sums(demo_folder: Path, refer
         weak = case[name] - sum(entry["activation"] ** (1 + ("squares" in name)) for entry in case["top_10"])
         case[name] -= weak / 2
         ran = run_compare(demo_folder, candidate)
-        assert ran.returncode == 1 and f"differs   {name} is {case[name]:.9g}, not " in ran.stderr, ran.stderr
-        assert "; rounding allows 0.0" in ran.stderr and "8 same, 1 differs" in ran.stderr
+        (said,) = blocks(ran.stdout).values()
+        assert ran.returncode == 1 and f" {name} {reference['test_cases'][4][name]:.9g} {case[name]:.9g} " in said, ran.stdout
+        assert re.search(r" 0\.0\d+$", said) and "8 same, 1 differs" in ran.stdout
         candidate = with_sums(reference, *names)
         candidate["test_cases"][4][name] -= 1.5  # as much as a feature at its threshold
         assert run_compare(demo_folder, candidate).returncode == 1
@@ -374,8 +383,9 @@ def test_a_wrong_fingerprint_is_the_generator_s(demo_folder: Path, reference: di
     candidate["test_cases"][3] |= {"residual_fingerprint": "0x" + "1" * 16, "n_active": 400}
     ran = run_compare(demo_folder, candidate)
     right = reference["test_cases"][3]["residual_fingerprint"]
-    said = f"layer 12 seed 12: differs   residual_fingerprint is 0x{'1' * 16}, not {right}; the generator, not the encoder, "
-    assert ran.returncode == 1 and said in ran.stderr and "; n_active is 400" in ran.stderr, ran.stderr
+    said = blocks(ran.stdout)["layer 12 seed 12"]
+    assert ran.returncode == 1 and f"residual_fingerprint {right} 0x{'1' * 16} the generator, not the encoder, " in said, ran.stdout
+    assert f"n_active {reference['test_cases'][3]['n_active']} 400" in said
 
 
 @pytest.mark.parametrize("name", ["activation_sum", "activation_sum_of_squares", "residual_fingerprint"])
@@ -384,12 +394,12 @@ def test_right_lists_are_not_explained_by_what_stands_beside_them(demo_folder: P
     for case in candidate["test_cases"]:
         case[name] = "0x" + "0" * 16 if name == "residual_fingerprint" else case[name] / 2
     ran = run_compare(demo_folder, candidate, "--explain", "--offline", "--cache-dir", str(demo_folder / "hub"))
-    assert ran.returncode == 1 and "the lists agree, and no mistake is tried of what stands beside them" in ran.stderr, ran.stderr
+    assert ran.returncode == 1 and "the lists agree, and no mistake is tried of what stands beside them" in ran.stdout, ran.stderr
     # and what is wrong of the lists is named all the same
     for case in candidate["test_cases"]:
         for entry in case["top_10"]:
             entry["index"] = 511 - entry["index"]
-    assert "features reversed: " in run_compare(demo_folder, candidate, "--explain", "--offline", "--cache-dir", str(demo_folder / "hub")).stderr
+    assert "features reversed: " in run_compare(demo_folder, candidate, "--explain", "--offline", "--cache-dir", str(demo_folder / "hub")).stdout
 
 
 @pytest.mark.parametrize("name", ["activation_sum", "activation_sum_of_squares", "residual_fingerprint"])
@@ -422,7 +432,7 @@ def test_a_port_in_rust_agrees(consumer: Path, demo_folder: Path, tmp_path: Path
     reference, answers = demo_folder / "plt_gemma_reference.json", tmp_path / "rust.json"
     subprocess.run([consumer, reference, demo_folder / "hub", answers], check=True)
     ran = run("compare", str(reference), str(answers))
-    assert ran.returncode == 0 and "the candidate agrees" in ran.stderr
+    assert ran.returncode == 0 and "the candidate agrees" in ran.stdout
     sums = {"activation_sum", "activation_sum_of_squares", "residual_fingerprint"}
     assert set(json.loads(answers.read_text())["test_cases"][0]) == {"layer", "seed", "n_active", "top_10", *sums}
 

@@ -192,7 +192,7 @@ def test_the_largest_difference_is_the_largest_one(order: tuple[float, ...], pla
     comparison = compared(answers, cases)
     worst, feature = order.index(0.5), FOUR[place][0]
     assert comparison.worst == comparison.cases[worst] and comparison.worst.feature == feature
-    assert comparison.facts[-1] == f"4 cases: 3 differs, 1 missing; the largest differences: activation 0.5 (layer 0 seed {worst} feature {feature})"
+    assert comparison.facts == ["4 cases: 3 differs, 1 missing", f"largest difference: activation 0.5 (layer 0 seed {worst} feature {feature})"]
     assert not comparison.agrees and comparison.verdict == "the candidate DISAGREES (tolerance 0.0001)"
     assert comparison.cases[3].status == MISSING and comparison.cases[3].lines == ["the candidate does not have this case"]
 
@@ -236,7 +236,7 @@ def test_the_wording_of_verdicts() -> None:
     assert worse == CaseVerdict(seed_case(0, 0), DIFFERS, (x, y)) and worse.summary == "x; y" and not worse.agrees
     for exact, how in ((True, "number for number"), (False, "within the tolerance (torch wrote it)")):
         right = Verification((verdict,), (), exact)
-        assert right.agrees and right.verdict == f"1 of 1 cases are what the weights give: the reference agrees {how}" and right.facts == []
+        assert right.agrees and right.verdict == f"1 of 1 cases are what the weights give: the reference agrees {how}" and right.headlines == []
         for wrong in (Verification((verdict, worse), (), exact), Verification((verdict, verdict), ("wrong file",), exact)):
             assert not wrong.agrees and wrong.verdict.endswith("the reference DISAGREES") and wrong.verdict.startswith(f"{2 - (worse in wrong.cases)} of 2")
-            assert wrong.facts == list(wrong.problems)
+            assert wrong.headlines == list(wrong.problems) and wrong.facts[0].startswith("2 cases: ")

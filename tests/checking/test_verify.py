@@ -22,6 +22,7 @@ from oracle.references.rows import DataError
 from oracle.vectors import demo
 from oracle.weights.formats import FORMATS
 from tests.support import worlds
+from tests.support.cases import blocks
 from tests.support.hub import Hub
 from tests.support.independent import float64_encode
 from tests.support.process import oracle, run
@@ -41,8 +42,8 @@ def reference_of(folder: Path) -> dict[str, Any]:
 
 def test_what_generate_writes_verifies(demo_folder: Path) -> None:
     ran = run_verify(demo_folder, reference_of(demo_folder), door=oracle)
-    assert ran.returncode == 0 and ran.stderr.count(": same") == 9
-    assert "9 of 9 cases are what the weights give: the reference agrees number for number" in ran.stderr
+    assert ran.returncode == 0 and "9 cases: 9 same\n" in ran.stdout
+    assert ran.stdout.endswith("9 of 9 cases are what the weights give: the reference agrees number for number\n")
     quiet = run_verify(demo_folder, reference_of(demo_folder), "--quiet")
     assert quiet.returncode == 0 and quiet.stderr == quiet.stdout == ""
 
@@ -111,10 +112,11 @@ def test_edited_references_are_told_apart(demo_folder: Path, name: str, renewed:
     if renewed:
         reference["digest"] = digest(reference)
     ran = run_verify(demo_folder, reference)
-    assert ("the reference was edited" in ran.stderr) is (not renewed and name != "a residual")  # which its fingerprint stands for
+    assert ("the reference was edited" in ran.stdout) is (not renewed and name != "a residual")  # which its fingerprint stands for
     assert ran.returncode == 1, ran.stderr
-    assert [message in line for line in ran.stderr.splitlines()[:9]] == [number == 4 for number in range(9)]
-    assert "8 of 9 cases" in ran.stderr and "DISAGREES" in ran.stderr
+    (case_id, said), = blocks(ran.stdout).items()
+    assert case_id == f"layer 12 seed {reference['test_cases'][4]['seed']}" and message in said
+    assert "8 of 9 cases" in ran.stdout and "DISAGREES" in ran.stdout
 
 
 def test_a_reference_of_before_there_were_sums(demo_folder: Path) -> None:
@@ -126,13 +128,13 @@ def test_a_reference_of_before_there_were_sums(demo_folder: Path) -> None:
             del case[name]
     reference["digest"] = digest(reference)
     ran = run_verify(demo_folder, reference)
-    assert ran.returncode == 0 and ran.stderr.count(": same") == 9, ran.stderr
+    assert ran.returncode == 0 and "9 cases: 9 same\n" in ran.stdout, ran.stderr
     reference = reference_of(demo_folder)
     for name in sums[:2]:
         del reference["test_cases"][4][name]
     reference["digest"] = digest(reference)
     ran = run_verify(demo_folder, reference)
-    assert ran.returncode == 1 and "wrong numbers (activation_sum, activation_sum_tolerance)" in ran.stderr
+    assert ran.returncode == 1 and "wrong numbers (activation_sum, activation_sum_tolerance)" in ran.stdout
 
 
 def test_what_is_said_of_wrong_numbers(demo_folder: Path) -> None:
@@ -145,25 +147,25 @@ def test_what_is_said_of_wrong_numbers(demo_folder: Path) -> None:
     cases[2]["rank_margin"] += 1e-6
     margins = {key: cases[3][key] for key in ("rank_margin", "gate_margin")}
     cases[3].update({key: value + 1e-6 for key, value in margins.items()})
-    lines = run_verify(demo_folder, reference).stderr.splitlines()
-    assert f"wrong numbers (n_active); n_active is {right[0] + 1}, not {right[0]}: off by 1" in lines[0]
-    assert "wrong numbers (top_10): values differ by up to " in lines[1]
-    assert f"wrong numbers (rank_margin); rank_margin is {cases[2]['rank_margin']:.9g}, not {right[2]:.9g}: off by 1e-06" in lines[2]
-    assert f"(rank_margin, gate_margin); rank_margin is {cases[3]['rank_margin']:.9g}, not {margins['rank_margin']:.9g}: off by 1e-06" in lines[3]
+    first, second, third, fourth = blocks(run_verify(demo_folder, reference).stdout).values()
+    assert f"wrong numbers (n_active) weights reference off by n_active {right[0]} {right[0] + 1} 1" in first
+    assert "wrong numbers (top_10): values differ by up to " in second
+    assert f"rank_margin {right[2]:.9g} {cases[2]['rank_margin']:.9g} 1e-06" in third
+    assert f"(rank_margin, gate_margin) weights reference off by rank_margin {margins['rank_margin']:.9g} {cases[3]['rank_margin']:.9g} 1e-06" in fourth
 
 
 def test_a_wrong_sha256(demo_folder: Path) -> None:
     reference = reference_of(demo_folder)
     reference["layers"][1]["sha256"] = "0" * 64
     ran = run_verify(demo_folder, reference)
-    assert ran.returncode == 1 and "layer 12: wrong sha256" in ran.stderr and "9 of 9 cases" in ran.stderr
+    assert ran.returncode == 1 and "layer 12: wrong sha256" in ran.stdout and "9 of 9 cases" in ran.stdout
 
 
 def test_an_edited_formula(demo_folder: Path) -> None:
     reference = reference_of(demo_folder)
     reference["encoder_formula"] = "ReLU(W_enc.T @ residual + b_enc)"
     ran = run_verify(demo_folder, reference)
-    assert ran.returncode == 1 and "wrong encoder_formula: 'ReLU(W_enc.T" in ran.stderr and "9 of 9 cases" in ran.stderr
+    assert ran.returncode == 1 and "wrong encoder_formula: 'ReLU(W_enc.T" in ran.stdout and "9 of 9 cases" in ran.stdout
 
 
 @pytest.mark.parametrize("threshold, wrong, right", [(True, "CltSplit", "CltSplitJumpReLU"), (False, "CltSplitJumpReLU", "CltSplit")])
@@ -176,8 +178,8 @@ def test_an_edited_schema(tmp_path: Path, threshold: bool, wrong: str, right: st
         edited = {**reference, **edits}
         place.write_text(json.dumps({**edited, "digest": digest(edited)}))
         ran = run("verify", str(place), "--mirror", tree)
-        assert (ran.returncode == 1) is bool(edits) and ran.stderr.count(said or "never") == 2 * bool(edits), ran.stderr
-        assert "was edited" not in ran.stderr
+        assert (ran.returncode == 1) is bool(edits) and ran.stdout.count(said or "never") == 2 * bool(edits), ran.stderr
+        assert "was edited" not in ran.stdout
 
 
 def test_a_layer_of_which_no_case_is_left(demo_folder: Path) -> None:
@@ -185,7 +187,7 @@ def test_a_layer_of_which_no_case_is_left(demo_folder: Path) -> None:
     reference["test_cases"] = reference["test_cases"][3:]
     reference["layers"][0].update(sha256="0" * 64, path="nowhere/params.npz")
     ran = run_verify(demo_folder, reference)
-    assert ran.returncode == 1 and "layer 0: `layers` lists it, but no case is of it" in ran.stderr
+    assert ran.returncode == 1 and "layer 0: `layers` lists it, but no case is of it" in ran.stdout
 
 
 @pytest.mark.parametrize("n_negative", [1, 93])
@@ -208,7 +210,7 @@ def test_negative_thresholds_are_in_the_formula(tmp_path: Path, layers: tuple[in
     reference["encoder_formula"] = reference["encoder_formula"].replace("max(threshold, 0)", "threshold")
     recorded.write_text(json.dumps(reference))
     ran = run(*verify)
-    assert ran.returncode == 1 and ran.stderr.count("wrong encoder_formula") == len(layers)
+    assert ran.returncode == 1 and ran.stdout.count("wrong encoder_formula") == len(layers)
 
 
 def test_a_key_that_stands_twice_among_many(tmp_path: Path) -> None:
@@ -232,14 +234,14 @@ def other_weights(demo_folder: Path, tmp_path: Path, content: bytes) -> Path:
 def test_other_weights(demo_folder: Path, tmp_path: Path) -> None:
     cache = other_weights(demo_folder, tmp_path, next(iter(demo.layer_files(FORMATS[0], 99).values())))
     ran = run_verify(demo_folder, reference_of(demo_folder), cache=cache)
-    assert ran.returncode == 1 and "layer 12: wrong sha256" in ran.stderr and "6 of 9 cases" in ran.stderr
-    assert ran.stderr.count("wrong numbers") == 3
+    assert ran.returncode == 1 and "layer 12: wrong sha256" in ran.stdout and "6 of 9 cases" in ran.stdout
+    assert ran.stdout.count("wrong numbers") == 3
 
 
 def test_weights_of_another_shape(demo_folder: Path, tmp_path: Path) -> None:
     cache = other_weights(demo_folder, tmp_path, npz(layer_arrays(1)))
     ran = run_verify(demo_folder, reference_of(demo_folder), cache=cache)
-    assert ran.returncode == 1 and "layer 12: wrong shape" in ran.stderr and "6 of 9 cases" in ran.stderr
+    assert ran.returncode == 1 and "layer 12: wrong shape" in ran.stdout and "6 of 9 cases" in ran.stdout
 
 
 def drop(*path: Any) -> Callable[[dict[str, Any]], None]:
@@ -352,7 +354,7 @@ def test_the_files_that_the_reference_names_are_fetched(hub: Hub, tmp_path: Path
     assert other.returncode == 2 and "it has no layer 1" in other.stderr
     hub.add(CURATION_REPO, "config.yaml", config(3))
     other = run(*verify, "--curation-repo", CURATION_REPO)
-    assert other.returncode == 1 and "layer 1: wrong sha256" in other.stderr
+    assert other.returncode == 1 and "layer 1: wrong sha256" in other.stdout
 
 
 def as_torch_writes(shift: float = 0.0) -> dict[str, Any]:
@@ -422,8 +424,8 @@ def test_what_torch_wrote(hub: Hub, tmp_path: Path, shift: float, code: int, sta
     fill(hub)
     (tmp_path / "torch.json").write_text(json.dumps(as_torch_writes(shift)))
     ran = run("verify", str(tmp_path / "torch.json"), "--mirror", hub.url)
-    assert ran.returncode == code and ran.stderr.count(f": {status}") == 6, ran.stderr
-    assert "(torch wrote it)" in ran.stderr or code
+    assert ran.returncode == code and f"6 cases: 6 {status}\n" in ran.stdout, ran.stderr
+    assert "(torch wrote it)" in ran.stdout or code
 
 
 def test_a_torch_reference_can_be_compared_with_and_explained(hub: Hub, tmp_path: Path) -> None:
@@ -435,4 +437,4 @@ def test_a_torch_reference_can_be_compared_with_and_explained(hub: Hub, tmp_path
             entry["index"] += 1
     (tmp_path / "candidate.json").write_text(json.dumps(reference))
     ran = run("compare", str(tmp_path / "torch.json"), str(tmp_path / "candidate.json"), "--explain", "--mirror", hub.url)
-    assert ran.returncode == 1 and "indices from 1" in ran.stderr, ran.stderr
+    assert ran.returncode == 1 and "indices from 1" in ran.stdout, ran.stderr

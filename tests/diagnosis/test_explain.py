@@ -175,8 +175,8 @@ def test_neighbours_are_fetched_where_nothing_else_fits(hub: Hub, tmp_path: Path
     answers.write_text(json.dumps({"test_cases": cases}))
     command = ("compare", str(path), str(answers), "--explain", *source)
     offline = run(*command, "--offline")
-    assert offline.returncode == 1 and "no known mistake" in offline.stderr
-    assert "not tried, because their weights are not in the cache: layer 0, layer 2" in offline.stderr
+    assert offline.returncode == 1 and "no known mistake" in offline.stdout
+    assert "not tried, because their weights are not in the cache: layer 0, layer 2" in offline.stdout
     ran = run(*command)
-    assert ran.returncode == 1 and "layer above: " in ran.stderr and ran.stderr.count("fetched ") == 2, ran.stderr
-    assert run(*command, "--offline").stderr.count("layer above: ") == 1  # now they are in the cache
+    assert ran.returncode == 1 and "layer above: " in ran.stdout and ran.stderr.count("fetched ") == 2, ran.stderr
+    assert run(*command, "--offline").stdout.count("layer above: ") == 1  # now they are in the cache

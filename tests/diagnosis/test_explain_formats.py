@@ -99,10 +99,10 @@ def test_neighbours_of_every_schema_are_fetched(hub: Hub, tmp_path: Path) -> Non
         port.write_text(json.dumps(candidate(weights, ("layer above",), layers=(1,))))
         command = ("compare", str(reference), str(port), "--explain", *source)
         offline = run(*command, "--offline")
-        assert offline.returncode == 1 and "no known mistake" in offline.stderr, offline.stderr
-        assert "not in the cache: layer 0, layer 2" in offline.stderr, offline.stderr
+        assert offline.returncode == 1 and "no known mistake" in offline.stdout, offline.stdout
+        assert "not in the cache: layer 0, layer 2" in offline.stdout, offline.stdout
         ran = run(*command)
-        assert ran.returncode == 1 and "  layer above: " in ran.stderr, (schema, ran.stderr)
+        assert ran.returncode == 1 and "  layer above: " in ran.stdout, (schema, ran.stdout)
 
 
 def test_another_l0_of_gemma_scope_2(tmp_path: Path) -> None:

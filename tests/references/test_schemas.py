@@ -141,7 +141,7 @@ def test_a_reference_names_its_schema_first(demo_folder: Path) -> None:
     verify = ("verify", "-", "--offline", "--cache-dir", str(demo_folder / "hub"))
     without = {key: value for key, value in reference.items() if key != "$schema"}
     ran = run(*verify, input=json.dumps(without))
-    assert ran.returncode == 1 and "the reference was edited" in ran.stderr
+    assert ran.returncode == 1 and "the reference was edited" in ran.stdout
     assert run(*verify, input=json.dumps({**without, "digest": digest(without)})).returncode == 0
     ran = run(*verify, input=json.dumps({**reference, "$schema": "urn:other"}))
     assert ran.returncode == 4 and "$schema is 'urn:other'; urn:gemmascope-oracle:reference:1 is known" in ran.stderr

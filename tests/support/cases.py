@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -28,3 +29,19 @@ def a_case(top: list[tuple[int, float]], n_active: int = 50, **more: Any) -> Cas
 
 def compare_case(case: Case, answer: Case, n_features: int = 100, k: int = 4, tolerance: float = TOLERANCE) -> CaseVerdict:
     return lists.compare_case(replace(REFERENCE, n_features=n_features, top_k=k, tolerance=tolerance), case, answer)
+
+
+def blocks(screen: str) -> dict[str, str]:
+    """What compare or verify printed of each case, by its name and on one line."""
+    said: dict[str, str] = {}
+    name = None
+    for line in screen.splitlines():
+        heading = re.match(r"(layer \d+ (?:seed|row|case) \d+): (.*)", line)
+        if heading:
+            name, line = heading.groups()
+            said[name] = ""
+        if not line:
+            name = None
+        if name:
+            said[name] += " ".join(line.split()) + " "
+    return {name: text.rstrip() for name, text in said.items()}

@@ -341,7 +341,7 @@ def test_the_summary_of_a_step(hub: Hub, workflow: Path) -> None:
     added = workflow.read_text().removeprefix(text)
     rows = markdown_rows(added[added.index("### oracle verify") :])[2:]
     assert "8 of 9 cases" in added and [len(row) for row in rows] == [3] * 9
-    assert "wrong fingerprint: |<b>*x*</b>| :" in html.unescape(rows[2][2]) and not set(rows[2][2]) & set("<>*")
+    assert "residual_fingerprint is |<b>*x*</b>| ::, not 0x" in html.unescape(rows[2][2]) and not set(rows[2][2]) & set("<>*")
 
 
 def test_errors_are_annotations(workflow: Path, monkeypatch: pytest.MonkeyPatch) -> None:
