@@ -3,14 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 
 import vendored_hf
 
 DONE, DISAGREE, USAGE, SOURCE, DATA, INTERNAL, INTERRUPTED = 0, 1, 2, 3, 4, 70, 130
 
 
-class BadData(Exception):
+class OracleError(Exception):
+    """What somebody who uses oracle can do something about: the base of all that its library raises for that."""
+
+
+class BadData(OracleError):
     """A file is damaged, or is not what it should be."""
 
 
@@ -18,11 +23,23 @@ class WeightsError(BadData, ValueError):
     """A weight file is damaged, or is not what its format says; or what stands beside it is."""
 
 
-class BadUse(Exception):
+class BadUse(OracleError):
     """What was asked for cannot be, on this machine or at all."""
 
 
-class LayersFailed(Exception):
+class SourceFailed(OracleError, OSError):
+    """Where weights come from cannot be reached, or refuses. `__cause__` is what vendored_hf, or the system, raised."""
+
+
+class SourceDamaged(BadData, OSError):
+    """What arrived is not what its server said that it would send. `__cause__` is what vendored_hf raised."""
+
+
+class NameRefused(BadUse, ValueError):
+    """The name of a repo, a revision or a path that the Hub cannot have. `__cause__` is what vendored_hf raised."""
+
+
+class LayersFailed(OracleError):
     """Layers that an executor's workers were to encode: what each of them failed of. `code` is the exit code."""
 
     def __init__(self, message: str, code: int):
@@ -41,6 +58,23 @@ def exit_code(error: BaseException) -> int:
     if isinstance(error, (OSError, vendored_hf.EntryNotFoundError)):
         return SOURCE
     return INTERNAL
+
+
+@contextlib.contextmanager
+def as_oracle_errors() -> Iterator[None]:
+    """Raise what vendored_hf, which knows nothing of oracle, or the system raised as the OracleError of its exit code.
+
+    The built-in kind that it is of stays: OSError, or ValueError.
+    """
+    try:
+        yield
+    except OracleError:
+        raise
+    except Exception as error:
+        kind = {DATA: SourceDamaged, USAGE: NameRefused, SOURCE: SourceFailed}.get(exit_code(error))
+        if kind is None:
+            raise
+        raise kind(one_line(error)) from error
 
 
 def one_line(error: BaseException, *, has_mirror: bool = False, is_offline: bool = False) -> str:

@@ -23,6 +23,10 @@ def _check_range(owner: str, name: str, value: object, most: int) -> None:
         raise BadUse(f"{owner}: {name} is {value!r}, not a whole number from 1 to {most}")
 
 
+def _is_between(least: float, value: object, most: float) -> bool:
+    return isinstance(value, (int, float)) and least <= value <= most
+
+
 @dataclass(frozen=True)
 class Origin:
     """Where weights come from. Raises BadUse.
@@ -54,7 +58,7 @@ class Origin:
         _check_range("Origin", "connections", self.connections, MAX_CONNECTIONS)
         if self.k is not None:
             _check_range("Origin", "k", self.k, MAX_FEATURES)
-        if self.input_scale is not None and not MIN_SCALE <= self.input_scale <= MAX_SCALE:
+        if self.input_scale is not None and not _is_between(MIN_SCALE, self.input_scale, MAX_SCALE):
             raise BadUse(f"Origin: input_scale is {self.input_scale!r}, not in {MIN_SCALE:g} to {MAX_SCALE:g}")
         if self.normalize not in (None, *NORMALIZE):
             raise BadUse(f"Origin: normalize is {self.normalize!r}, not {' or '.join(NORMALIZE)}")
@@ -97,7 +101,7 @@ class Job:
     def __post_init__(self) -> None:
         _check_range("Job", "seeds", self.n_seeds, MAX_SEEDS)
         _check_range("Job", "top_k", self.top_k, MAX_TOP_K)
-        if not MIN_TOLERANCE <= self.tolerance <= MAX_TOLERANCE:
+        if not _is_between(MIN_TOLERANCE, self.tolerance, MAX_TOLERANCE):
             raise BadUse(f"Job: tolerance is {self.tolerance!r}, not in {MIN_TOLERANCE:g} to {MAX_TOLERANCE:g}")
         if not is_factor(self.scale):
             raise BadUse(f"Job: scale is {self.scale!r}, not a float32 from {LEAST_FACTOR:g} to {MOST_FACTOR:g}")

@@ -10,24 +10,31 @@ step here is an integer operation modulo 2^64, or one correctly rounded IEEE-754
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 
 from oracle.arithmetic.constants import FNV_OFFSET_BASIS, FNV_PRIME, LN_2, LN_LAST_TERM, MAX_U64, MULTIPLIER, SQRT_HALF
+from oracle.errors import BadUse
 
 _PAIRS_AT_ONCE = 1 << 16
+
+
+class ResidualError(BadUse, ValueError):
+    """A residual that the generator does not have."""
 
 
 def residual(seed: int, stream: int, length: int) -> np.ndarray:
     """The first `length` values of the generator, float32 [length]: standard normal, the same bits on every machine.
 
     `seed` and `stream` are integers in [0, 2^64); a stream's top bit is shifted out, as in PCG's own C.
-    Raises ValueError for anything else, or a negative length.
+    Raises ResidualError for anything else, or a negative length.
     """
+    length = _integer("length", length)
     if length < 0:
-        raise ValueError(f"a residual of {length} values does not exist")
+        raise ResidualError(f"a residual of {length} values does not exist")
     state, increment = _first_state(seed, stream)
     values = np.empty(length + length % 2, np.float32)
     filled = 0
@@ -56,7 +63,7 @@ class Pair:
 
 
 def first_pairs(seed: int, stream: int, length: int) -> list[Pair]:
-    """The steps that give the first `length` values, as a port may print them. Raises ValueError as residual() does."""
+    """The steps that give the first `length` values, as a port may print them. Raises ResidualError as residual() does."""
     state, increment = _first_state(seed, stream)
     pairs: list[Pair] = []
     missing = length
@@ -85,11 +92,20 @@ def fingerprint(values: np.ndarray) -> str:
     return f"0x{state:016x}"
 
 
+def _integer(name: str, value: int) -> int:
+    """An integer of any type as Python's, which does not overflow. Raises ResidualError."""
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise ResidualError(f"{name} {ascii(value)[:80]} is no integer") from error
+
+
 def _first_state(seed: int, stream: int) -> tuple[int, int]:
-    """PCG32's state before its first output, and its increment. Raises ValueError for what is no integer of 64 bits."""
+    """PCG32's state before its first output, and its increment. Raises ResidualError for what is no integer of 64 bits."""
+    seed, stream = _integer("seed", seed), _integer("stream", stream)
     for name, value in (("seed", seed), ("stream", stream)):
         if not 0 <= value <= MAX_U64:
-            raise ValueError(f"{name} {value} is not in [0, 2^64)")
+            raise ResidualError(f"{name} {value} is not in [0, 2^64)")
     increment = (stream << 1 | 1) & MAX_U64
     return ((increment + seed) * MULTIPLIER + increment) & MAX_U64, increment
 

@@ -29,7 +29,7 @@ def inspect(
     """
     reference = weights.reference
     case = _case(reference, layer, number)
-    if feature >= reference.n_features:
+    if not 0 <= feature < reference.n_features:
         raise BadUse(f"--feature {feature}: the reference has the features 0 to {reference.n_features - 1}")
     if with_generator and not reference.has_generator:
         raise BadUse("--residual: this reference's residuals are on record, the generator has no part in them: leave it out")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING
 
 from oracle.references.document import CaseId
@@ -161,13 +162,17 @@ class Inspection:
             yield f"off by      {standing.off:.3g}, {'within' if standing.within else 'beyond'} the tolerance of {self.tolerance:g}"
             yield from (f"equal to    {words}" for words in standing.equal_to or ("no sum of the first products",))
 
-    @property
-    def document(self) -> Document:
-        """The same as JSON: floats as numbers, and their bits."""
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(str(self))}</pre>"
+
+    def to_dict(self) -> Document:
+        """The same as `inspect --format json` has it: floats as numbers, and their bits."""
         standing = self.standing
         return {
-            "layer": self.id.layer,
-            self.id.kind: self.id.number,
+            **self.id.to_dict(),
             "feature": self.feature,
             "weights_repo": self.repo,
             "schema": self.schema,

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from oracle.references.document import CaseId
 
 FLOAT32_ROUNDING = 2.0**-24  # of a value: at most this much of it
+MOST_ROWS = 40  # of a notebook's table
 MOST_PROBLEMS = 3  # of a case on one line: of a cross-layer transcoder's case every target layer may have one
 
 SAME, ROUNDING, DIFFERS, MISSING = STATUSES = "same", "rounding", "differs", "missing"
@@ -138,7 +139,7 @@ class CaseVerdict:
     def to_dict(self) -> dict[str, Any]:
         """The verdict as JSON has it."""
         return {
-            **id_document(self.id),
+            **self.id.to_dict(),
             "status": self.status,
             "problems": [problem.to_dict() for problem in self.problems],
             "notes": list(self.notes),
@@ -191,11 +192,6 @@ def largest(cases: Iterable[CaseVerdict]) -> dict[str, Difference]:
     return dict(sorted(differences.items(), key=lambda item: SUBJECTS.index(item[1].problem.subject)))
 
 
-def id_document(case_id: CaseId) -> dict[str, Any]:
-    """Which case it is, as JSON has it."""
-    return {"layer": case_id.layer, case_id.kind: case_id.number}
-
-
 def _outcome_document(cases: tuple[CaseVerdict, ...], agrees: bool, verdict: str) -> dict[str, Any]:
     """What the JSON of a comparison and that of a verification both hold."""
     return {
@@ -203,7 +199,7 @@ def _outcome_document(cases: tuple[CaseVerdict, ...], agrees: bool, verdict: str
         "verdict": verdict,
         "counts": {status: sum(case.status == status for case in cases) for status in STATUSES},
         "largest_differences": {
-            measure: {**id_document(difference.id), **difference.problem.to_dict()} for measure, difference in largest(cases).items()
+            measure: {**difference.id.to_dict(), **difference.problem.to_dict()} for measure, difference in largest(cases).items()
         },
         "test_cases": [case.to_dict() for case in cases],
     }
@@ -299,6 +295,12 @@ class Comparison:
             return [*lines, f"{counted(self.cases)}; the largest difference is {worst.max_difference:.3g}, {worst.id} feature {worst.feature}"]
         return [*lines, *_counts_and_differences(self.cases)]
 
+    def __str__(self) -> str:
+        return "\n".join([*self.headlines, *_failures(self.cases), *self.facts, self.verdict])
+
+    def _repr_html_(self) -> str:
+        return _html(self.verdict, self.cases, ("reference", "candidate"), [*self.headlines, *self.facts])
+
     def to_dict(self) -> dict[str, Any]:
         """The comparison as JSON has it."""
         worst = self.worst
@@ -308,7 +310,7 @@ class Comparison:
             "tolerance": self.tolerance,
             **({"flags": flags} if flags else {}),
             "largest_difference": worst.max_difference if worst and _is_json(worst.max_difference) else None,
-            "extra_cases": list(map(id_document, self.extra)),
+            "extra_cases": [case_id.to_dict() for case_id in self.extra],
             "not_compared": self.not_compared,
             "reference_edited": self.edited,
         }
@@ -364,6 +366,29 @@ class Verification:
         """What there is to say beside the verdict, the cases and the headlines, a line each."""
         return _counts_and_differences(self.cases)
 
+    def __str__(self) -> str:
+        return "\n".join([*self.headlines, *_failures(self.cases), *self.facts, self.verdict])
+
+    def _repr_html_(self) -> str:
+        return _html(self.verdict, self.cases, ("weights", "reference"), [*self.headlines, *self.facts])
+
     def to_dict(self) -> dict[str, Any]:
         """The verification as JSON has it."""
         return {**_outcome_document(self.cases, self.agrees, self.verdict), "exact": self.exact, "problems": list(self.problems)}
+
+
+def _failures(cases: Sequence[CaseVerdict]) -> list[str]:
+    """A line for each case that does not agree."""
+    return [f"{case.id}: {case.status}  {case.summary}" for case in cases if not case.agrees]
+
+
+def _html(verdict: str, cases: Sequence[CaseVerdict], columns: tuple[str, str], lines: Sequence[str]) -> str:
+    """For a notebook: the verdict, a table of the first problems with both numbers side by side, headed by `columns`, and the lines."""
+    from html import escape  # not at the top: no command needs it
+
+    rows = [("case", "what", *columns, "rounding allows", "")]
+    rows += [(str(case.id), item.label, *item.texts, item.allowance, item.reason) for case in cases for item in case.problems]
+    more = [f"... and {len(rows) - 1 - MOST_ROWS} problems more"] if len(rows) > MOST_ROWS + 1 else []
+    cells = ("".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row) for tag, row in zip(["th", *["td"] * MOST_ROWS], rows))
+    table = f"<table><tr>{'</tr><tr>'.join(cells)}</tr></table>" if len(rows) > 1 else ""
+    return f"<p><b>{escape(verdict)}</b></p>{table}" + "".join(f"<p>{escape(line)}</p>" for line in (*more, *lines))

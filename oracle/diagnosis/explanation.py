@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -181,6 +182,12 @@ class Explanation:
             lines.append(f"not tried, because their weights are not in the cache: {', '.join(self.not_tried)}")
         return lines
 
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(str(self))}</pre>"
+
     def to_dict(self) -> dict[str, Any]:
         """The explanation as plain data for JSON. A fit is described once, under `named`; its cause has its name."""
         return {
@@ -189,7 +196,7 @@ class Explanation:
             "cases_right": self.n_right,
             "causes": [
                 {
-                    "cases": [{"layer": case.layer, case.kind: case.number} for case in cause.cases],
+                    "cases": [case.to_dict() for case in cause.cases],
                     "named": [fit.name for fit in cause.named],
                     "within_tolerance": [fit.name for fit in cause.also],
                     "weak": cause.weak or None,

@@ -59,6 +59,9 @@ class CaseId(NamedTuple):
     def __str__(self) -> str:
         return f"layer {self.layer} {self.kind} {self.number}"
 
+    def to_dict(self) -> Document:
+        return {"layer": self.layer, self.kind: self.number}
+
 
 def seed_case(layer: int, seed: int) -> CaseId:
     """The id of a case whose residual a seed gives."""

@@ -85,6 +85,23 @@ def parse_candidate(document: Any, top_k: int, name: str = "the candidate") -> C
     return Candidate({case.id: case for case in cases})
 
 
+def as_read(document: Any, name: str) -> Any:
+    """A document that a program hands over, as it is read from a file: whatever no JSON has is refused. Raises DataError.
+
+    NumPy's numbers and arrays, and whatever else has `tolist`, are the numbers and lists that they hold.
+    """
+    try:
+        return strict_json.loads(json.dumps(document, default=_listed))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise _unreadable(name, error) from error
+
+
+def _listed(value: Any) -> Any:
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} is nothing that JSON has")
+
+
 def reference_schema() -> Document:
     """The JSON Schema of the references that oracle writes, made from the rows by which they are read."""
     return document_schema("reference", "A reference: what features fire for known residuals, and how strongly", schema(Reference, OURS))
@@ -142,8 +159,7 @@ def read_json(path: str) -> Any:
     try:
         return strict_json.loads(raw)
     except (ValueError, RecursionError) as error:
-        problem = " ".join(str(error).split())[:200] or type(error).__name__
-        raise DataError(f"{path} is not readable JSON: {_recognised(raw) or problem}") from error
+        raise _unreadable(path, error, _recognised(raw)) from error
 
 
 def _of_folder(path: str) -> str:
@@ -181,3 +197,8 @@ def _numbers(value: Any, place: str, case: str) -> Iterator[tuple[str, str, floa
         words = [f"{key} {value[key]}" for key in ("layer", "seed", "row", "case") if isinstance(value.get(key), int)]
         for key, item in value.items():
             yield from _numbers(item, f"{place}.{key}", f" ({' '.join(words)})" if len(words) > 1 else case)
+
+
+def _unreadable(name: str, error: Exception, recognised: str = "") -> DataError:
+    problem = recognised or " ".join(str(error).split())[:200] or type(error).__name__
+    return DataError(f"{name} is not readable JSON: {problem}")

@@ -208,7 +208,7 @@ def _inspect(options: argparse.Namespace) -> None:
     with ProgressReporter(quiet=options.quiet) as reporter:
         weights = RecordedWeights.of(reference, origin_of(options), reporter)
         inspection = inspect(weights, options.layer, options.seed, options.feature, candidate, with_generator=options.residual)
-    text = f"{json_text(inspection.document, 2)}\n" if options.format == "json" else "".join(f"{printable(line, sys.stdout)}\n" for line in inspection.lines)
+    text = f"{json_text(inspection.to_dict(), 2)}\n" if options.format == "json" else "".join(f"{printable(line, sys.stdout)}\n" for line in inspection.lines)
     write_text([text], "-")
 
 

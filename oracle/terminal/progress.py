@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""What a person is told while a job runs: bars on a terminal, lines elsewhere.
+"""What a person is told while a job runs: bars on a terminal, tqdm's bars in a notebook, lines elsewhere.
 
-Everything that happens only changes numbers and queues lines; one thread draws, ten times a second at most. So bars
+On a terminal everything that happens only changes numbers and queues lines; one thread draws, ten times a second at most. So bars
 and lines cannot tear each other, whichever thread they come from, and nobody waits for a slow terminal.
 """
 
@@ -13,11 +13,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 from oracle.references.document import Case
 from oracle.references.generate import Events
 from oracle.terminal.output import check_output
-from oracle.terminal.screen import Bar, screen_of
+from oracle.terminal.screen import Bar, bars_are_disabled, screen_of
 from oracle.terminal.tables import case_texts
 from oracle.terminal.text import fitting, in_bytes, printable, say, shortened, terminal_width
 
@@ -168,3 +170,67 @@ class _Log(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._say(record.getMessage())
+
+
+def notebook_progress() -> AbstractContextManager[Events]:
+    """What the library tells by itself: bars where a notebook runs it and tqdm is installed, elsewhere nothing."""
+    tqdm = _tqdm_of_notebook()
+    return nullcontext(Events()) if tqdm is None else NotebookProgress(tqdm)
+
+
+def _tqdm_of_notebook() -> Any:
+    """tqdm's bars for a notebook, with ipywidgets or without; None where no notebook runs this, or it wants no bars."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if "IPKernelApp" not in getattr(shell, "config", {}) or bars_are_disabled():
+        return None
+    try:
+        from tqdm.auto import tqdm  # type: ignore[import-untyped,unused-ignore]
+    except ImportError:
+        return None
+    return tqdm
+
+
+class NotebookProgress(Events):
+    """Bars below a notebook's cell, between `with` and its end: one of the layers, which stays, and one of each file on its way."""
+
+    def __init__(self, tqdm: Any):
+        self._tqdm = tqdm
+        self._lock = threading.Lock()  # files arrive on threads of their own
+        self._layers: Any = None
+        self._files: dict[str, Any] = {}
+
+    def __enter__(self) -> NotebookProgress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for bar in [*self._files.values(), *([] if self._layers is None else [self._layers])]:
+            bar.close()
+
+    def layers(self, count: int) -> None:
+        if self._layers is None:
+            self._layers = self._tqdm(total=count, desc="layers", unit="layer")
+        else:  # of another job
+            done = self._layers.n
+            self._layers.reset(self._layers.total + count)
+            self._layers.update(done)
+
+    def layer_done(self, layer: int) -> None:
+        self._layers.update()
+
+    def fetching(self, path: str) -> Callable[[int, int], None]:
+        def arrived(done: int, size: int) -> None:
+            with self._lock:
+                if path not in self._files:  # tqdm's widget needs the size from the start
+                    self._files[path] = self._tqdm(total=size, initial=done, desc=path, unit="B", unit_scale=True, leave=False)
+                self._files[path].update(done - self._files[path].n)
+
+        return arrived
+
+    def fetched(self, path: str, local_path: str | None) -> None:
+        with self._lock:
+            bar = self._files.pop(path, None)
+        if bar is not None:
+            bar.close()
+
+    def warned(self, warning: str) -> None:
+        self._tqdm.write(warning, file=sys.stderr)

@@ -83,10 +83,14 @@ class Screen:
 
 def screen_of(stream: TextIO) -> Screen | None:
     """A screen on a stream that is a terminal and can erase; None elsewhere, and where the environment wants no bars."""
-    disabled = os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS", "").upper() in ("1", "ON", "YES", "TRUE")
-    if disabled or os.environ.get("TERM", "dumb") == "dumb" or terminal_size(stream) is None:
+    if bars_are_disabled() or os.environ.get("TERM", "dumb") == "dumb" or terminal_size(stream) is None:
         return None
     return Screen(stream, tqdm_line() or plain_line)
+
+
+def bars_are_disabled() -> bool:
+    """Whether the environment wants no bars, here and in huggingface_hub."""
+    return os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def plain_line(bar: Bar, width: int) -> str:
