@@ -222,6 +222,9 @@ def _demo(options: argparse.Namespace) -> None:
     options.output = weights.output
     say(f"synthetic weights: {weights.n_layers} layers of [{weights.d_model}, {weights.n_features}] in {weights.folder}", quiet=quiet)
     _generate(options, weights.job)
+    candidate = weights.folder / demo.CANDIDATE
+    write_text(dump(demo.wrong_candidate(weights)), str(candidate))
+    say(f"Answers of a port that has a mistake: {candidate}", quiet=quiet)
     origin = weights.job.origin
     command = ["python", "-m", "oracle", "--offline", "--cache-dir", str(origin.cache_dir), "--repo", str(origin.repo)]
     command += [word for path in origin.path for word in ("--path", path)] + ["--decode"] * options.decode
