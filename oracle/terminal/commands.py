@@ -224,7 +224,7 @@ def _demo(options: argparse.Namespace) -> None:
     _generate(options, weights.job)
     candidate = weights.folder / demo.CANDIDATE
     write_text(dump(demo.wrong_candidate(weights)), str(candidate))
-    say(f"Answers of a port that has a mistake: {candidate}", quiet=quiet)
+    say(f"answers of a port that leaves b_enc out in one layer -> {candidate}", quiet=quiet)
     origin = weights.job.origin
     command = ["python", "-m", "oracle", "--offline", "--cache-dir", str(origin.cache_dir), "--repo", str(origin.repo)]
     command += [word for path in origin.path for word in ("--path", path)] + ["--decode"] * options.decode
