@@ -283,6 +283,9 @@ def _demo(options: argparse.Namespace) -> None:
     options.output = weights.output
     say(f"synthetic weights: {weights.n_layers} layers of [{weights.d_model}, {weights.n_features}] in {weights.folder}", quiet=quiet)
     _generate(options, weights.job)
+    candidate = weights.folder / demo.CANDIDATE
+    write_text(dump(demo.wrong_candidate(weights)), str(candidate))
+    say(f"answers of a port that leaves b_enc out in one layer -> {candidate}", quiet=quiet)
     origin = weights.job.origin
     command = ["python", "-m", "oracle", *origin_words(origin), *["--decode"] * options.decode]
     say("These weights are synthetic: the numbers test a port's arithmetic, they say nothing about a real model.", quiet=quiet)

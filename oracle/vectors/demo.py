@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,10 @@ import vendored_hf
 from oracle.arithmetic.residual import residual
 from oracle.errors import BadUse
 from oracle.job import Job, Origin
+from oracle.references.document import to_json
+from oracle.references.generate import Events, start
 from oracle.references.plan import LayerFiles
+from oracle.references.rows import Document
 from oracle.sources import listing
 from oracle.sources.curation import HubFile
 from oracle.vectors.files import Arrays, weight_file
@@ -30,6 +34,9 @@ OWNER = "oracle-demo"
 COMMIT = "0" * 40
 N_LAYERS, D_MODEL, N_FEATURES = 26, 64, 512
 SAMPLE_LAYERS = (0, 12, 25)
+# What the answers beside the reference have wrong: they are those of a port that leaves b_enc out in the middle layer.
+LEFT_OUT = B_ENC
+CANDIDATE = "candidate.json"
 
 # Of each tensor the stream that it is drawn from, a factor, None for one by its size, and an offset.
 TENSORS: dict[str, tuple[int, np.float32 | None, float]] = {
@@ -59,6 +66,7 @@ NAMED_K = {"QwenScope": "-W1K-L0_32"}  # the repo's name says k
 class Demo:
     """Synthetic weights: their folder, the job that encodes them, and where its reference goes."""
 
+    name: str
     folder: Path
     job: Job
     output: str
@@ -77,8 +85,8 @@ def job_repo(row: Format) -> str:
     return weights_repo(row) + ("-curation" if NAMES not in row.found_by and LIST in row.found_by else "")
 
 
-def make(folder: str | None = None, name: str = FORMATS[0].name, *, decode: bool = False) -> Demo:
-    """Make the weights of a format in `folder`, or a new temporary one. Raises BadUse."""
+def make(folder: str | None = None, name: str = FORMATS[0].name, *, decode: bool = False, zeros: Mapping[int, str] = {}) -> Demo:
+    """Make the weights of a format in `folder`, or a new temporary one; `zeros` has a tensor of layers that is all zeros. Raises BadUse."""
     row = formats.by_name(name)
     paths: list[str] = []
     listed: list[str] = []
@@ -87,7 +95,7 @@ def make(folder: str | None = None, name: str = FORMATS[0].name, *, decode: bool
         cache = place / "hub"
         layers = range(N_INPUT_LAYERS if row.folder == CROSSCODER else N_LAYERS)
         for layer in layers:
-            files = layer_files(row, layer)
+            files = layer_files(row, layer, zeros.get(layer))
             paths.append(next(iter(files)))
             listed += files
             for path, content in files.items():
@@ -102,14 +110,29 @@ def make(folder: str | None = None, name: str = FORMATS[0].name, *, decode: bool
         listing.remember(cached, listing.Listing(weights_repo(row), "main", COMMIT, tuple(listed)))
     except OSError as error:
         raise BadUse(f"the demo cannot be made in {folder or 'a temporary folder'}: {error.strerror}") from error
-    sample = SAMPLE_LAYERS if len(layers) == N_LAYERS else (0, (len(layers) - 1) // 2, len(layers) - 1)
-    named = () if row.model_kind else tuple(paths[layer] for layer in sample)
+    named = () if row.model_kind else tuple(paths[layer] for layer in sample_layers(len(layers)))
     job = Job(Origin(job_repo(row), named, cache_dir=str(cache), offline=True), decode=decode)
-    return Demo(place, job, str(place / f"{row.output}_gemma_reference.json"), len(layers))
+    return Demo(row.name, place, job, str(place / f"{row.output}_gemma_reference.json"), len(layers))
 
 
-def layer_files(row: Format, layer: int) -> dict[str, bytes]:
-    """One layer's files by their paths, the encoder's first.
+def sample_layers(n_layers: int) -> tuple[int, int, int]:
+    """The layers that a job takes by itself: the first, the middle one, the last."""
+    return SAMPLE_LAYERS if n_layers == N_LAYERS else (0, (n_layers - 1) // 2, n_layers - 1)
+
+
+def wrong_candidate(demo: Demo) -> Document:
+    """The answers of a port with one mistake, as a candidate: it leaves b_enc out in the middle layer. Raises BadUse."""
+    _, middle, _ = sample_layers(demo.n_layers)
+    with tempfile.TemporaryDirectory(prefix="oracle-demo-") as folder:
+        wrong = make(folder, demo.name, decode=demo.job.decode, zeros={middle: LEFT_OUT})
+        with start(wrong.job, Events()) as run:
+            cases = to_json(run.reference())["test_cases"]
+    keys = ("layer", "seed", "residual_fingerprint", "n_active", "top_10", "reconstructions")
+    return {"test_cases": [{key: case[key] for key in keys if key in case} for case in cases]}
+
+
+def layer_files(row: Format, layer: int, zero: str | None = None) -> dict[str, bytes]:
+    """One layer's files by their paths, the encoder's first; the tensor `zero` is all zeros.
 
     Pre-activations have a deviation of about 1; one feature in fourteen fires, or half of them where the format does
     with plain ReLU. Tensors that a format need not have are left out, but for W_skip and those that its gate needs.
@@ -130,6 +153,8 @@ def layer_files(row: Format, layer: int) -> dict[str, bytes]:
         values = np.float32(offset) + residual(layer, 1000 + stream, int(np.prod(shape))).reshape(shape) * factor
         if spec.part == W_DEC and row.all_targets:
             values[:, :layer] = 0
+        if spec.part == zero:
+            values = np.zeros_like(values)
         return values
 
     arrays: dict[str, Arrays] = {ENCODER: {}, DECODER: {}}

@@ -164,17 +164,22 @@ def test_where_it_cannot_be_written_shows_before_the_work(hub: Hub, tmp_path: Pa
 
 @pytest.mark.parametrize("schema", [row.name if place % 3 == 0 else pytest.param(row.name, marks=pytest.mark.slow) for place, row in enumerate(FORMATS)])
 def test_demos(schema: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The line that a demo says for doing it again does, and what it wrote is right."""
+    """The line that a demo says for doing it again does, what it wrote is right, and its candidate has the mistake that it says."""
     monkeypatch.chdir(tmp_path)
     ran = run("demo", "--schema", schema, "--folder", "made", "--decode")
     assert ran.returncode == 0, ran.stderr
-    output, = Path("made").glob("*.json")
+    output, = Path("made").glob("*_reference.json")
     made = json.loads(output.read_text())
     assert made["schema"] == schema and len(made["test_cases"]) == 9
     command = shlex.split(ran.stderr.splitlines()[-1].removeprefix("Again, by hand: python -m oracle "))
     again = run(*command, "-o", "-")
     assert again.stdout == output.read_text(), again.stderr
     assert run("verify", str(output), "--offline", "--cache-dir", "made/hub").returncode == 0
+    wrong = run("compare", str(output), "made/candidate.json", "--explain", "--offline", "--cache-dir", "made/hub")
+    assert wrong.returncode == 1 and "b_enc left out" in wrong.stdout + wrong.stderr
+    middle = sorted({case["layer"] for case in made["test_cases"]})[1]
+    verdict = json.loads(run("compare", str(output), "made/candidate.json", "--format", "json").stdout)
+    assert {case["layer"] for case in verdict["cases"] if not case["agrees"]} == {middle}
 
 
 ONE_MORE = """
