@@ -90,10 +90,12 @@ def as_read(document: Any, name: str) -> Any:
 
     NumPy's numbers and arrays, and whatever else has `tolist`, are the numbers and lists that they hold.
     """
+    text = ""
     try:
-        return strict_json.loads(json.dumps(document, default=_listed))
+        text = json.dumps(document, default=_listed)
+        return strict_json.loads(text)
     except (TypeError, ValueError, RecursionError) as error:
-        raise _unreadable(name, error) from error
+        raise _unreadable(name, error, _recognised(text.encode()) if text else "") from error
 
 
 def _listed(value: Any) -> Any:

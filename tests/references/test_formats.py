@@ -179,7 +179,7 @@ def test_demos(schema: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert wrong.returncode == 1 and "b_enc left out" in wrong.stdout + wrong.stderr
     middle = sorted({case["layer"] for case in made["test_cases"]})[1]
     verdict = json.loads(run("compare", str(output), "made/candidate.json", "--format", "json").stdout)
-    assert {case["layer"] for case in verdict["cases"] if not case["agrees"]} == {middle}
+    assert {case["layer"] for case in verdict["test_cases"] if case["status"] == "differs"} == {middle}
 
 
 ONE_MORE = """
