@@ -10,6 +10,7 @@ mistakes that explain most of the cases are named, and those that explain most o
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
@@ -150,10 +151,13 @@ class _Search:
 
     def run(self) -> Explanation:
         """Search with the files that the cache holds; where something is left, with those that may be fetched too."""
-        explanation = self._search(self._weights.offline())
-        may_fetch = not (self._weights.origin.offline or vendored_hf.is_offline_mode())
-        if explanation.not_tried and self._open(explanation.causes) and may_fetch:
-            explanation = self._search(self._weights)
+        with contextlib.ExitStack() as stack:
+            for trial in self._trials:
+                stack.enter_context(trial.layer.kept_open())
+            explanation = self._search(self._weights.offline())
+            may_fetch = not (self._weights.origin.offline or vendored_hf.is_offline_mode())
+            if explanation.not_tried and self._open(explanation.causes) and may_fetch:
+                explanation = self._search(self._weights)
         return explanation
 
     def _search(self, weights: RecordedWeights) -> Explanation:

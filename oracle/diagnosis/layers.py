@@ -87,11 +87,15 @@ class ExaminedLayer:
     cases: list[ExaminedCase]
     neighbours: dict[str, Neighbour | None] = field(default_factory=dict)
     vectors: dict[str, Vectors | None] = field(default_factory=dict)
+    kept: list[LayerWeights] = field(default_factory=list)
 
     @contextlib.contextmanager
     def opened(self, name: str) -> Iterator[LayerWeights]:
         """The weights of a neighbour, or the layer's own. Raises WeightsError, also where they are of another shape."""
         neighbour = self.neighbours.get(name)
+        if self.kept and not neighbour:
+            yield self.kept[0]
+            return
         with neighbour.opened() if neighbour else self.own.opened() as weights:
             shape = weights.d_model, weights.n_features
             if shape != self.shape:
@@ -99,6 +103,16 @@ class ExaminedLayer:
                     f"{weights.label}: [d_model, n_features] is {list(shape)}, by the reference it must be {list(self.shape)}"
                 )
             yield weights
+
+    @contextlib.contextmanager
+    def kept_open(self) -> Iterator[None]:
+        """Keep the layer's own weights open: each opening reads and checks its vectors anew."""
+        with self.opened(OWN) as weights:
+            self.kept.append(weights)
+            try:
+                yield
+            finally:
+                self.kept.clear()
 
     def vectors_of(self, name: str) -> Vectors | None:
         """The vectors of a neighbour, or the layer's own; None where they are in a file that is not there. Raises WeightsError."""

@@ -339,7 +339,7 @@ MAY_CHANGE_NOTHING = {("before the gate",), ("top k decoded",), ("residual clipp
 MAY_CHANGE_NOTHING |= {("n_active of the list",), ("b_enc in bfloat16",), ("b_enc in float16",), ("activations below 5 halved",), ("last 8 features skipped",)}
 # What differs in a few counts alone, and is not named where these could be so by chance.
 MAY_BE_SILENT = {("first feature skipped",), ("last feature skipped",), ("last 8 features skipped",), ("threshold times 1.1",), ("activations below 2.5 dropped",)}
-MAY_BE_SILENT |= {("n_active of the list",)}
+MAY_BE_SILENT |= {("n_active of the list",), ("threshold of the layer below",), ("threshold of the layer above",)}
 
 
 def plant_all(worlds: list[World], groups: list[tuple[str, ...]]) -> dict[tuple[str, ...], list[str]]:
