@@ -1,26 +1,43 @@
+# PYTHON_ARGCOMPLETE_OK
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""`python -m oracle`."""
+"""`python -m oracle`, and the console script `oracle`."""
 
-import contextlib
 import os
+import signal
 import sys
-import threading
 from typing import NoReturn
 
-from oracle.errors import DONE
-from oracle.terminal.commands import main
+INTERRUPTED = 130  # errors.py's, which takes its time to import
 
 
 def run() -> NoReturn:
     """Run the command line, and end the process with its exit code."""
-    code = main()
+    handler = signal.getsignal(signal.SIGINT)  # of what was started with Ctrl-C switched off it stays so
+    try:
+        if handler is signal.default_int_handler:
+            signal.signal(signal.SIGINT, _end)  # an import that is interrupted ends in a traceback, or in another error
+        import contextlib
+        import threading
+
+        from oracle.terminal.commands import main
+
+        signal.signal(signal.SIGINT, handler)
+        code = main()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Python's own end has a traceback for it too
+    except KeyboardInterrupt:  # a second one, while the first is told
+        code = INTERRUPTED
     # Python would wait for workers that still fetch: nobody wants their files any more.
-    if code != DONE and not all(thread.daemon or thread is threading.main_thread() for thread in threading.enumerate()):
+    if code and not all(thread.daemon or thread is threading.main_thread() for thread in threading.enumerate()):
         for stream in filter(None, (sys.stdout, sys.stderr)):
             with contextlib.suppress(OSError):
                 stream.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _end(*_: object) -> None:
+    os.write(2, b"interrupted\n")
+    os._exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -79,8 +79,8 @@ class Job:
     """What to encode. Raises BadUse.
 
     `layers` are numbers, or "all", or "sample": the first, the middle one and the last; `seeds` the number of residuals
-    of each layer: None for 3, or for all rows of a file. `robust` passes over seeds whose case has a flag; `decode` adds what
-    the decoder makes of each case. `residuals` is the path of a file of residuals; without one they are generated, and
+    of each layer: None for 3, or for all rows of a file. `robust` passes over seeds whose case has a flag, at the tolerance
+    or at the margin that it names; `decode` adds what the decoder makes of each case. `residuals` is the path of a file of residuals; without one they are generated, and
     multiplied by `scale`, a float32. `tolerance` is the least that a case has, and all where residuals are generated as they are.
     """
 
@@ -89,7 +89,7 @@ class Job:
     seeds: int | None = None
     top_k: int = 10
     tolerance: float = 1e-4
-    robust: bool = False
+    robust: bool | float = False
     decode: bool = False
     residuals: str | None = None
     scale: float = 1.0
@@ -99,6 +99,8 @@ class Job:
         _check_range("Job", "top_k", self.top_k, MAX_TOP_K)
         if not MIN_TOLERANCE <= self.tolerance <= MAX_TOLERANCE:
             raise BadUse(f"Job: tolerance is {self.tolerance!r}, not in {MIN_TOLERANCE:g} to {MAX_TOLERANCE:g}")
+        if self.robust_margin is not None and not MIN_TOLERANCE <= self.robust_margin <= MAX_TOLERANCE:
+            raise BadUse(f"Job: robust is {self.robust!r}, not in {MIN_TOLERANCE:g} to {MAX_TOLERANCE:g}")
         if not is_factor(self.scale):
             raise BadUse(f"Job: scale is {self.scale!r}, not a float32 from {LEAST_FACTOR:g} to {MOST_FACTOR:g}")
         if self.residuals is not None and self.scale != 1:
@@ -110,6 +112,11 @@ class Job:
         numbers = self.layers if isinstance(self.layers, tuple) else ()
         if not numbers or not all(type(layer) is int and 0 <= layer <= MAX_LAYER for layer in numbers):
             raise BadUse(f"Job: layers is {self.layers!r}, not {ALL!r}, {SAMPLE!r} or a tuple of numbers from 0")
+
+    @property
+    def robust_margin(self) -> float | None:
+        """The margin that `robust` names; None where it names none."""
+        return None if isinstance(self.robust, bool) else self.robust
 
     @property
     def n_seeds(self) -> int:

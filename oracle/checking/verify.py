@@ -100,7 +100,8 @@ def _seed_problems(reference: Reference, layer: RecordedLayer, weights: LayerWei
         return [] if lost is None else [f"row {lost} is not that of a case, and row {rows[-1]} is"]
     skipped = [record for record in reference.skipped_seeds or () if record.id.layer == layer.layer]
     numbers = [record.id.number for record in skipped]
-    recomputed = skipped_seeds(weights, numbers, reference.top_k, reference.tolerance, reference.residuals.scale) if numbers else []
+    margin = reference.robust_margin or reference.tolerance
+    recomputed = skipped_seeds(weights, numbers, reference.top_k, margin, reference.residuals.scale) if numbers else []
     problems = [
         f"skipped seed {right.id.number}: the weights give flags {list(right.flags)}, and its record is another"
         for right, record in zip(recomputed, skipped)

@@ -220,7 +220,7 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class SkippedSeed:
-    """A seed that --robust passed over, with the margins and flags of its case."""
+    """A seed that --robust passed over, with the margins of its case, and bounds and flags at `robust_margin`, or at the tolerance."""
 
     id: CaseId = _id_row(_seed_id)
     n_active_bounds: tuple[int, int] = row(_bounds)
@@ -288,6 +288,7 @@ class Reference:
     tolerance: float = row(number(0, MAX_TOLERANCE), since=OURS, default=DEFAULT_TOLERANCE)
     layers: tuple[LayerRecord, ...] = row(objects(LayerRecord, "layer"), since=OURS, default=())
     residuals: Residuals = row(an_object(Residuals), since=OURS, required=NOBODY, default=Residuals())
+    robust_margin: float | None = row(number(0, MAX_TOLERANCE), since=OURS, required=NOBODY)
     skipped_seeds: tuple[SkippedSeed, ...] | None = row(objects(SkippedSeed, "id"), since=OURS, required=NOBODY)
     residual_generator: Document | None = row(
         generator, since=OURS,

@@ -285,6 +285,7 @@ def _assemble(job: Job, job_plan: Plan, results: list[LayerResult], residuals: R
         top_k=job.top_k,
         tolerance=job.tolerance,
         layers=tuple(result.record for result in results),
+        robust_margin=job.robust_margin,
         skipped_seeds=tuple(seed for result in results for seed in result.skipped) if job.robust else None,
         residuals=Residuals(kind=FILE, name=residuals.name, sha256=residuals.sha256) if residuals else Residuals(
             scale=float(job.scale) if job.has_own_tolerances else None

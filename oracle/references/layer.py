@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -16,8 +17,8 @@ from oracle.arithmetic.encoder import Encoding
 from oracle.arithmetic.products import NotFiniteError
 from oracle.arithmetic.residual import fingerprint, residual
 from oracle.errors import BadData, WeightsError
-from oracle.job import Job
-from oracle.references.document import Case, CaseId, Reconstruction, SkippedSeed, TopFeature, row_case, seed_case
+from oracle.job import MIN_TOLERANCE, Job
+from oracle.references.document import NO_ACTIVE_FEATURES, Case, CaseId, Reconstruction, SkippedSeed, TopFeature, row_case, seed_case
 from oracle.references.origins import LayerRecord
 from oracle.references.plan import LayerFiles
 from oracle.references.rows import Document
@@ -251,7 +252,8 @@ def scaled_residual(seed: int, stream: int, length: int, scale: float) -> np.nda
 
 
 def _robust_seeds(job: Job, weights: LayerWeights) -> tuple[list[int], list[SkippedSeed], Encodings]:
-    """The first seeds whose cases have no flag, those passed over before them, and the figures of all that was encoded."""
+    """The first seeds whose cases have no flag at the margin, those passed over before them, and the figures of all that was encoded."""
+    margin = job.robust_margin or job.tolerance
     kept: list[int] = []
     skipped: list[SkippedSeed] = []
     searched, number = Encodings(), 0
@@ -260,7 +262,7 @@ def _robust_seeds(job: Job, weights: LayerWeights) -> tuple[list[int], list[Skip
         count = min(job.n_seeds - len(kept) + len(skipped), SEEDS_AT_ONCE)
         tried = seeds(weights.layer, range(number, number + count))
         number += count
-        encodings = encode_residuals(weights, _residuals(tried, weights, job.scale), job.top_k, job.tolerance, own_tolerances=job.has_own_tolerances, decode=False)
+        encodings = encode_residuals(weights, _residuals(tried, weights, job.scale), job.top_k, margin, own_tolerances=job.has_own_tolerances, decode=False)
         searched.count(encodings.float32_max_abs_error, encodings.n_settled)
         for record in _skipped_seeds(weights, tried, encodings):
             if len(kept) == job.n_seeds:
@@ -294,15 +296,19 @@ def _skipped_seeds(weights: LayerWeights, numbers: list[int], encodings: Encodin
 
 
 def _hopeless(job: Job, weights: LayerWeights, n_kept: int, skipped: list[SkippedSeed]) -> str:
-    """Why --robust gives up, with what to do."""
+    """Why --robust gives up, with what helps against the flags that stand in the way."""
     reasons = Counter(flag for record in skipped for flag in record.flags)
     shown = ", ".join(f"{count} have {flag}" for flag, count in reasons.most_common())
-    at_gate = np.median([most - fewest for fewest, most in (record.n_active_bounds for record in skipped)])
-    why = f"; half of them have {at_gate:g} or more of {weights.n_features} features within {job.tolerance:g} of their gate"
-    return (
-        f"layer {weights.layer}: {n_kept} of {job.n_seeds} cases found, and {MOST_SKIPPED} seeds gave one with a flag: "
-        f"{shown}{why if reasons['gate-tie'] else ''}. A smaller --tolerance or --top-k leaves fewer, or leave out --robust"
-    )
+    ranks = [math.inf if record.rank_margin is None else record.rank_margin / 2 for record in skipped]
+    firing = [(record, rank) for record, rank in zip(skipped, ranks) if NO_ACTIVE_FEATURES not in record.flags]
+    margins = sorted((min(record.gate_margin, rank) for record, rank in firing), reverse=True)[job.n_seeds - n_kept - 1 :]
+    if margins and margins[0] >= 2 * MIN_TOLERANCE:
+        advice = f"--robust {float(f'{margins[0] / 2:.0e}'):g} keeps enough of them, or leave out --robust"
+    elif reasons[NO_ACTIVE_FEATURES] > len(skipped) - reasons[NO_ACTIVE_FEATURES]:
+        advice = "where nothing fires no margin helps: that takes other layers or weights; or leave out --robust"
+    else:
+        advice = "no margin that can be recorded helps: leave out --robust"
+    return f"layer {weights.layer}: {n_kept} of {job.n_seeds} cases found, and {MOST_SKIPPED} seeds gave one with a flag: {shown}; {advice}"
 
 
 def _reconstructions(

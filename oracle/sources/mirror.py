@@ -122,10 +122,7 @@ class Mirror:
         if not folder.is_dir():
             shown = str(folder).rpartition("@")[2]  # user:password@host: somebody left the http:// out
             raise vendored_hf.LocalEntryNotFoundError(f"{shown}: there is no such folder, nor is it an http:// address")
-        entry = self._find(file)
-        revision = file.revision or "main"
-        vendored_hf.hf_hub_url(file.repo, file.path, revision=revision)
-        path = folder / (entry.place if entry else f"{file.repo}/resolve/{revision}/{file.path}")
+        entry, path = self._find(file), self.path_of(file)
         if not path.is_file():
             raise vendored_hf.LocalEntryNotFoundError(f"{path} does not exist: the mirror lacks {file.path} of {file.repo}")
         if entry is None:
@@ -134,6 +131,12 @@ class Mirror:
         if sha256_of(path) != entry.sha256:
             raise MirrorError(f"{path} is damaged: its sha256 is not the manifest's {entry.sha256}")
         return vendored_hf.LocalFile(str(path), entry.commit, entry.sha256)
+
+    def path_of(self, file: HubFile) -> Path:
+        """Where a file of a mirror in a folder lies, or would. Raises MirrorError."""
+        entry, revision = self._find(file), file.revision or "main"
+        vendored_hf.hf_hub_url(file.repo, file.path, revision=revision)  # refuses names that lead elsewhere
+        return (self.folder or Path()) / (entry.place if entry else f"{file.repo}/resolve/{revision}/{file.path}")
 
     def listing(self, repo: str, revision: str | None) -> Listing | None:
         """The paths of a repo; None where the mirror does not tell. Raises MirrorError."""
@@ -266,12 +269,12 @@ def _write_manifest(destination: Path, manifest: Manifest) -> None:
         file.write((json.dumps(document, indent=2) + "\n").encode())
 
 
-def check(destination: Path, on_file: Callable[[Entry, str | None], None]) -> int:
-    """Hash every file of a mirror again; `on_file` gets each, and what is wrong with it or None. Returns how many are bad."""
+def check(destination: Path, on_file: Callable[[Entry, str | None], None]) -> None:
+    """Hash every file of a mirror again; `on_file` gets each, and what is wrong with it or None. Raises MirrorError where there is no manifest."""
     place = destination / MANIFEST
     if not place.is_file():
         raise MirrorError(f"{place} does not exist: {destination} is no mirror of this program's")
-    n_bad, commits = 0, Commits()
+    commits = Commits()
     for entry in load_manifest(destination).entries:
         path = destination / entry.place
         problem = None
@@ -283,6 +286,4 @@ def check(destination: Path, on_file: Callable[[Entry, str | None], None]) -> in
             problem = "has another sha256"
         elif entry.commit and commits.setdefault((entry.repo, entry.revision), entry.commit) != entry.commit:
             problem = _of_another_commit(entry, commits[entry.repo, entry.revision])
-        n_bad += problem is not None
         on_file(entry, problem)
-    return n_bad

@@ -156,6 +156,18 @@ class Source:
         self._pin(file, local.commit_hash)
         return local
 
+    def size_of(self, file: HubFile) -> tuple[int | None, bool]:
+        """A file's bytes, None where nobody tells, and whether they are on this machine; they are not fetched."""
+        pinned = self._pinned(file)
+        cached = vendored_hf.try_to_load_from_cache(pinned.repo, pinned.path, self._origin.cache_dir, pinned.revision)
+        path = str(self._mirror.path_of(pinned)) if self.is_folder else cached
+        if isinstance(path, str) and os.path.isfile(path):
+            return os.path.getsize(path), True
+        metadata = self._mirror.known(pinned)
+        if metadata is None and not self.is_local:
+            metadata = vendored_hf.file_metadata(self._hub, self._endpoint, pinned.repo, pinned.path, pinned.revision or "main", 1)
+        return (metadata.size if metadata else None), False
+
     def says_that_it_is_missing(self, error: Exception) -> bool:
         """Whether a file is surely not there. A server that is no Hub says 404 and no more; one that is out of reach says nothing."""
         if isinstance(error, vendored_hf.LocalEntryNotFoundError):

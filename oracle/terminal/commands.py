@@ -19,7 +19,7 @@ from oracle.errors import BadUse
 from oracle.terminal import github, tables
 from oracle.terminal.options import job_of, origin_of, origin_words, parse
 from oracle.terminal.output import check_folder, check_output, dump, json_text, write_text
-from oracle.terminal.text import fits, output_width, printable, say, shows_colours
+from oracle.terminal.text import fits, in_bytes, output_width, printable, say, shows_colours
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -66,6 +66,9 @@ def _generate(options: argparse.Namespace, job: Job | None = None) -> None:
         raise BadUse("--omit-residuals leaves out what can be made again, and the rows of a file of residuals cannot: leave it out")
     if options.output != "-":
         check_output(ANY_OUTPUT if options.output is None else options.output, [job.residuals])
+    if options.dry_run:
+        _list_files(job, options)
+        return
     executor: AbstractContextManager[Executor | None] = contextlib.nullcontext()
     if options.dask:
         executor = dask(options.dask)
@@ -80,6 +83,25 @@ def _generate(options: argparse.Namespace, job: Job | None = None) -> None:
         line = f"{len(reference.cases)} cases -> {path}"
         with_size = f"{line} ({os.path.getsize(path) / 1024:.1f} KiB)"
         say(with_size if fits(with_size) else line, quiet=options.quiet)
+
+
+def _list_files(job: Job, options: argparse.Namespace) -> None:
+    """Print what files a job reads: how large each is, and which are here already."""
+    from oracle.references.generate import files_of
+    from oracle.sources.source import Source
+    from oracle.terminal.progress import ProgressReporter
+
+    with ProgressReporter(quiet=options.quiet) as reporter:
+        source = Source(job.origin, reporter)
+        files = files_of(job, source)[0]
+        sizes = [source.size_of(file) for file in files]
+    lines = [
+        f"{'size unknown' if size is None else f'{size:,} bytes':>18}  {'here' if is_here else 'to fetch':8}  {file.repo}/{file.path}"
+        for file, (size, is_here) in zip(files, sizes)
+    ]
+    here, whole = sum(size or 0 for size, is_here in sizes if is_here), sum(size or 0 for size, _ in sizes)
+    lines.append(f"{len(files)} files, {in_bytes(whole)}: {in_bytes(here)} are here, {in_bytes(whole - here)} would be fetched")
+    write_text([f"{printable(line, sys.stdout)}\n" for line in lines], "-")
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -235,9 +257,6 @@ def _report(options: argparse.Namespace) -> None:
 def _mirror(options: argparse.Namespace) -> None:
     from oracle.sources import mirror
 
-    def checked(entry: mirror.Entry, problem: str | None) -> None:
-        say(f"{entry.place} {problem or 'is right'}", quiet=options.quiet and problem is None)
-
     if "://" in options.destination:
         raise BadUse(f"{options.destination} is an address, and a mirror is built in a folder: name one; --mirror URL reads from a server")
     if options.mirror and os.path.realpath(options.mirror) == os.path.realpath(options.destination):
@@ -245,8 +264,23 @@ def _mirror(options: argparse.Namespace) -> None:
     destination = Path(options.destination)
     if not options.check:
         _build_mirror(destination, options)
-    elif n_bad := mirror.check(destination, checked):
-        raise mirror.MirrorError(f"{n_bad} files of {destination} are not what its manifest says: build it again")
+        return
+    sizes, bad = list[int](), list[str]()
+
+    def checked(entry: mirror.Entry, problem: str | None) -> None:
+        sizes.append(entry.size)
+        if problem:
+            bad.append(f"{entry.place} {problem}")
+        else:
+            say(f"{entry.place} is right", quiet=options.quiet)
+
+    mirror.check(destination, checked)
+    for line in bad:
+        say(line)
+    size = in_bytes(sum(sizes))
+    if bad:
+        raise mirror.MirrorError(f"{len(bad)} of {len(sizes)} files of {destination} ({size}) are not what its manifest says: delete them and build it again")
+    say(f"{len(sizes)} files, {size}: all are what the manifest says", quiet=options.quiet)
 
 
 def _build_mirror(destination: Path, options: argparse.Namespace) -> None:

@@ -49,6 +49,12 @@ EXIT_CODES = (
     "exit codes: 0 done, and verify or compare agree; 1 they disagree; 2 wrong usage; "
     "3 the source cannot be reached or refuses; 4 the data is broken; 70 a mistake in oracle; 130 interrupted"
 )
+VARIABLES = (
+    "environment: ORACLE_MIRROR (--mirror); HF_ENDPOINT, HF_TOKEN, HF_TOKEN_PATH, HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE, "
+    "HF_HUB_ETAG_TIMEOUT, HF_HUB_DOWNLOAD_TIMEOUT and HF_HUB_DISABLE_PROGRESS_BARS as huggingface_hub has them; HTTPS_PROXY, NO_PROXY; "
+    "NO_COLOR; COLUMNS; OPENBLAS_NUM_THREADS; in a workflow of GitHub's GITHUB_ACTIONS and GITHUB_STEP_SUMMARY"
+)
+EPILOG = f"{EXIT_CODES}. {VARIABLES}"
 
 
 def origin_of(options: argparse.Namespace) -> Origin:
@@ -176,9 +182,19 @@ class _Parser(argparse.ArgumentParser):
         return [name for action in self._actions for name in action.option_strings]
 
 
+def complete(whole: argparse.ArgumentParser) -> None:
+    """Answer a shell that asks what may come next, where argcomplete is installed, and end the process."""
+    with contextlib.suppress(ImportError):
+        import argcomplete  # type: ignore[import-not-found,unused-ignore]
+
+        argcomplete.autocomplete(whole)
+
+
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """What is asked for, with its `command`, by default generate. Ends the process where that is wrong usage, or a question."""
     whole = parser()
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what may come next: see the README
+        complete(whole)
     commands = whole.commands
     first = arguments[0] if arguments else ""
     if first in ("-h", "--help", "--version"):
@@ -211,13 +227,13 @@ class _Parsers(_Parser):
 def parser() -> _Parsers:
     """The command line's parser."""
     usage = "python -m oracle [COMMAND] [OPTIONS]"
-    whole = _Parsers(prog="python -m oracle", usage=usage, description=DESCRIPTION, epilog=EXIT_CODES)
+    whole = _Parsers(prog="python -m oracle", usage=usage, description=DESCRIPTION, epilog=EPILOG)
     whole.add_argument("--version", action="version", version=f"oracle {VERSION}")
     subparsers = whole.add_subparsers(title="commands", metavar="COMMAND", prog="python -m oracle", parser_class=_Parser)
     whole.commands = subparsers.choices
 
     def command(name: str, description: str, more: str = "", *, reference: bool = False) -> _Parser:
-        subparser = subparsers.add_parser(name, help=description, description=f"{description} {more}", epilog=EXIT_CODES)
+        subparser = subparsers.add_parser(name, help=description, description=f"{description} {more}", epilog=EPILOG)
         subparser.set_defaults(command=name)
         subparser.add_flag("--debug", "show the whole chain of an error")
         subparser.add_flag("--quiet", "print errors alone")
@@ -236,7 +252,9 @@ def parser() -> _Parsers:
     add("--top-k", type=integer(1, MAX_TOP_K), default=Job.top_k, metavar="K", help="features per case (10)")
     add("--tolerance", type=tolerance, default=Job.tolerance, help="what a port may be off by, absolute (1e-4)")
     add("-o", "--output", metavar="FILE", help="`-` is standard output (by weights and model: plt_gemma_reference.json)")
-    generate.add_flag("--robust", "pass over seeds whose case is near to flipping")
+    robust = "pass over seeds whose case is nearer to flipping than the tolerance, or than MARGIN: 2e-5 is more than float32 ports are off by"
+    add("--robust", type=tolerance, nargs="?", const=True, default=Job.robust, metavar="MARGIN", help=robust)
+    generate.add_flag("--dry-run", "print which files would be read, how large they are and which are here, and fetch none of the weights")
     generate.add_flag("--decode", "add what the decoder makes of each case")
     generate.add_flag("--stream", "put nothing on disk and fetch only what the encoder reads: half the bytes")
     generate.add_flag("--omit-residuals", "leave the vectors out; they can be made again")
@@ -285,7 +303,7 @@ def parser() -> _Parsers:
     mirror.add_flag("--check", "hash every file again, and compare with the manifest")
 
     demo = command("demo", "The whole way on small synthetic weights that it makes: no network needed.")
-    demo.set_defaults(omit_residuals=False, workers=1, dask=None)  # else it is generate, on a job of its own
+    demo.set_defaults(omit_residuals=False, workers=1, dask=None, dry_run=False)  # else it is generate, on a job of its own
     demo.add_argument("--folder", metavar="DIR", help="where to make it (default: a new temporary folder)")
     names = [format.name for format in FORMATS]
     demo.add_argument("--schema", type=choice(*names), default=names[0], metavar="NAME", help=f"of which kind: {', '.join(names)} ({names[0]})")

@@ -226,8 +226,8 @@ def make_llama(cache: Path) -> None:
 
 def unsettled(arguments: list[str]) -> int:
     """The command line with float64 as the only referee: no bound leaves anything open, nothing is settled."""
-    from oracle.__main__ import main
     from oracle.arithmetic import encoder, numbers
+    from oracle.terminal.commands import main
 
     encoder.UNIT_ROUNDOFF = numbers.UNIT_ROUNDOFF = 0.0
     return main(arguments)

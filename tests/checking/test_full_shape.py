@@ -151,7 +151,7 @@ PLANTS: dict[str, tuple[Change, bool, tuple[int, ...], set[str]]] = {
 # VmHWM is the process's own peak; getrusage's, after a fork, counts what the tests themselves hold.
 RUN = """
 import re, sys
-from oracle.__main__ import main
+from oracle.terminal.commands import main
 code = main(sys.argv[1:])
 print("peak KiB", re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1], file=sys.stderr)
 sys.exit(code)

@@ -195,7 +195,7 @@ formats.FORMATS += (
     ),
 )
 formats.REPO_KEYS += ("stack_repo",)
-from oracle.__main__ import main
+from oracle.terminal.commands import main
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -187,7 +187,7 @@ def test_the_same_bytes_on_every_kernel_and_thread_count(hub: Hub, tmp_path: Pat
 @pytest.mark.parametrize("command", ["--help", "compare", "compare --format json", "compare --format junit"])
 def test_what_imports_nothing_heavy(demo_folder: Path, command: str) -> None:
     program = (
-        "import sys\nfrom oracle.__main__ import main\n"
+        "import sys\nfrom oracle.terminal.commands import main\n"
         "try: code = main(sys.argv[1:])\nexcept SystemExit as end: code = end.code\n"
         "print(code, sorted({'numpy', 'requests', 'yaml'} & set(sys.modules)), file=sys.stderr)"
     )

@@ -116,6 +116,43 @@ def test_a_layer_without_any_such_seed(tmp_path: Path) -> None:
         last = ran.stderr.splitlines()[-1]
         assert ran.returncode == 4 and output.read_text() == "old"
         assert "layer 1: 0 of 3 cases found, and 100 seeds gave one with a flag: 100 have gate-tie" in last
-        assert "half of them have 1 or more of 96 features within 0.002 of their gate" in last and "leave out --robust" in last
+        assert last.endswith("; no margin that can be recorded helps: leave out --robust")
     ran = generate(tmp_path, world)
     assert ran.returncode == 0 and json.loads(output.read_text())["test_cases"][3]["gate_ties"] == [7]
+
+
+def test_a_margin_of_its_own(tmp_path: Path) -> None:
+    """A tolerance that nothing keeps to, and a margin that most do: the cases keep their flags, and the margin is on record."""
+    world = worlds.make("PltBundle", n_layers=2, n_features=400, threshold=False)
+    world.lay_out(tmp_path / "tree")
+    wide = generate(tmp_path, world, "--robust", "--tolerance", "0.05")
+    assert wide.returncode == 4
+    margin = wide.stderr.split("; --robust ")[1].split()[0]  # what is advised
+    assert 0.0001 < float(margin) < 0.05 and wide.stderr.rstrip().endswith(f"--robust {margin} keeps enough of them, or leave out --robust")
+    ran = generate(tmp_path, world, "--robust", margin, "--tolerance", "0.05")
+    assert ran.returncode == 0, ran.stderr
+    reference = json.loads((tmp_path / "reference.json").read_text())
+    assert reference["robust_margin"] == float(margin) and reference["tolerance"] == 0.05 and reference["skipped_seeds"]
+    assert all(case["gate_margin"] > float(margin) and case["rank_margin"] > 2 * float(margin) for case in reference["test_cases"])
+    assert all(record["gate_margin"] <= float(margin) or record["rank_margin"] <= 2 * float(margin) for record in reference["skipped_seeds"])
+    assert any(case["flags"] for case in reference["test_cases"])
+    origin = Origin(mirror=str(tmp_path / "tree"))
+    assert verify(reference, origin).agrees
+    assert not verify({**reference, "robust_margin": float(margin) / 4}, origin).agrees
+
+
+def test_where_nothing_fires_no_margin_is_advised(tmp_path: Path) -> None:
+    world = worlds.make("PltBundle", n_layers=2, threshold=False)
+    for layer in (0, 1):
+        weights = world.weights[layer]
+        arrays = {"W_enc": weights["w_enc"], "W_dec": weights["w_dec"][:, 0], "b_enc": np.full_like(weights["b_enc"], -1e4), "b_dec": weights["b_dec"]}
+        world.files[worlds.OWN_REPO][f"layer_{layer}.safetensors"] = worlds.to_safetensors(arrays)
+    world.lay_out(tmp_path / "tree")
+    ran = generate(tmp_path, world, "--robust")
+    assert ran.returncode == 4 and "100 have no-active-features; where nothing fires no margin helps" in ran.stderr and "--tolerance" not in ran.stderr
+
+
+@pytest.mark.parametrize("margin", ["0", "-1", "1e-7", "many", "nan"])
+def test_margins_that_are_none(margin: str) -> None:
+    ran = run("--robust", margin, "--offline")
+    assert ran.returncode == 2 and f"--robust: '{margin}' is not a number from 1e-06" in ran.stderr

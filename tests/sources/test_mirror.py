@@ -246,7 +246,7 @@ def test_building_is_resumed_and_checked(served: Hub, tmp_path: Path) -> None:
     (place / path_of(1)).unlink()
     failed = run("mirror", str(tmp_path / "tree"), "--check", "--quiet")
     assert failed.returncode == 4 and "another sha256" in failed.stderr and "is missing" in failed.stderr
-    assert "2 files" in failed.stderr.splitlines()[-1]
+    assert "2 of 3 files" in failed.stderr.splitlines()[-1]
     (place / path_of(0)).unlink()
     assert run(*arguments, "--layers", "0-1").returncode == 0
     assert run("mirror", str(tmp_path / "tree"), "--check").returncode == 0
@@ -342,3 +342,31 @@ def test_a_stream_writes_nothing_but_the_output(served: Hub, expected: dict[str,
     assert {path for path in tmp_path.rglob("*")} - before == {tmp_path / "out.json"}
     assert comparable(read(tmp_path / "out.json")) == comparable(expected, sha256=False)
     assert expected["weights_revision"] == served.repos[WEIGHTS_REPO].refs["main"]
+
+
+def test_bad_files_are_named_last_with_a_total(demo_folder: Path, tmp_path: Path) -> None:
+    source = "--offline", "--cache-dir", str(demo_folder / "hub"), "--repo", "oracle-demo/synthetic-GemmaScopeNpz-curation"
+    assert run("mirror", str(tmp_path / "made"), *source, "--quiet").returncode == 0
+    right = run("mirror", str(tmp_path / "made"), "--check")
+    assert right.returncode == 0 and right.stderr.count(" is right\n") == 4 and right.stderr.splitlines()[-1].startswith("4 files, 805.3 kB: all are")
+    first, second, *_ = sorted((tmp_path / "made").rglob("params.npz"))
+    first.write_bytes(first.read_bytes()[:-1] + b"x")
+    second.unlink()
+    bad = run("mirror", str(tmp_path / "made"), "--check")
+    *rights, one, other, total = bad.stderr.splitlines()
+    assert bad.returncode == 4 and len(rights) == 2 and all(line.endswith(" is right") for line in rights)
+    assert one.endswith("layer_0/width_512/average_l0_40/params.npz has another sha256") and other.endswith("params.npz is missing")
+    assert total.startswith("error: 2 of 4 files of ") and "(805.3 kB)" in total and total.endswith("delete them and build it again")
+
+
+def test_a_dry_run_fetches_no_weights(hub: Hub, tmp_path: Path) -> None:
+    fill(hub, 3)
+    command = "--mirror", hub.url, "--layers", "0,2", "--cache-dir", str(tmp_path / "cache"), "-o", str(tmp_path / "out.json")
+    before = run(*command, "--dry-run")
+    *files, total = before.stdout.splitlines()
+    assert before.returncode == 0 and not (tmp_path / "out.json").exists() and not list((tmp_path / "cache").rglob("*.npz"))
+    assert ["here" in line for line in files] == [True, False, False]  # the config.yaml says which files there are
+    assert total.startswith("3 files, ") and total.endswith(" would be fetched") and "size unknown" not in before.stdout
+    assert run(*command, "--quiet").returncode == 0
+    after = run(*command, "--dry-run", "--offline").stdout.splitlines()
+    assert [line.replace("here    ", "to fetch") for line in after[1:-1]] == files[1:] and after[-1].endswith("0.0 kB would be fetched")

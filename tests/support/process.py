@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from oracle.__main__ import main
+from oracle.terminal.commands import main
 from tests.support import schemas
 from tests.support.places import ROOT
 

@@ -230,7 +230,7 @@ def test_many_threads_and_few_rows(tmp_path: Path) -> None:
 
 LINES = """
 import sys
-from oracle.__main__ import main
+from oracle.terminal.commands import main
 from oracle.terminal import progress
 progress.EVERY = {every}
 sys.exit(main(sys.argv[1:]))

@@ -167,7 +167,7 @@ def test_malformed(tree: Callable[[str, bytes | None], list[str]], name: str) ->
 # The peak that getrusage tells is that of the tests' own process where it is larger.
 WITH_PEAK = """
 import sys
-from oracle.__main__ import main
+from oracle.terminal.commands import main
 code = main(sys.argv[1:])
 print(*(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 sys.exit(code)
