@@ -39,7 +39,7 @@ def clean_environment() -> Iterator[None]:
         for name in list(os.environ):
             if name.startswith(("HF_", "HUGGING", "TRANSFORMERS_", "ORACLE_", "GITHUB_")) or name.lower().endswith("_proxy"):
                 patch.delenv(name)
-        for name in ("XDG_CACHE_HOME", "OPENBLAS_NUM_THREADS"):
+        for name in ("XDG_CACHE_HOME", "OPENBLAS_NUM_THREADS", "COLUMNS"):
             patch.delenv(name, raising=False)
         patch.setenv("RUSTUP_HOME", RUSTUP_HOME)
         yield

@@ -119,7 +119,7 @@ def test_what_to_try_next_can_be_pasted(demo_folder: Path, candidate: dict[str, 
     commands = [shlex.split(text) for text in ran.stdout.split("try next:\n")[1].replace("\\\n", "").splitlines()]
     assert [words[:4] for words in commands] == [["python", "-m", "oracle", name] for name in ("compare", "inspect")]
     explained, inspected = (run(*words[3:]) for words in commands)
-    assert explained.returncode == 1 and "try next:\n  python -m oracle inspect" in explained.stdout and "no known mistake" in explained.stdout
+    assert explained.returncode == 1 and "try next:\n  python -m oracle inspect" in explained.stdout and "  top k ascending: " in explained.stdout
     assert inspected.returncode == 0 and "the feature is at place" in inspected.stdout
     # Where all is right there is nothing to try.
     candidate = stripped(json.loads((demo_folder / REFERENCE).read_text()))
