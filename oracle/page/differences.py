@@ -19,6 +19,7 @@ from oracle.checking.verdict import (
     MISSING,
     PLACE,
     RECONSTRUCTION,
+    RESIDUAL,
     ROUNDING,
     SAME,
     CaseVerdict,
@@ -160,7 +161,8 @@ def _failure(case: Case, answer: Case | None, verdict: CaseVerdict) -> str:
     parts = [f'<article id="values-{anchor(case.id)}"><h3><a href="#{anchor(case.id)}">{str(case.id).capitalize()}</a></h3>']
     parts += [f'<p class="f">{sentence(word)}</p>' for word in words]
     numbers = [problem for problem in problems if problem.expected is not None and problem.subject != PLACE]
-    parts.append(_numbers("", [(problem.label, problem) for problem in numbers if problem.subject != ACTIVATION]))
+    parts.append(_numbers("", [(problem.label, problem) for problem in numbers if problem.subject == RESIDUAL]))
+    parts.append(_numbers("", [(problem.label, problem) for problem in numbers if problem.subject not in (RESIDUAL, ACTIVATION)]))
     parts.append(_numbers("feature", [(str(problem.feature), problem) for problem in numbers if problem.subject == ACTIVATION]))
     if answer is not None:
         places = _places(case, answer) if any(problem.subject in (PLACE, LIST) for problem in problems) else []
@@ -192,7 +194,8 @@ def _numbers(head: str, problems: list[tuple[str, Problem]]) -> str:
     labels, columns = [label for label, _ in problems], zip(*(_cells(problem) for _, problem in problems))
     expected, answers, differences, allowances = (aligned(column) for column in columns)
     rest = {name: column for name, column in (("difference", differences), ("rounding allows", allowances)) if any(column)}
-    rows = [markup.row(label, *cells) for label, *cells in zip(map(escape, labels), map(escape, expected), map(flag, answers), *rest.values())]
+    names = (escape(label).replace("_", "_<wbr/>") for label in labels)
+    rows = [markup.row(name, *cells) for name, *cells in zip(names, map(escape, expected), map(flag, answers), *rest.values())]
     return _table((head, "reference", "candidate", *rest), rows)
 
 

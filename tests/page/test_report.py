@@ -330,6 +330,12 @@ def test_every_difference_is_on_the_page(recorded: dict[str, Any], tmp_path: Pat
     assert not page.rows(article(8)) and "The candidate does not have this case" in text_of(article(8))
     faults = [[text_of(mark) for mark in article(number).iter("span") if mark.attrib.get("class") == "f"] for number in range(5)]
     assert faults == [[f"{off:#.9g}"], [feature(1, 1), feature(1, 0)], ["not listed"], ["9999"], [str(n_active + 3)]]
+    cases[5]["residual_fingerprint"] = "<b>"
+    page = made_from(tmp_path, recorded, candidate)
+    assert page.rows(article(5)) == [["residual_fingerprint", recorded["test_cases"][5]["residual_fingerprint"], "<b>"]]
+    assert "The generator, not the encoder, gives another residual." in text_of(article(5))
+    del cases[5]["residual_fingerprint"]
+    page = made_from(tmp_path, recorded, candidate)
     # Passes are a line, and so is the rest of the reference.
     assert [row[0] for row in page.rows(folded(page, "\u2713 3 cases agree 3 the same"))] == ["layer 12 seed 212", "layer 25 seed 25", "layer 25 seed 125"]
     assert page.by_id("layer-0-seed-0") in list(folded(page, "The features that fire most").iter())

@@ -23,7 +23,7 @@ class Balanced(HTMLParser):
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         # In HTML a slash closes only what never has content, and whatever stands in an SVG.
-        assert tag in ("meta", "br") or "svg" in self.open
+        assert tag in ("meta", "br", "wbr") or "svg" in self.open
         self.seen.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
