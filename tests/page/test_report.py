@@ -393,9 +393,9 @@ def test_exit_codes_and_the_old_page(folder: Path, recorded: dict[str, Any], tmp
         (2, (reference, "-o", str(tmp_path)), "is a folder"),
         (2, (reference, "-o", str(tmp_path / "no" / "page.html")), "make it first"),
         (2, (str(tmp_path / "none.json"),), "cannot be read"),
-        (4, (str(candidate),), "holds a port's answers"),
-        (2, (reference, str(output)), "written over"),
-        (4, (reference, str(output), "-o", "again.html"), "not readable JSON"),
+        (4, (str(candidate),), "holds a port's answers, not a reference"),
+        (2, (reference, str(output)), "report.html is read too"),
+        (4, (reference, str(output), "-o", "-"), "not readable JSON"),
         (2, (), "REFERENCE"),
     ):
         ran = run("report", *arguments, cwd=tmp_path)
