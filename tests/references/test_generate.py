@@ -210,7 +210,7 @@ def test_demo(tmp_path: Path) -> None:
     assert [layer["layer"] for layer in document["layers"]] == [0, 12, 25] and len(document["test_cases"]) == 9
     assert "synthetic" in document["weights_repo"] and "synthetic" in ran.stderr
     assert str(tmp_path / "demo" / "plt_gemma_reference.json") in ran.stderr
-    again = re.search(r"by hand: python -m oracle (.*)$", ran.stderr, re.M)
+    again = re.search(r"python -m oracle (--repo .*)$", ran.stderr, re.M)
     assert again and run(*again[1].split(), "--layers", "all", "-o", "-").returncode == 0
     elsewhere = run("demo")
     folder = re.search(r"in (\S*oracle-demo-\S*)$", elsewhere.stderr, re.M)
