@@ -5,10 +5,20 @@ import contextlib
 import os
 import sys
 import threading
+from importlib.util import find_spec
 from typing import NoReturn
 
-from oracle.errors import DONE
-from oracle.terminal.commands import main
+from oracle import version
+
+# With -m Python looks for modules in the working folder first: somebody's copy of our file there may be of another make.
+_beside = find_spec("vendored_hf")
+_house = os.path.dirname(os.path.dirname(os.path.abspath(version.__file__)))
+if _beside and _beside.origin and not os.path.samefile(os.path.dirname(_beside.origin), _house):
+    print(f"error: {_beside.origin} stands before oracle's own vendored_hf.py: run it from another folder, or as `oracle`", file=sys.stderr)
+    sys.exit(2)
+
+from oracle.errors import DONE  # noqa: E402
+from oracle.terminal.commands import main  # noqa: E402
 
 
 def run() -> NoReturn:

@@ -9,7 +9,7 @@ import platform
 import re
 import traceback
 from collections.abc import Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from oracle.references.document import FORMAT_VERSION, Case, Reference, WeightsR
 from oracle.references.layer import LayerResult, LayerTask, encode_layer, input_record
 from oracle.references.plan import Plan, plan
 from oracle.references.rows import Document
-from oracle.references.workers import LayerFailure, run
+from oracle.references.workers import LOST, LayerFailure, run
 from oracle.sources.curation import HubFile
 from oracle.sources.listing import Listing
 from oracle.sources.source import FileEvents, Source
@@ -117,10 +117,10 @@ def _files_read(job: Job, job_plan: Plan) -> list[HubFile]:
 
 def _in_turn(job: Job, job_plan: Plan, source: Source) -> Iterator[LayerResult]:
     """Layers one after the other; the next one's file is fetched meanwhile."""
-    opened = source.open_in_turn(_files_read(job, job_plan))
-    for task in _tasks(job, job_plan):
-        with contextlib.ExitStack() as stack:
-            yield encode_layer(task, {role: stack.enter_context(next(opened)) for role in task.files.files})
+    with contextlib.closing(source.open_in_turn(_files_read(job, job_plan))) as opened:
+        for task in _tasks(job, job_plan):
+            with contextlib.ExitStack() as stack:
+                yield encode_layer(task, {role: stack.enter_context(next(opened)) for role in task.files.files})
 
 
 def _tasks(job: Job, job_plan: Plan) -> list[LayerTask]:
@@ -167,8 +167,11 @@ def _gather(futures: dict[int, Future[LayerResult | LayerFailure]]) -> Iterator[
 def _result_of(layer: int, future: Future[LayerResult | LayerFailure]) -> LayerResult | LayerFailure:
     try:
         return future.result()
-    except Exception as error:  # the executor's own: of the layer's errors none is raised
-        line = f"its worker is lost ({type(error).__name__}), for want of memory perhaps: try fewer, or again"
+    except Exception as error:  # the executor's own, or a worker's that could not begin: of the layer's errors none is raised
+        name = type(error).__name__
+        line = f"its worker failed with {name}: {' '.join(str(error).split())[:300]}"
+        if isinstance(error, (BrokenExecutor, CancelledError)) or name in LOST:
+            line = f"its worker is lost ({name}), for want of memory perhaps: try fewer, or again"
         return LayerFailure(layer, line, errors.SOURCE, "".join(traceback.format_exception(error)))
 
 

@@ -44,20 +44,18 @@ def fetch(hub: vendored_hf.Hub, url: str, content_type: str = "") -> bytes | Non
 
     Raises UnreadableError, or an exception of vendored_hf.
     """
-    import requests
-
-    text = b""
+    text = bytearray()
     with hub.request("GET", url, timeout=10.0) as answer:
         if content_type not in answer.headers.get("Content-Type", ""):
             return None
         try:
-            for chunk in answer.iter_content(1 << 16):
+            for chunk in hub.chunks(answer):
                 text += chunk
                 if len(text) > LIMIT:
                     raise UnreadableError(f"{vendored_hf.shown(url)} has more than {LIMIT} bytes")
-        except requests.RequestException as error:
-            raise UnreadableError(f"{vendored_hf.shown(url)} cannot be read: {type(error).__name__}") from error
-    return text
+        except EOFError as error:
+            raise UnreadableError(f"{vendored_hf.shown(url)} cannot be read: {error}") from error
+    return bytes(text)
 
 
 def from_hub(hub: vendored_hf.Hub, endpoint: str, repo: str, revision: str | None) -> Listing:

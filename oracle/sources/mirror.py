@@ -37,6 +37,10 @@ class MirrorError(BadData, ValueError):
     """A mirror whose manifest cannot be read, or whose files are not those of its manifest."""
 
 
+def _place(file: HubFile) -> str:
+    return f"{file.repo}/resolve/{file.revision or 'main'}/{file.path}"
+
+
 @dataclass(frozen=True)
 class Entry:
     """A file of a mirror. `commit` is None where the source of the mirror told none."""
@@ -51,7 +55,7 @@ class Entry:
     @property
     def place(self) -> str:
         """Where it lies in the tree, and behind the server's address."""
-        return f"{self.repo}/resolve/{self.revision}/{self.path}"
+        return _place(HubFile(self.repo, self.revision, self.path))
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ def parse_manifest(text: bytes, where: str) -> Manifest:
             if not all(isinstance(text, str) for text in (entry.repo, entry.revision, entry.path)) or type(entry.size) is not int:
                 raise TypeError(entry)
             is_commit = entry.commit is None or re.fullmatch("[0-9a-f]{40}", entry.commit)
-            if not is_commit or not re.fullmatch("[0-9a-f]{64}", entry.sha256) or entry.size < 0:
+            if not is_commit or not re.fullmatch("[0-9a-f]{64}", entry.sha256) or not 0 <= entry.size < vendored_hf.LARGEST:
                 raise ValueError(entry)
             vendored_hf.hf_hub_url(entry.repo, entry.path, revision=entry.revision)  # refuses what leads out of the tree
         listed = document.get("listings", [])
@@ -100,7 +104,8 @@ def folder_of(endpoint: str | None) -> Path | None:
 class Mirror:
     """What `--mirror` names: a folder, or a server with or without a manifest. The manifest is read once."""
 
-    def __init__(self, endpoint: str | None):
+    def __init__(self, endpoint: str | None, patience: float = vendored_hf.PATIENCE):
+        self._patience = patience
         self.endpoint = endpoint.rstrip("/") if endpoint else None
         self.folder = folder_of(self.endpoint)
         self._manifest: Manifest | None = None
@@ -125,7 +130,7 @@ class Mirror:
         entry = self._find(file)
         revision = file.revision or "main"
         vendored_hf.hf_hub_url(file.repo, file.path, revision=revision)
-        path = folder / (entry.place if entry else f"{file.repo}/resolve/{revision}/{file.path}")
+        path = folder / (entry.place if entry else _place(file))
         if not path.is_file():
             raise vendored_hf.LocalEntryNotFoundError(f"{path} does not exist: the mirror lacks {file.path} of {file.repo}")
         if entry is None:
@@ -166,7 +171,7 @@ class Mirror:
             return Manifest([], [])
         url, text = f"{self.endpoint}/{MANIFEST}", None
         try:
-            text = listings.fetch(vendored_hf.Hub(self.endpoint, offline=False), url, "json")
+            text = listings.fetch(vendored_hf.Hub(self.endpoint, patience=self._patience, offline=False), url, "json")
         except vendored_hf.HfHubHTTPError as error:
             if error.status_code in listings.BUSY:
                 raise  # there may be one, and without it nothing would be verified
@@ -194,7 +199,13 @@ def _commits(manifest: Manifest) -> Commits:
 def load_manifest(folder: Path) -> Manifest:
     """The manifest of a mirror in a folder; an empty one where there is none. Raises MirrorError."""
     place = folder / MANIFEST
-    return parse_manifest(place.read_bytes(), str(place)) if place.is_file() else Manifest([], [])
+    if not place.is_file():
+        return Manifest([], [])
+    with place.open("rb") as file:
+        text = file.read(listings.LIMIT + 1)
+    if len(text) > listings.LIMIT:
+        raise MirrorError(f"{place} has more than {listings.LIMIT} bytes, the most that is read")
+    return parse_manifest(text, str(place))
 
 
 def _of_another_commit(entry: Entry, commit: str | None) -> str:
@@ -214,7 +225,9 @@ def build(
     `fetch` gives a verified local copy, at the mirror's commits. `on_file(entry, kept)` is called for each. Raises
     MirrorError, also where a repo's files at one revision would be of two commits, and OSError.
     """
-    with vendored_hf.locked(destination / LOCK):  # others build here too: entries of both are to stay
+    with vendored_hf.locked(destination / LOCK) as alone:  # others build here too: entries of both are to stay
+        if alone:
+            vendored_hf.sweep(destination / MANIFEST)
         manifest = load_manifest(destination)
         if listing is not None and listing.complete and listing not in manifest.listings:
             kept_listings = [repo for repo in manifest.listings if (repo.repo, repo.revision) != (listing.repo, listing.revision)]
@@ -226,7 +239,9 @@ def build(
         size = Path(local.path).stat().st_size
         entry = Entry(file.repo, file.revision or "main", file.path, local.commit_hash, size, sha256)
         target = destination / entry.place
-        with vendored_hf.locked(destination / LOCK):
+        with vendored_hf.locked(destination / LOCK) as alone:
+            if alone:
+                vendored_hf.sweep(target)
             manifest = load_manifest(destination)
             commit = _commits(manifest).get((entry.repo, entry.revision), entry.commit)
             if entry.commit and entry.commit != commit:
