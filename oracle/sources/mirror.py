@@ -118,10 +118,10 @@ class Mirror:
         url = vendored_hf.hf_hub_url(entry.repo, entry.path, revision=entry.revision, endpoint=self.endpoint)
         return vendored_hf.HfFileMetadata(entry.commit, entry.sha256, entry.size, url)
 
-    def local_file(self, file: HubFile) -> vendored_hf.LocalFile:
+    def local_file(self, file: HubFile, most: int | None = None) -> vendored_hf.LocalFile:
         """A file of a mirror in a folder, where it lies; its sha256 is verified where there is a manifest.
 
-        Raises MirrorError, and LocalEntryNotFoundError where it is missing.
+        Raises MirrorError, also where it has more than `most` bytes, and LocalEntryNotFoundError where it is missing.
         """
         folder = self.folder or Path()
         if not folder.is_dir():
@@ -133,6 +133,8 @@ class Mirror:
         path = folder / (entry.place if entry else _place(file))
         if not path.is_file():
             raise vendored_hf.LocalEntryNotFoundError(f"{path} does not exist: the mirror lacks {file.path} of {file.repo}")
+        if most is not None and path.stat().st_size > most:
+            raise MirrorError(f"{path} has {path.stat().st_size} bytes; at most {most} are read")
         if entry is None:
             logger.warning("could not verify %s: no %s lists it", path, MANIFEST)
             return vendored_hf.LocalFile(str(path), None, None)

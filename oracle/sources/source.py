@@ -187,8 +187,9 @@ class Source:
             self._commits.setdefault((file.repo, file.revision or "main"), commit)
 
     def _fetch(self, file: HubFile) -> vendored_hf.LocalFile:
+        most = SIZE_LIMIT if file.path.endswith((".yaml", ".json")) else None
         if self.is_folder:
-            return self._mirror.local_file(file)
+            return self._mirror.local_file(file, most)
         shown: list[Progress | None] = []  # how far it is, from its first bytes on
 
         def on_progress(done: int, size: int) -> None:
@@ -210,7 +211,7 @@ class Source:
                 known=self._mirror.known(file),
                 on_progress=on_progress,
                 patience=self._origin.patience,
-                most=SIZE_LIMIT if file.path.endswith((".yaml", ".json")) else None,
+                most=most,
             )
             if shown and local.sha256:  # verified as it arrived
                 with open(local.path, "rb", buffering=0) as reader:
