@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from oracle.checking.verdict import Comparison
+from oracle.errors import BadUse
 from oracle.page import charts, differences, margins, markup
 from oracle.page.charts import Limit, Mark, Row
 from oracle.page.margins import gaps_of
@@ -16,6 +17,16 @@ from oracle.references.document import RANK_TIE, Candidate, Case, LayerRecord, R
 
 if TYPE_CHECKING:
     from oracle.diagnosis.explanation import Explanation
+
+
+ROW_LIMIT = 60_000  # each takes 2 KB of a page, and as much memory again; no browser is at ease with more
+
+
+def check_length(cases: Iterable[Case]) -> None:
+    """Raises BadUse where a page of these would be too long."""
+    rows = sum(1 + len(case.top) + len(case.outputs) for case in cases)
+    if rows > ROW_LIMIT:
+        raise BadUse(f"a page of {rows:,} rows is more than a browser shows, {ROW_LIMIT:,} are the most: make it of fewer layers or seeds")
 
 
 def page(

@@ -6,6 +6,7 @@ No NumPy here: who compares two files does not wait for it.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from dataclasses import dataclass, field, replace
@@ -60,7 +61,7 @@ def seed_case(layer: int, seed: int) -> CaseId:
 
 def _case_id(fields: Fields, _: str) -> CaseId:
     case_id = seed_case(integer()(fields, "layer"), integer()(fields, "seed"))
-    if fields.kind == OURS and all(record.layer != case_id.layer for record in fields.above("layers")):
+    if fields.kind == OURS and case_id.layer not in fields.set_above("layers", "layer"):
         raise fields.error(f"{case_id.layer}, which `layers` does not list", "layer")
     return case_id
 
@@ -301,7 +302,7 @@ class Reference:
         """Whether it says what the decoder makes of its cases."""
         return any(case.reconstructions is not None for case in self.cases)
 
-    @property
+    @functools.cached_property
     def by_layer(self) -> dict[int, list[Case]]:
         """The cases of each layer, layers ascending."""
         layers: dict[int, list[Case]] = {}
@@ -311,7 +312,11 @@ class Reference:
 
     def record_of(self, layer: int) -> LayerRecord | None:
         """The files on record of a layer; None where none are."""
-        return next((record for record in self.layers if record.layer == layer), None)
+        return self._records.get(layer)
+
+    @functools.cached_property
+    def _records(self) -> dict[int, LayerRecord]:
+        return {record.layer: record for record in self.layers}
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from oracle.references.document import Candidate, Case, Reference
 from oracle.references.rows import CANDIDATE, OURS, REFERENCE, DataError, Fields, objects, parse
 from oracle.weights.formats import REPO_KEYS
 
-READ_LIMIT = 256 * 1024 * 1024
+READ_LIMIT = 64 * 1024 * 1024
 
 
 class InputError(BadUse, OSError):
@@ -69,6 +69,8 @@ def _refuse_empty(item: Fields, cases: tuple[Case, ...]) -> None:
 
 
 def _read_json(path: str) -> Any:
+    if path == "-" and sys.stdin is None:
+        raise InputError("standard input is closed: name a file")
     try:
         # One byte past the limit tells a file that is too large, whatever kind of file it is.
         with contextlib.nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb") as file:
@@ -76,9 +78,9 @@ def _read_json(path: str) -> Any:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     if len(raw) > READ_LIMIT:
-        raise DataError(f"{path} is larger than {READ_LIMIT >> 20} MiB, the most that is read")
+        raise DataError(f"{path} is larger than {READ_LIMIT >> 20} MiB, the most that is read: --omit-residuals makes a reference small")
     try:
         return strict_json.loads(raw)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         problem = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(f"{path} is not readable JSON: {problem}") from error

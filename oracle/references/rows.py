@@ -34,6 +34,7 @@ class Fields:
     def __init__(self, value: Any, file: str, kind: int, parent: Fields | None = None, place: str = "", wanted: str = ""):
         self.file, self.kind, self.parent, self.place = file, kind, parent, place
         self.known: Document = {}
+        self._sets: dict[tuple[str, str], frozenset[Any]] = {}
         if not isinstance(value, dict):
             problem = f"{shown(value)}, not an object{f' with {wanted}' if wanted else ''}"
             raise self.error(problem) if place else DataError(f"{file} holds {problem}")
@@ -62,6 +63,14 @@ class Fields:
     def above(self, name: str) -> Any:
         """A value of the object that this one is in; None where it has none."""
         return self.parent.known.get(name) if self.parent else None
+
+    def set_above(self, name: str, attribute: str) -> frozenset[Any]:
+        """What the objects of a list above have as an attribute. Made once: there may be ten thousand of them, and as many who ask."""
+        if self.parent is None:
+            return frozenset()
+        if (name, attribute) not in self.parent._sets:
+            self.parent._sets[name, attribute] = frozenset(getattr(item, attribute) for item in self.above(name))
+        return self.parent._sets[name, attribute]
 
 
 Check = Callable[[Fields, str], Any]

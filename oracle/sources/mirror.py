@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import vendored_hf
+from oracle import strict_json
 from oracle.errors import BadData
 from oracle.sources import listing as listings
 from oracle.sources.curation import HubFile
@@ -69,7 +70,7 @@ class Manifest:
 def parse_manifest(text: bytes, where: str) -> Manifest:
     """A manifest.json; `where` names it in messages. Raises MirrorError."""
     try:
-        document = json.loads(text)
+        document = strict_json.loads(text)
         if document["format_version"] != FORMAT_VERSION:
             raise MirrorError(f"{where} has format version {document['format_version']!r}; {FORMAT_VERSION} is known")
         entries = [Entry(**{field: file[field] for field in Entry.__dataclass_fields__}) for file in document["files"]]
@@ -85,7 +86,7 @@ def parse_manifest(text: bytes, where: str) -> Manifest:
         texts = [text for repo in repos for text in (repo.repo, repo.revision, "" if repo.commit is None else repo.commit, *repo.paths)]
         if not all(isinstance(text, str) for text in texts) or not all(isinstance(item["paths"], list) for item in listed):
             raise TypeError(repos)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, MirrorError):
             raise
         raise MirrorError(f"{where} is not a manifest of this program: {type(error).__name__}") from error

@@ -133,7 +133,7 @@ def _conclude(outcome: Comparison | Verification, options: argparse.Namespace, e
 
 
 def _report(options: argparse.Namespace) -> None:
-    from oracle.page.page import page
+    from oracle.page.page import check_length, page
     from oracle.references.reading import read_reference
 
     if options.explain and options.candidate is None:
@@ -142,9 +142,12 @@ def _report(options: argparse.Namespace) -> None:
         check_output(options.output)
     if options.candidate is None:
         reference, verdict = read_reference(options.reference), ""
+        check_length(reference.cases)
         text = page(reference)
     else:
         reference, candidate, comparison, explanation = _compared(options)
+        for cases in (reference.cases, candidate.cases.values()):
+            check_length(cases)
         text, verdict = page(reference, candidate, comparison, explanation), f"; {comparison.verdict}"
     write_text([text], options.output)
     say(f"{len(reference.cases)} cases -> {options.output} ({len(text) / 1024:.1f} KiB){verdict}", quiet=options.quiet)

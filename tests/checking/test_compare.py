@@ -264,7 +264,7 @@ def test_files_that_cannot_be_read(demo_folder: Path, tmp_path: Path) -> None:
     with large.open("wb") as file:
         file.truncate(257 << 20)
     ran = run("compare", reference, str(large))
-    assert ran.returncode == 4 and "larger than 256 MiB" in ran.stderr
+    assert ran.returncode == 4 and "larger than 64 MiB" in ran.stderr
 
 
 def test_standard_input(demo_folder: Path, reference: dict[str, Any]) -> None:
