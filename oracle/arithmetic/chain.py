@@ -122,7 +122,8 @@ class Decision:
     """What a gate makes of a case. A feature is active iff all conditions hold, and it is `inside`, bool [n], where that is given.
 
     `undecided` are features that have to be settled before anything else can be said; then there are no conditions.
-    `limit` is how many can fire of each group of `group_size` features that follow each other.
+    `limit` is how many can fire of each group of `group_size` features that follow each other. `of_all` is whether what is
+    negative may be inside: then those that are further from 0 fire no more than others.
     """
 
     conditions: tuple[Condition, ...] = ()
@@ -130,6 +131,7 @@ class Decision:
     undecided: np.ndarray | None = None
     limit: int | None = None
     group_size: int = 1
+    of_all: bool = False
 
     def counted(self, may_fire: np.ndarray) -> int:
         """How many fire of features that may, bool [n]."""
@@ -216,12 +218,12 @@ class Largest(Gate):
             if vague.any():
                 return Decision(undecided=np.flatnonzero(vague))
             _resolve(measure, inside, unknown, group_of, limit)
-        conditions = [Condition(value.magnitude() if self.magnitude else value)] if self.has_floor else []
+        conditions = [Condition(value if self.relu else value.magnitude())]  # what is 0 does not fire
         if limit < n // n_groups:
             levels, rests_on = self._boundaries(measure, inside, group_of, n_groups, limit)
             choice = group_of + np.where(inside, 0, n_groups)
             conditions.append(Condition(measure.minus(levels, choice), 2, rests_on, group_of))
-        return Decision(tuple(conditions), inside, None, limit, n // n_groups)
+        return Decision(tuple(conditions), inside, None, limit, n // n_groups, not self.has_floor)
 
     def _boundaries(
         self, measure: Numbers, inside: np.ndarray, group_of: np.ndarray, n_groups: int, limit: int

@@ -148,11 +148,14 @@ class _Draft:
             if self._decides(condition):
                 at_gate |= unsure
             is_open |= condition.needs(unsure | condition.distance.is_open(off) | condition.distance.is_open(-off))
-        if self._decision.inside is not None:  # what is inside and 0 does not fire
-            unsure = self._decision.inside & self._value.is_open(0.0)
-            at_gate |= unsure
-            is_open |= unsure
         is_open |= self._margin_is_open()
+        # The product of a dead feature is exact, but what it is held against may have been rounded.
+        rounded = is_open & ~self._product.is_vague & reduce(np.logical_or, [condition.distance.is_vague for condition in conditions])
+        rounded[self._product.settled.features] = False
+        if rounded.any():
+            self._product = self._product.with_exact(np.flatnonzero(rounded))
+            self._look()
+            return
         is_open |= self._ranks_are_open(at_gate)
         self.open_features = np.flatnonzero(is_open & self._product.is_vague)
 
@@ -163,7 +166,7 @@ class _Draft:
     def _possible(self) -> np.ndarray:
         """bool [n]: what may be active."""
         inside = self._decision.inside
-        possible = np.ones(len(self._value.near), bool) if inside is None else inside & ((self._value.low != 0) | (self._value.high != 0))
+        possible = np.ones(len(self._value.near), bool) if inside is None else inside.copy()
         for condition in self._decision.conditions:
             if self._decides(condition):
                 possible &= condition.distance.high > 0
@@ -228,7 +231,7 @@ class _Draft:
         """The encoding, where nothing is open."""
         conditions, tolerance, inside = self._decision.conditions, self._tolerance, self._decision.inside
         n = len(self._value.near)
-        active = np.ones(n, bool) if inside is None else inside & (self._value.signs(0.0) != 0)
+        active = np.ones(n, bool) if inside is None else inside.copy()
         surely, maybe, tie = (np.ones(n, bool) for _ in range(3))
         fewest, most = (np.ones(n, bool) for _ in range(2))
         for condition in conditions:
@@ -242,13 +245,14 @@ class _Draft:
                 fewest &= over > 0
                 most &= under > 0
         n_active = int(np.count_nonzero(active))
+        if inside is not None and self._decision.of_all:
+            fewest &= inside
         bounds = self._decision.counted(fewest), self._decision.counted(most)
-        if not any(condition.reach == 1 for condition in conditions):  # what fires may be negative, and is off where it is 0
-            near_0 = active & (np.abs(self._value.near) <= tolerance)
-            bounds = n_active - int(np.count_nonzero(near_0)), self._decision.counted(np.ones(n, bool))
         least, _ = self._margins()
         ranked = self._value.order(self._candidates[active[self._candidates]]).tolist()[: self._k + 1]
-        values = [self._value.value(feature) for feature in ranked]
+        values: list[float | Fraction] = [self._value.value(feature) for feature in ranked]
+        if not all(isinstance(value, float) for value in values):  # a float and a Fraction would give a float, rounded
+            values = [self._value.exact_value(feature) for feature in ranked]
         rank_margin = min((a - b for a, b in zip(values[: self._k], values[1:])), default=None)
         at_gate = maybe & ~surely
 

@@ -72,6 +72,13 @@ class Numbers:
         bound[settled.features] = 2 * UNIT_ROUNDOFF * np.abs(near[settled.features])
         return Numbers(near, bound, self.settled.with_more(settled))
 
+    def with_exact(self, features: np.ndarray) -> Numbers:
+        """The same numbers, of which these, whose bounds are 0, are settled as they are."""
+        from fractions import Fraction
+
+        first, of = classes([self.near[features]])
+        return self.with_settled(Settled(features, of, [Fraction(value) for value in self.near[features[first]].tolist()]))
+
     @cached_property
     def is_vague(self) -> np.ndarray:
         """bool [n]: whether the number is known by its bound alone."""

@@ -108,13 +108,17 @@ def _encoded(reference: Reference) -> str:
         "methodology": reference.methodology,
         "schema": reference.schema,
         "encoder_formula": reference.encoder_formula,
+        "decoder_formula": reference.decoder_formula,
         **{key: value and ", ".join(map(str, value.values())) for key, value in record_facts.items()},
+        "tensors": reference.tensors and "; ".join(f"{part}: {_in_words(tensor)}" for part, tensor in reference.tensors.items()),
+        "d_model_out": reference.d_model_out,
+        "n_input_layers": reference.n_input_layers,
         "d_model": reference.d_model,
         "n_features_per_layer": reference.n_features,
         "top_k": reference.top_k,
         "tolerance": reference.tolerance,
     }
-    pairs += [(key, code(value) if key == "encoder_formula" else escape(value)) for key, value in known.items() if value is not None]
+    pairs += [(key, code(value) if key.endswith("_formula") else escape(value)) for key, value in known.items() if value is not None]
     tables = [markup.facts("What was computed, and from what", [*pairs, *_scalars(reference.other)])]
     if reference.environment is not None:
         caption = "The environment: all that may differ from one machine to the next"
@@ -132,6 +136,14 @@ def _encoded(reference: Reference) -> str:
     else:
         parts.append("<p>This reference names no generator: its residuals can be read, but not made again.</p>")
     return "\n".join(parts)
+
+
+def _in_words(tensor: Any) -> str:
+    """A tensor's name and axes, or whatever a reference has in their place."""
+    if not isinstance(tensor, dict):
+        return str(tensor)
+    axes = tensor.get("axes")
+    return f"{tensor.get('name')} [{', '.join(map(str, axes)) if isinstance(axes, list) else axes}]"
 
 
 def _scalars(document: dict[str, Any]) -> list[tuple[str, str]]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import platform
+import posixpath
 import re
 import traceback
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ import numpy as np
 
 from oracle import errors
 from oracle.errors import BadUse, LayersFailed, WeightsError
-from oracle.job import CURATION_REPO, Job
+from oracle.job import Job
 from oracle.references.document import FORMAT_VERSION, Case, Reference, WeightsRepo, generator_record
 from oracle.references.layer import LayerResult, LayerTask, encode_layer, input_record
 from oracle.references.plan import Plan, plan
@@ -197,7 +198,7 @@ def _assemble(job: Job, job_plan: Plan, results: list[LayerResult]) -> Reference
         format_version=FORMAT_VERSION,
         repo=WeightsRepo(job_plan.format.repo_key, first.record.repo),
         weights_revision=first.record.revision,
-        curation_repo=(job.origin.repo or CURATION_REPO) if job_plan.curated else None,
+        curation_repo=posixpath.join(job_plan.config.repo, posixpath.dirname(job_plan.config.path)).rstrip("/") if job_plan.config and job_plan.curated else None,
         curation_revision=job_plan.commit if job_plan.curated else None,
         methodology=METHODOLOGY,
         schema=first.arithmetic.schema,

@@ -340,10 +340,10 @@ def _decoder_formula(weights: LayerWeights) -> str:
     rows = f"sqrt(d_model) * {acts} @ {w_dec}" if settings.root_scaled else f"{acts} @ {w_dec}"
     own = " at the own layer" if weights.format.has_targets and not weights.n_input_layers else ""
     formula = f"{rows} + b_dec{own}"
+    if settings.restores and settings.normalised != IDENTITY:
+        back = {SCALED: f"* {settings.back:.9g}", UNIT_RMS: "* norm(residual) / sqrt(d_model)", LAYER_NORM: "* std + mean"}
+        formula = f"({formula}) {back[settings.normalised]}"
     if weights.w_skip:
         skip = weights.tensors[W_SKIP]
         formula += f" + {f'{skip.name} @ residual' if weights.w_skip.features_first else f'residual @ {skip.name}'}{own}"
-    if not settings.restores or settings.normalised == IDENTITY:
-        return formula
-    back = {SCALED: f"* {settings.back:.9g}", UNIT_RMS: "* norm(residual) / sqrt(d_model)", LAYER_NORM: "* std + mean"}
-    return f"({formula}) {back[settings.normalised]}"
+    return formula

@@ -143,9 +143,9 @@ def plan(job: Job, source: Source) -> Plan:
             with source.open(config_file) as file:
                 text = file.open.reader.read(curation.SIZE_LIMIT + 1)
             break
-        except vendored_hf.EntryNotFoundError as error:
-            if isinstance(error, vendored_hf.LocalEntryNotFoundError) and not source.is_local:
-                raise  # the server is out of reach: nobody knows whether there is one
+        except (vendored_hf.EntryNotFoundError, vendored_hf.HfHubHTTPError) as error:
+            if not source.says_that_it_is_missing(error):
+                raise
             missing = error
     else:
         paths = _files_in(folders, repo, source, origin)
@@ -276,7 +276,7 @@ def _of_names(
     side: Config = Config(),
     config: HubFile | None = None,
     commit: str | None = None,
-    missing: vendored_hf.EntryNotFoundError | None = None,
+    missing: Exception | None = None,
 ) -> Plan:
     """The files of a repo that has them itself, by their names. `missing` is why there is no config.yaml."""
     origin = job.origin

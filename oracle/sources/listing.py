@@ -97,8 +97,14 @@ def from_cache(folder: Path, repo: str, revision: str | None) -> Listing:
 
 
 def remember(folder: Path, listing: Listing) -> None:
-    """Keep a listing beside the files in the cache: without the Hub the number of layers would be unknown."""
-    if _is_commit(listing.commit):
+    """Keep a listing beside the files in the cache: without the Hub the number of layers would be unknown.
+
+    Files that are fetched at the commit that it tells are found by its branch later, as after huggingface_hub's snapshot_download.
+    """
+    if listing.commit and _is_commit(listing.commit):
+        if listing.revision != listing.commit:
+            with contextlib.suppress(OSError), vendored_hf.replacing(folder / "refs" / listing.revision) as file:
+                file.write(listing.commit.encode())
         with contextlib.suppress(OSError), vendored_hf.replacing(folder / FOLDER / f"{listing.commit}.json") as file:
             file.write(json.dumps(listing.paths).encode())
 

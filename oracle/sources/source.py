@@ -79,6 +79,7 @@ class Source:
     def __init__(self, origin: Origin, events: FileEvents, commits: mirror.Commits | None = None):
         self._origin, self._events = origin, events
         self._commits = dict(commits or {})
+        self._listings: dict[tuple[str, str], Listing] = {}
         self._offline = vendored_hf.is_offline_mode() if origin.offline is None else origin.offline
         self._endpoint = (origin.mirror or vendored_hf.hf_endpoint()).rstrip("/")
         # A folder needs no network; a server does not count where requests are switched off, and huggingface.co has no manifest.
@@ -164,6 +165,13 @@ class Source:
         self._pin(file, local.commit_hash)
         return local
 
+    def says_that_it_is_missing(self, error: Exception) -> bool:
+        """Whether a file is surely not there. A server that is no Hub says 404 and no more; one that is out of reach says nothing."""
+        if isinstance(error, vendored_hf.LocalEntryNotFoundError):
+            return self.is_local
+        plain = type(error) is vendored_hf.HfHubHTTPError and error.status_code == 404
+        return plain or isinstance(error, vendored_hf.EntryNotFoundError)
+
     def resolve_commit(self, file: HubFile) -> HubFile:
         """The file at the commit that its branch or tag now is, where the source tells; it is not fetched."""
         if (file.repo, file.revision or "main") not in self._commits:
@@ -224,11 +232,13 @@ class Source:
     def listing(self, repo: str, revision: str | None) -> Listing:
         """The files of a repo. Raises ListingError where the source cannot tell, or an exception of vendored_hf."""
         vendored_hf.hf_hub_url(repo, "config.yaml", revision=revision)  # refuses names that lead elsewhere
-        revision = self._commits.get((repo, revision or "main"), revision)
-        listing = self._mirror.listing(repo, revision) or self._listing(repo, revision)
-        if listing.commit:
-            self._commits.setdefault((repo, revision or "main"), listing.commit)
-        return listing
+        known = self._listings.get((repo, revision or "main"))
+        if known is None:
+            pinned = self._commits.get((repo, revision or "main"), revision)
+            known = self._listings[repo, revision or "main"] = self._mirror.listing(repo, pinned) or self._listing(repo, pinned)
+            if known.commit:
+                self._commits.setdefault((repo, revision or "main"), known.commit)
+        return known
 
     def _cache_of(self, repo: str) -> Path:
         """A repo's part of the cache."""

@@ -102,7 +102,7 @@ class LayerWeights:
         elif self.format.side_file:
             return Settings()  # a decoder's file alone
         count = self._tensors[K].file.integer(self._tensors[K].header) if K in self._tensors else None
-        return self.format.settings(side, self._tensors.keys(), count, context)
+        return replace(self.format.settings(side, self._tensors.keys(), count, context), ignored=side.ignored)
 
     # --- the encoder --------------------------------------------------------------------------------------------------
 
@@ -343,8 +343,7 @@ class LayerWeights:
         settings, n = self.settings, self.n_features
         if settings.k is None:
             return
-        most = n if isinstance(self.gate, Largest) and self.gate.has_floor else n - 1
-        if settings.k > most:
-            raise WeightsError(f"{self.label}: its gate keeps the {settings.k} largest of {n} features; at most {most} can be kept")
+        if settings.k > n:
+            raise WeightsError(f"{self.label}: its gate keeps the {settings.k} largest of {n} features")
         if settings.gate == GROUPMAX and n % settings.k:
             raise WeightsError(f"{self.label}: its {n} features cannot be {settings.k} groups of one size")

@@ -62,6 +62,14 @@ def test_parts_add_up() -> None:
     assert outputs[0].tolerance == float(f"{1.5 + 4 * 2.0**-24 * 2 * (102.5 + math.sqrt(16 + 10036)):.3g}") == 1.5
 
 
+@pytest.mark.parametrize("features_first", [False, True])
+def test_a_skip_connection_to_another_length(features_first: bool) -> None:
+    w_skip = np.array([[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]], np.float32)  # [d_model, d_out]
+    lies = w_skip.T.copy() if features_first else w_skip
+    skip, = decoder.skip_connection(Matrix(lambda: iter([lies]), features_first), np.array([[3.0, 5.0]], np.float32), 3)
+    assert (skip.values.tolist(), skip.count) == ([53.0, 106.0, 159.0], 2)
+
+
 def test_groups_of_features_and_of_blocks_are_the_same_sums() -> None:
     rng = np.random.default_rng(0)
     w_dec = rng.standard_normal((100, 3)).astype(np.float32)

@@ -199,7 +199,7 @@ PLANTED_IN_DECODERS = [
 ]
 
 
-@pytest.mark.parametrize("port", {right for right, *_ in PLANTED}, ids=str)
+@pytest.mark.parametrize("port", list(dict.fromkeys(right for right, *_ in PLANTED)), ids=str)
 def test_right_ports_agree(world_of: Callable[[Port], World], port: Port) -> None:
     for decodes in (False, True):
         assert world_of(port).explained(port, decodes=decodes)["agrees"]

@@ -39,8 +39,8 @@ Task = dict[str, Any]
 Coder = Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
 
 DICTIONARIES = {
-    one.__name__: one
-    for one in (AutoEncoder, AutoEncoderTopK, BatchTopKSAE, MatryoshkaBatchTopKSAE, GatedAutoEncoder, JumpReluAutoEncoder)
+    kind.__name__: kind
+    for kind in (AutoEncoder, AutoEncoderTopK, BatchTopKSAE, MatryoshkaBatchTopKSAE, GatedAutoEncoder, JumpReluAutoEncoder)
 }
 
 
@@ -96,9 +96,9 @@ def write_dictionary(state: dict[str, torch.Tensor], folder: Path, dtype: torch.
 def saelens(load: Task) -> Coder:
     """As SAE.from_pretrained does it for a repo that is not in its directory, with the loader of its kind."""
 
-    def loader(**given: Any) -> Any:
-        given["cfg_overrides"].update(load.get("overrides", {}))
-        return loaders.NAMED_PRETRAINED_SAE_LOADERS[load["loader"]](**given)
+    def loader(**options: Any) -> Any:
+        options["cfg_overrides"].update(load.get("overrides", {}))
+        return loaders.NAMED_PRETRAINED_SAE_LOADERS[load["loader"]](**options)
 
     if load["loader"] == "qwen_scope":
         loaders.QWEN_SCOPE_MODEL_INFO["Small-Base"] = ("Small-Base", load["d_in"])

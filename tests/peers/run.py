@@ -168,7 +168,7 @@ def difference(answer: Answer) -> Difference:
         if len(outs) != len(case["reconstructions"]):
             odd.append(f"{label}: {len(case['reconstructions'])} reconstructions and {len(outs)}")
         for reconstruction, out in zip(case["reconstructions"], outs):
-            theirs_said = np.array([*out[:10], np.linalg.norm(out), out.sum()])
-            ours_said = np.array([*reconstruction["first_10"], reconstruction["norm"], reconstruction["sum"]])
-            reconstructions.append(float(np.max(np.abs(theirs_said - ours_said)) / np.max(np.abs(out))))
+            their_numbers = np.array([*out[:10], np.linalg.norm(out), out.sum()])
+            our_numbers = np.array([*reconstruction["first_10"], reconstruction["norm"], reconstruction["sum"]])
+            reconstructions.append(float(np.max(np.abs(their_numbers - our_numbers)) / np.max(np.abs(out))))
     return Difference(max(encodings), max(reconstructions, default=None), len(cases), tuple(odd))

@@ -39,8 +39,8 @@ def features(answer: Answer) -> list[tuple[dict[int, float], dict[int, float]]]:
 
 
 def agrees(answer: Answer) -> bool:
-    found = difference(answer)
-    return not found.odd and max(found.encodings, found.reconstructions or 0) <= SAME
+    apart = difference(answer)
+    return not apart.odd and max(apart.encodings, apart.reconstructions or 0) <= SAME
 
 
 def test_thresholds_of_clts(peers: Peers) -> None:
@@ -119,8 +119,8 @@ def test_decoder_norms_of_llama_scope(peers: Peers) -> None:
     case = next(case for case in catalogue.llama_scope() if case.what == f"R, threshold 0.4, {F32}")
     (repo, files), = case.files.items()
     side = next(path for path in files if path.endswith("hyperparams.json"))
-    told: dict[str, Any] = json.loads(files[side]) | {"sparsity_include_decoder_norm": True}
-    case = replace(case, files={repo: files | {side: json.dumps(told).encode()}})
+    hyperparams: dict[str, Any] = json.loads(files[side]) | {"sparsity_include_decoder_norm": True}
+    case = replace(case, files={repo: files | {side: json.dumps(hyperparams).encode()}})
     answer = both(peers, case)["SAELens"]
     assert agrees(answer)
     ours = weights(f"llama R 0.4 {F32}")

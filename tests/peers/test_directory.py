@@ -71,9 +71,9 @@ class Entry:
     def layer(self) -> int | None:
         """What its path or, failing that, its id says."""
         for text in (f"_{self.path}" if self.path.isdigit() else self.path, self.id):
-            said = re.search(r"(?:layer_?|blocks\.|W_enc_|-l|_L|(?:^|[/-])L|^_)(\d+)", text)
-            if said:
-                return int(said[1])
+            number = re.search(r"(?:layer_?|blocks\.|W_enc_|-l|_L|(?:^|[/-])L|^_)(\d+)", text)
+            if number:
+                return int(number[1])
         return None
 
     @property
@@ -114,17 +114,17 @@ def test_the_whole_directory(directory: list[Entry], tmp_path: Path, capsys: pyt
     for entry in directory:
         source = sources.setdefault(entry.repo, Source(Origin(entry.repo, cache_dir=str(cache), offline=True), FileEvents()))
         try:
-            found = plan(entry.job, source)
+            planned = plan(entry.job, source)
         except Exception as error:
             if entry.kind == "temporal" and isinstance(error, CurationError) and "temporal" in str(error):
                 refused += 1
             else:
                 wrong.append(f"{entry}: {type(error).__name__}: {error}")
             continue
-        (layer, files), = found.layers.items()
+        (layer, files), = planned.layers.items()
         beside = {file.path for file in files.files.values()}
-        if found.format.name != entry.format or files.encoder.path != entry.files[0]:
-            wrong.append(f"{entry}: {found.format.name}, {files.encoder.path}")
+        if planned.format.name != entry.format or files.encoder.path != entry.files[0]:
+            wrong.append(f"{entry}: {planned.format.name}, {files.encoder.path}")
         elif not beside <= set(entry.files):
             wrong.append(f"{entry}: {sorted(beside)} are no files of it")
         elif entry.layer not in (None, layer):

@@ -23,9 +23,9 @@ def test_peers_agree(peers: Peers, capsys: pytest.CaptureFixture[str]) -> None:
     rows: dict[tuple[str, str], list[Difference]] = defaultdict(list)
     worst = []
     for answer in answers(peers, everything, as_processes=first):
-        found = difference(answer)
-        rows[answer.case.format, answer.peer].append(found)
-        worst += [*found.odd, *([f"{answer.case.id}, {answer.peer}: {found}"] if max(found.encodings, found.reconstructions or 0) > LIMIT else [])]
+        apart = difference(answer)
+        rows[answer.case.format, answer.peer].append(apart)
+        worst += [*apart.odd, *([f"{answer.case.id}, {answer.peer}: {apart}"] if max(apart.encodings, apart.reconstructions or 0) > LIMIT else [])]
     with capsys.disabled():
         print("\n" + table(rows))
     assert not worst, "\n".join(worst)
@@ -35,10 +35,10 @@ def table(rows: dict[tuple[str, str], list[Difference]]) -> str:
     """A row for each format and peer, and one for all of them."""
     line = "{:<20} {:<20} {:>6} {:>10} {:>12} {:>16}"
     lines = [line.format("format", "peer", "cases", "residuals", "encodings", "reconstructions")]
-    everything = [found for of_row in rows.values() for found in of_row]
+    everything = [apart for of_row in rows.values() for apart in of_row]
     for (format_name, peer), of_row in [*sorted(rows.items()), (("all", ""), everything)]:
-        reconstructions = [found.reconstructions for found in of_row if found.reconstructions is not None]
+        reconstructions = [apart.reconstructions for apart in of_row if apart.reconstructions is not None]
         said = f"{max(reconstructions):.1e}" if reconstructions else "not compared"
-        n = sum(found.n_encodings for found in of_row)
-        lines.append(line.format(format_name, peer, len(of_row), n, f"{max(found.encodings for found in of_row):.1e}", said))
+        n = sum(apart.n_encodings for apart in of_row)
+        lines.append(line.format(format_name, peer, len(of_row), n, f"{max(apart.encodings for apart in of_row):.1e}", said))
     return "\n".join(lines)

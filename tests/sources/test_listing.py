@@ -200,8 +200,8 @@ def test_a_server_that_tells_no_commit(hub: Hub) -> None:
 def test_a_server_that_is_busy_has_not_said_that_there_is_no_list(hub: Hub, tmp_path: Path, status: int) -> None:
     """Not even the cache's list is taken for it, which may be of another commit."""
     hub.add(REPO, "a", b"a")
+    assert Source(Origin(REPO, mirror=hub.url), FileEvents()).listing(REPO, None).paths == ("a",)
     source = Source(Origin(REPO, mirror=hub.url), FileEvents())
-    assert source.listing(REPO, None).paths == ("a",)
     busy = [Fault(host="hub", status=status, headers={"Retry-After": "0"}) for _ in range(20)]
     asks: tuple[Callable[[], Listing], ...] = (lambda: from_hub(hub, REPO, None, *busy), lambda: source.listing(REPO, "main"))
     for ask in asks:

@@ -92,7 +92,7 @@ def comparable(document: Document, *, sha256: bool = True, revisions: bool = Tru
     made: Document = json.loads(json.dumps({key: value for key, value in document.items() if key not in ("environment", "digest")}))
     if not sha256:
         for layer in made["layers"]:
-            layer |= {key: None for key in ("sha256", "decoder_sha256") if key in layer}
+            layer |= {key: None for key in ("sha256", "decoder_sha256", "side_sha256") if key in layer}
     if not revisions:
         made["weights_revision"] = made["curation_revision"] = None
     return made

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -66,3 +67,103 @@ def nearest_float32(value: Fraction) -> float:
     while magnitude < 2 ** (exponent + 23) if exponent >= 0 else magnitude * 2**-exponent < 2**23:
         exponent -= 1
     return sign * float(round(magnitude / Fraction(2) ** exponent) * Fraction(2) ** exponent)
+
+
+# --- every gate, in fractions -----------------------------------------------------------------------------------------
+
+GATES = ("relu", "jumprelu", "gated", "topk", "topk of all", "abstopk", "groupmax")
+
+
+@dataclass(frozen=True)
+class ExactGate:
+    """A gate as its paper or its peer has it: `k` of selections, `level` of jumprelu, `bias` of gated."""
+
+    kind: str
+    k: int = 0
+    level: np.ndarray | None = None
+    bias: np.ndarray | None = None
+
+
+def exact_products(w_enc: np.ndarray, inputs: np.ndarray) -> list[Fraction]:
+    """inputs . W_enc [d_model, n_features]."""
+    x = [Fraction(float(value)) for value in inputs]
+    return [sum((Fraction(float(w)) * value for w, value in zip(column, x)), Fraction(0)) for column in w_enc.T]
+
+
+def exact_case(gate: ExactGate, product: list[Fraction], value: list[Fraction], k: int, tolerance: float) -> dict[str, Any]:
+    """All that is said of a case by section 4's definitions, and its active features with what each may be off by.
+
+    A boundary of the largest moves towards a feature as that moves towards it: there ties are those within two tolerances.
+    """
+    off, n = Fraction(tolerance), len(value)
+    fires, distances, bounds = _selected(gate, value, off) if gate.kind in GATES[3:] else _above(gate, product, value, off)
+    order = sorted((j for j in range(n) if fires[j]), key=lambda j: (-value[j], j))
+    gaps = [value[a] - value[b] for a, b in zip(order[:k], order[1 : k + 1])]
+    surely = [all(d > reach * off for d, reach in of) for of in distances]
+    ties = [j for j in range(n) if not surely[j] and all(d > -reach * off for d, reach in distances[j])]
+    near = any(not surely[j] and all(d >= -reach * off for d, reach in distances[j]) for j in range(n))
+    margin = min(abs(min(d for d, _ in of)) for of in distances)
+    rounded = [nearest_float32(v) for v in value]
+    return {
+        "n_active": len(order),
+        "n_active_bounds": bounds,
+        "top": [(j, rounded[j]) for j in order[:k]],
+        "rank_margin": float(round(min(gaps), 6)) if gaps else None,
+        "gate_margin": float(round(margin, 6)),
+        "gate_ties": ties,
+        "flags": [
+            *(["rank-tie"] if gaps and min(gaps) <= 2 * off else []),
+            *(["gate-tie"] if near else []),
+            *([] if order else ["no-active-features"]),
+        ],
+        "active": [
+            (j, rounded[j] if fires[j] else 0.0, tolerance + (abs(rounded[j]) if j in ties else 0), j in ties)
+            for j in sorted({*order, *ties})
+        ],
+    }  # fmt: skip
+
+
+Distances = list[list[tuple[Fraction, int]]]  # of each feature from each of its conditions, and how many tolerances that may move
+
+
+def _above(gate: ExactGate, product: list[Fraction], value: list[Fraction], off: Fraction) -> tuple[list[bool], Distances, tuple[int, int]]:
+    """What fires by itself."""
+    distances: Distances = [[(v, 1)] for v in value]
+    if gate.kind == "jumprelu" and gate.level is not None:
+        distances = [[(v - Fraction(float(level)), 1)] for v, level in zip(value, gate.level)]
+    elif gate.kind == "gated" and gate.bias is not None:
+        distances = [[(p + Fraction(float(bias)), 1), (v, 1)] for p, v, bias in zip(product, value, gate.bias)]
+    least = [min(d for d, _ in of) for of in distances]
+    return [d > 0 for d in least], distances, (sum(d > off for d in least), sum(d > -off for d in least))
+
+
+def _selected(gate: ExactGate, value: list[Fraction], off: Fraction) -> tuple[list[bool], Distances, tuple[int, int]]:
+    """What fires as one of the largest: of all, or of each of k groups."""
+    n, zero = len(value), Fraction(0)
+    groups, limit = (gate.k, 1) if gate.kind == "groupmax" else (1, gate.k)
+    size = n // groups
+    raw, by_magnitude = gate.kind == "topk of all", gate.kind == "abstopk"
+    measure = [v if raw else abs(v) if by_magnitude else max(v, zero) for v in value]
+    own = [abs(v) if raw or by_magnitude else v for v in value]  # how far it is from nothing
+    fires, distances, fewest, most = [False] * n, [[(d, 1)] for d in own], 0, 0
+    for start in range(0, n, size):
+        members = range(start, start + size)
+        order = sorted(members, key=lambda j: (-measure[j], j))
+        chosen = [j for j in order[:limit] if raw or measure[j] > 0]
+        others = [measure[j] for j in members if j not in chosen]
+        floor = [] if raw else [zero]
+        for j in members:
+            fires[j] = j in chosen and value[j] != 0
+            if limit < size:
+                if j in chosen:
+                    level = max([*others, *floor])
+                else:
+                    level = min(measure[i] for i in chosen) if len(chosen) == limit else zero
+                distances[j].append((measure[j] - level, 2))
+        most += limit if raw else min(limit, sum(own[j] > -off for j in members))
+        if raw:  # those that are surely above 0 come first, then what may be 0, and negative ones last
+            above, at_0 = sum(value[j] > off for j in members), sum(abs(value[j]) <= off for j in members)
+            fewest += limit - min(max(limit - above, 0), at_0)
+        else:
+            fewest += min(limit, sum(own[j] > off for j in members))
+    return fires, distances, (fewest, most)

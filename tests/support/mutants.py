@@ -57,7 +57,6 @@ NEAREST = {
     "oracle/checking/reconstructions.py": RULES,
     "oracle/checking/verdict.py": RULES,
     "oracle/checking/verify.py": VERIFY,
-    "oracle/weights/archive.py": READERS,
     "oracle/weights/formats.py": FORMATS,
     "oracle/weights/layer.py": FORMATS,
     "oracle/weights/npz.py": READERS,

@@ -37,7 +37,7 @@ def from_safetensors(content: bytes) -> Arrays:
         if told["dtype"] == "BF16":
             values = np.array([bits << 16 for bits in np.frombuffer(told["data"], "<u2").tolist()], np.uint32).view(np.float32)
         else:
-            values = np.frombuffer(told["data"], {"F32": "<f4", "F16": "<f2"}[told["dtype"]]).astype(np.float32)
+            values = np.frombuffer(told["data"], {"F32": "<f4", "F16": "<f2", "I64": "<i8"}[told["dtype"]]).astype(np.float32)
         arrays[name] = values.reshape(told["shape"])
     return arrays
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from oracle.arithmetic.chain import Threshold
+from oracle.references.layer import Arithmetic
 from oracle.weights import formats
 from oracle.weights.formats import DECODER, ENCODER, FORMATS, SIDE, by_name
 from oracle.weights.layer import LayerWeights, OpenFile
@@ -66,6 +67,13 @@ TABLE: dict[str, dict[str, Any]] = {
         "formula": "w_enc.T", "suffix": ".safetensors", "key": "clt_repo", "output": "clt",
         "names": {"params_layer_0.safetensors": 0, "clt/x/params_layer_12.safetensors": 12}, "others": ["params.safetensors", "layer_0.safetensors"],
     },
+    "GemmaScope2Crosscoder": {
+        "encoder": {"w_enc": (1, D, F), "b_enc": (F,), "w_dec": (F, T, D), "b_dec": (T, D), "threshold": (F,)}, "optional": [], "features_first": False,
+        "layer": 0, "formula": "sum over the input layers l of w_enc[l].T", "x": "residual[l]",
+        "suffix": ".safetensors", "key": "sae_repo", "output": "crosscoder",
+        "names": {"crosscoder/layer_7_13_width_65k/params_layer_1.safetensors": 1, "crosscoder/x/params.safetensors": None},
+        "others": ["params_layer_1.npz", "crosscoder/x/params_layer_01.safetensors"],
+    },
     "Sae": {
         "encoder": GEMMA | {"threshold": (F,)}, "optional": ["threshold"], "features_first": False,
         "formula": "W_enc.T", "suffix": ".npz", "key": "sae_repo", "output": "sae", "names": {"x/params.npz": None}, "others": ["sae.npz"],
@@ -84,7 +92,7 @@ TABLE: dict[str, dict[str, Any]] = {
         "others": ["sae.safetensors", "sae_weights.npz"],
     },
     "DictionaryLearning": {
-        "encoder": {"W_enc": BY_INPUT, "b_enc": (F,), "W_dec": BY_FEATURE, "b_dec": (D,), "threshold": (F,)}, "optional": [], "needed": ["threshold"],
+        "encoder": {"W_enc": BY_INPUT, "b_enc": (F,), "W_dec": BY_FEATURE, "b_dec": (D,), "threshold": (F,)}, "optional": [], "needed": ["threshold", "b_enc"],
         "side": {"trainer": {"dict_class": "JumpReluAutoEncoder"}}, "features_first": False,
         "formula": "W_enc.T", "suffix": ".pt", "key": "sae_repo", "output": "sae",
         "names": {"resid_post_layer_9/trainer_0/ae.pt": 9, "ae.pt": None}, "others": ["sae.pt", "ae.pth", "ae.safetensors"],
@@ -173,7 +181,7 @@ def test_what_a_format_says(name: str) -> None:
         **({DECODER: "W_dec_{layer}.safetensors"} if "decoder" in said else {}), **({SIDE: row.side_file.name} if row.side_file else {}),
     }  # fmt: skip
     assert row.files == {ENCODER: row.encoder_file} | beside and ("side" in said) is (row.side_file is not None)
-    assert row.has_targets is (name in ("CltSplit", "GemmaScope2Clt"))
+    assert row.has_targets is (name in ("CltSplit", "GemmaScope2Clt", "GemmaScope2Crosscoder"))
     jumprelu = said.get("jumprelu", name)
     assert (row.schema(False), row.schema(True)) == (name, jumprelu) and row.names == tuple(dict.fromkeys((name, jumprelu)))
     assert all(by_name(schema) is row for schema in row.names)
@@ -191,14 +199,14 @@ def test_the_formula(name: str) -> None:
     layer = opened(name, encoder)
     pre = f"{said['formula']} @ {said.get('x', 'residual')} + b_enc"
     if layer.has_threshold:
-        assert layer.formula(False) == f"pre = {pre}; acts = pre * (pre > threshold)"
-        assert layer.formula(True) == f"pre = {pre}; acts = pre * (pre > max(threshold, 0))"
+        assert Arithmetic.of(layer).formula == f"pre = {pre}; acts = pre * (pre > threshold)"
+        assert Arithmetic.of(layer).negative_formula == f"pre = {pre}; acts = pre * (pre > max(threshold, 0))"
         if "threshold" not in "".join(said["optional"]):
             return
         layer = opened(name, {tensor: values for tensor, values in encoder.items() if "threshold" not in tensor})
     relu = f"ReLU({pre})"
     kept = f"pre = {pre}; acts = ReLU(pre) where it is among the k largest, else 0; k = 2"
-    assert layer.formula(False) == (kept if name in ("QwenScope", "Sparsify") else relu) == layer.formula(True)
+    assert Arithmetic.of(layer).formula == (kept if name in ("QwenScope", "Sparsify") else relu) == Arithmetic.of(layer).negative_formula
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -222,6 +230,7 @@ def test_a_layer_s_tensors(name: str) -> None:
     encoder, decoder = arrays_of(said["encoder"]), arrays_of(said["decoder"]) if "decoder" in said else None
     encoder |= {"scaling_factor": np.ones(F, np.float32)} if "scaling_factor" in encoder else {}
     roles = of_part(name, encoder | (decoder or {}))
+    roles["w_enc"] = roles["w_enc"].reshape(-1, roles["w_enc"].shape[-1])
     layer = opened(name, encoder, decoder)
     assert (layer.d_model, layer.n_features, layer.d_out, layer.label) == (D, F, D, "the encoder") and layer.layer == said.get("layer", 7)
     assert layer.w_enc.features_first is said["features_first"]
@@ -273,16 +282,17 @@ def test_a_tensor_that_is_missing(name: str, tensor: str) -> None:
 
 @pytest.mark.parametrize("name, tensor", [(name, tensor) for name in TABLE for tensor in (*TABLE[name]["encoder"], *TABLE[name].get("decoder", {}))])
 def test_a_tensor_of_another_shape(name: str, tensor: str) -> None:
-    told = TABLE[name]
-    shape = (told["encoder"] | told.get("decoder", {}))[tensor]
+    said = TABLE[name]
+    shape = (said["encoder"] | said.get("decoder", {}))[tensor]
     wrong = [(*shape[:axis], shape[axis] + 1, *shape[axis + 1 :]) for axis in range(len(shape))] + [(*shape, 1)]
     if len(shape) == 2:
         wrong += [shape[:1], shape[::-1]]
     for bad in wrong:
         n_targets = len(bad) == 3 == len(shape) and bad[0] == F and bad[2] == D
-        if n_targets or bad == shape or len(bad) > 2 and told["suffix"] == ".npz":
+        n_input_layers = len(bad) == 3 and bad[1:] == (D, F)
+        if n_targets or n_input_layers or bad == shape or len(bad) > 2 and said["suffix"] == ".npz":
             continue
-        shapes = {part: {name: bad if name == tensor else right for name, right in told[part].items()} for part in ("encoder", "decoder") if part in told}
+        shapes = {part: {name: bad if name == tensor else right for name, right in said[part].items()} for part in ("encoder", "decoder") if part in said}
         with pytest.raises(WeightsError, match=r"shape \["):
             opened(name, arrays_of(shapes["encoder"]), arrays_of(shapes["decoder"]) if "decoder" in shapes else None)
 
