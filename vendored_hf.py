@@ -125,12 +125,10 @@ def get_token() -> str | None:
     with contextlib.suppress(OSError, UnicodeDecodeError):
         token = token or _token_path().read_text(encoding="utf-8").strip()
     return token or None
-
 def _token_path() -> Path:
     path = _setting("HF_TOKEN_PATH")
     return _expanded(path) if path else _hf_home() / "token"
 
-# --- the cache ----------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class LocalFile:
     """A file on disk, its commit and the sha256 it was verified against or named by; None where nobody told."""
@@ -154,20 +152,17 @@ def try_to_load_from_cache(repo_id: str, filename: str, cache_dir: Any = None, r
             return None
     path = folder / "snapshots" / commit / filename
     return str(path) if path.is_file() else None
-
 def _cached(folder: Path, path: str, filename: str) -> LocalFile:
     """What the cache tells of a file: its snapshot is named by the commit, a large file's blob by its sha256."""
     snapshot, blob = path[len(str(folder / "snapshots")) + 1 : -len(filename) - 1], Path(os.path.realpath(path))
     by_hash = blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name)
     return LocalFile(path, snapshot if _COMMIT.fullmatch(snapshot) else None, blob.name if by_hash else None)
-
 def _check_names(repo_id: str, filename: str, revision: str) -> None:
     if not _REPO_ID.fullmatch(repo_id) or ".." in repo_id or "--" in repo_id:
         raise HFValidationError(f"{ascii(repo_id)} is no repo id: it is of the form org/name")
     for kind, value in (("path", filename), ("revision", revision)):
         if any(part in ("", ".", "..") for part in value.split("/")) or "\\" in value or not value.isprintable():
             raise HFValidationError(f"{ascii(value)} is no {kind} inside a repo")
-
 def _open(path: Path, flags: int, mode: int = 0o666) -> int:
     """os.open, which follows no link that somebody has put at `path`."""
     return os.open(path, flags | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0), mode)
@@ -222,7 +217,6 @@ def replacing(target: str | Path) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
-
 def _beside(path: Path) -> Path:
     """A name next to `path` that no other process or thread uses; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -237,13 +231,11 @@ def sweep(path: Path, age: float = 0.0) -> None:
             of_path = entry.name.startswith(path.name) and _LEFT.fullmatch(entry.name, len(path.name))
             if (of_path and still >= age) or (entry.name.endswith(".parts.incomplete") and still > 7 * 86400):
                 os.unlink(entry)
-
 def _write_text(path: Path, text: str) -> None:
     """Write a small file, unless it says so already."""
     if not path.is_file() or path.read_bytes() != text.encode():
         with replacing(path) as file:
             file.write(text.encode())
-
 def _link(blob: Path, pointer: Path) -> None:
     """snapshots/<commit>/<path> -> ../../blobs/<etag>; the file itself where links cannot be made."""
     temporary = _beside(pointer)
@@ -335,6 +327,8 @@ class Hub:
         """An answer's body, up to CHUNK bytes at a time. Raises EOFError where it breaks, and HubConnectionError where so many take
         longer than a request may."""
         raw: Any = response.raw
+        if getattr(raw._fp, "chunked", False):
+            raw._fp.fp = _Chunked(raw._fp.fp)
         read1 = getattr(raw, "read1", None) or raw._fp.read1  # read() waits for all that it is asked for
         part = b"so far"
         while part:
@@ -387,6 +381,17 @@ class Hub:
                 HTTPBasicAuth(*login)(request)
         return request
 
+class _Chunked:
+    """Stands for the file that http.client reads a chunked body from: it would read lines for ever where trailers do not end."""
+    def __init__(self, file: Any):
+        self._file, self._lines = file, 0
+
+    def __getattr__(self, name: str) -> Any:
+        self._lines = self._lines + 1 if name == "readline" else 0
+        if self._lines > 100:
+            raise ValueError("lines without end")
+        return getattr(self._file, name)
+
 def _prepared(address: str, base: str = "") -> str:
     """An address, or the one to which `base` redirects, in the form in which requests sends it. Raises HubConnectionError."""
     import requests
@@ -400,7 +405,6 @@ def _prepared(address: str, base: str = "") -> str:
         elif prepared.startswith(("http://", "https://")):
             return prepared
     raise HubConnectionError(f"cannot reach {f'{shown(base)}: it redirects to ' if base else ''}{shown(address)}: {problem}")
-
 def _origin(prepared: str) -> tuple[str, str | None, int | None]:
     parts = urlsplit(prepared)
     return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
@@ -414,7 +418,6 @@ def shown(address: str) -> str:
 def said(text: str) -> str:
     """Words of a server or a library as a message may show them: addresses in them as above, no control characters."""
     return "".join(filter(str.isprintable, re.sub(r"\S*(?:://|@|\?\S)\S*", lambda word: shown(word[0]), text[:500])))[:200]
-
 def _by_way(url: str) -> str:
     """Names the proxy that requests takes to `url`, if it takes one."""
     from requests.utils import get_environ_proxies, select_proxy
@@ -438,7 +441,6 @@ def _unreachable(what: str, url: str, error: BaseException, handled: BaseExcepti
     failure = HubConnectionError(f"{what}{by_way}: {reason}{': pip install PySocks' if 'SOCKS' in reason else ''}")
     failure.__cause__ = ConnectionError(" < ".join(names))
     return failure
-
 def _backoff(attempt: int) -> float:
     """0.3, 0.6, 1.2 s and so on, up to a fifth more, so that many clients do not return at once."""
     return float(FIRST_WAIT * 2 ** (attempt - 1) * (1 + 0.2 * random.random()))
@@ -512,11 +514,9 @@ def file_metadata(hub: Hub, endpoint: str, repo_id: str, filename: str, revision
         raise FileMetadataError(f"{shown(url)}: the answer is a web page, a login perhaps, and not the file")
     # Without a commit an etag is a server's own affair: it names nothing unless it is a sha256.
     return replace(metadata, etag=metadata.sha256)
-
 def _bare(etag: str | None) -> str:
     return (etag or "").removeprefix("W/").strip('"')  # a weak one may name the same bytes
 
-# --- downloading --------------------------------------------------------------------------------------------------
 def hf_hub_download(repo_id: str, filename: str, **options: Any) -> str:
     """The local path of a file of a model repo. Options and errors are those of hf_hub_file."""
     return hf_hub_file(repo_id, filename, **options).path

@@ -97,7 +97,9 @@ def encode(encoder: Encoder, inputs: np.ndarray, *, k: int, tolerance: float, wi
     n_bad = int(np.count_nonzero(~np.isfinite(values32)))
     if n_bad:
         raise NotFiniteError(f"{n_bad} pre-activations overflow float32: the weights are too large to be real")
-    error32 = float(np.max(np.abs(values32 - values64)))
+    values64 -= values32
+    error32 = float(max(values64.max(), -values64.min()))
+    del values64
 
     # |computed - exact| <= depth u sum |terms|, where depth is the most additions that a term goes through (Higham,
     # "Accuracy and Stability of Numerical Algorithms", section 4.2); float64 products of float32 are exact.

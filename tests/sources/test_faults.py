@@ -21,7 +21,7 @@ import vendored_hf as hf
 from oracle.sources.stream import NotStreamableError, RemoteFile, open_remote
 from tests.support import real_client
 from tests.support.hub import Fault, Hub
-from tests.support.process import python, variables, wait_until
+from tests.support.process import python, variables
 
 REPO, PATH = "org/weights", "a/params.npz"
 CONTENT = random.Random(1).randbytes(3_000_000)
