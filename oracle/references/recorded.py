@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import BinaryIO, cast
 
@@ -19,9 +20,8 @@ from oracle.references.generate import Events
 from oracle.references.layer import input_of
 from oracle.references.plan import LayerFiles, plan, sibling_files
 from oracle.references.rows import DataError
-from oracle.sources import curation
+from oracle.sources import curation, hashes
 from oracle.sources.curation import HubFile
-from oracle.sources.hashes import sha256_of
 from oracle.sources.source import Source
 from oracle.weights import formats
 from oracle.weights.formats import DECODER, ENCODER, SIDE, Format
@@ -29,22 +29,22 @@ from oracle.weights.layer import LayerWeights, OpenFile
 from oracle.weights.sidefiles import Context
 
 
-@dataclass(frozen=True)
+@dataclass
 class RecordedFile:
-    """A weight file of a reference: where it lies, the sha256 of its bytes, and the one on record, if any."""
+    """A weight file of a reference: where it lies, the sha256 on record, if any, and that of the bytes that were read, once they were."""
 
     file: HubFile
     path: str
-    sha256: str
     recorded_sha256: str | None
+    sha256: str | None = None
 
     @property
     def problem(self) -> str | None:
         """What is wrong with the file, if anything."""
-        if self.recorded_sha256 in (None, self.sha256):
+        if None in (self.sha256, self.recorded_sha256) or self.sha256 == self.recorded_sha256:
             return None
         return (
-            f"wrong sha256: {self.file.path} has {self.sha256[:16]}..., "
+            f"wrong sha256: {self.file.path} has {str(self.sha256)[:16]}..., "
             f"the reference was made from {str(self.recorded_sha256)[:16]}..."
         )
 
@@ -61,18 +61,27 @@ class RecordedLayer:
 
     @property
     def problems(self) -> list[str]:
-        """What is wrong with its files."""
+        """What is wrong with its files, once they were opened to be hashed."""
         return [file.problem for file in self.files.values() if file.problem]
 
     @contextlib.contextmanager
-    def opened(self) -> Iterator[LayerWeights]:
-        """The layer's weights, and what the reference says of them. Raises WeightsError."""
+    def opened(self, *, hashed: bool = False) -> Iterator[LayerWeights]:
+        """The layer's weights, and what the reference says of them. Where they are to be `hashed`, another core does it meanwhile: the
+        bytes of the files that are open here, and of none that somebody puts in their place. Raises WeightsError, DamagedFileError."""
         with contextlib.ExitStack() as stack:
-            files = {}
-            for role, file in self.files.items():
-                reader = cast(BinaryIO, stack.enter_context(open(file.path, "rb", buffering=0)))
-                files[role] = OpenFile(reader, file.file.path, file.file.path)
+            readers = {role: stack.enter_context(open(file.path, "rb", buffering=0)) for role, file in self.files.items()}
+            states = {role: hashes.state_of(reader) for role, reader in readers.items()}
+            hashing: dict[str, Future[str]] = {}
+            if hashed:
+                pool = ThreadPoolExecutor(len(readers))
+                stack.callback(pool.shutdown)  # before the files are closed
+                hashing = {role: pool.submit(hashes.sha256_beside, reader) for role, reader in readers.items()}
+            files = {role: OpenFile(cast(BinaryIO, readers[role]), file.file.path, file.file.path) for role, file in self.files.items()}
             yield LayerWeights(self.format, self.layer, files, self.context)
+            for role, future in hashing.items():
+                self.files[role].sha256 = future.result()
+                if hashes.state_of(readers[role])[:2] != states[role][:2]:
+                    raise hashes.DamagedFileError(f"{self.files[role].path} changed while it was read: try again")
 
 
 @dataclass(frozen=True)
@@ -180,9 +189,7 @@ class RecordedWeights:
         recorded = {ENCODER: record.sha256, DECODER: record.decoder_sha256, SIDE: record.side_sha256} if record else {}
         files = {}
         for role, file in layer.read(self.reference.decodes).files.items():
-            local = source.fetch(file)
-            sha256 = sha256_of(local.path)  # of the bytes themselves, whatever name the cache has for them
-            files[role] = RecordedFile(file, str(local.path), sha256, recorded.get(role))
+            files[role] = RecordedFile(file, str(source.fetch(file).path), recorded.get(role))
         return files
 
 
