@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-
 MEMORY = 120 << 20  # bytes that a text and what it holds may take
 
 # What Python's objects take, at most: an object, a list, a place with its number, a text.

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import struct
-import zipfile
+import zlib
 from typing import Any
 
 import numpy as np
@@ -23,11 +22,27 @@ def weight_file(path: str, arrays: Arrays) -> bytes:
 
 
 def npz(arrays: Arrays) -> bytes:
-    """As np.savez writes it."""
-    archive = io.BytesIO()
-    members: dict[str, Any] = dict(arrays)  # beside them savez has an argument of another type
-    np.savez(archive, **members)
-    return archive.getvalue()
+    """As np.savez has it: float32 in C order, little-endian, and whole numbers as 64-bit integers."""
+    members = {}
+    for name, values in arrays.items():
+        array = np.array(values, "<i8") if isinstance(values, int) else np.ascontiguousarray(values, "<f4")
+        header = repr({"descr": array.dtype.str, "fortran_order": False, "shape": array.shape}).encode()
+        header += b" " * (-(len(header) + 11) % 64) + b"\n"
+        members[f"{name}.npy"] = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + array.tobytes()
+    return stored_zip(members)
+
+
+def stored_zip(members: dict[str, bytes]) -> bytes:
+    """A zip of stored members, the same bytes from every Python and at any time: their date is the first that a zip can have."""
+    data, directory = b"", b""
+    for name, content in members.items():
+        encoded = name.encode()
+        # Version 2.0, no flags, stored, 0:00:00 on 1980-01-01.
+        about = struct.pack("<5H3L2H", 20, 0, 0, 0, 33, zlib.crc32(content), len(content), len(content), len(encoded), 0)
+        directory += b"PK\x01\x02" + struct.pack("<H", 20) + about + struct.pack("<3H2L", 0, 0, 0, 0, len(data)) + encoded
+        data += b"PK\x03\x04" + about + encoded + content
+    count = len(members)
+    return data + directory + b"PK\x05\x06" + struct.pack("<4H2LH", 0, 0, count, count, len(directory), len(data), 0)
 
 
 def safetensors(arrays: Arrays) -> bytes:
@@ -48,18 +63,14 @@ def safetensors(arrays: Arrays) -> bytes:
 
 def torch_zip(arrays: Arrays) -> bytes:
     """A dict of float32 tensors, in order, and of integers of 64 bits, as torch.save writes them: a zip of stored members."""
-    archive = io.BytesIO()
     storages = {
         name: ("LongStorage", np.array(values, "<i8")) if isinstance(values, int) else ("FloatStorage", np.asarray(values, "<f4"))
         for name, values in arrays.items()
     }
     pickle = pickled_dict({name: (kind, array.shape) for name, (kind, array) in storages.items()})
     data = {f"data/{number}": array.tobytes() for number, (_, array) in enumerate(storages.values())}
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as file:
-        for name, content in {"data.pkl": pickle, "byteorder": b"little", **data, "version": b"3\n"}.items():
-            # The same bytes at any time and on any system.
-            file.writestr(zipfile.ZipInfo(f"archive/{name}", (1980, 1, 1, 0, 0, 0)), content)
-    return archive.getvalue()
+    members = {"data.pkl": pickle, "byteorder": b"little", **data, "version": b"3\n"}
+    return stored_zip({f"archive/{name}": content for name, content in members.items()})
 
 
 def pickled_dict(tensors: dict[str, tuple[str, tuple[int, ...]]]) -> bytes:
