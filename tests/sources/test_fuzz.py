@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""Issue 15: whatever comes in at a parser's door, what comes out is its own error or a value that its library gives too."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import vendored_hf as hf
+from oracle import strict_json
+from oracle.errors import BadData, WeightsError
+from oracle.references.reading import parse_candidate, parse_reference
+from oracle.sources.curation import CurationError, parse_config
+from oracle.sources.listing import Listing
+from oracle.sources.mirror import MirrorError, parse_manifest
+from oracle.weights.npz import Npz
+from oracle.weights.safetensors import Safetensors
+from tests.sources.test_hostile import of_header
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner),
+    max_leaves=12,
+)
+FILE = st.fixed_dictionaries({}, optional={
+    "repo": st.just("org/repo") | JSON, "revision": st.just("main") | JSON, "path": st.text(max_size=12) | JSON, "commit": st.just("a" * 40) | JSON,
+    "size": st.integers() | JSON, "sha256": st.just("b" * 64) | JSON,
+})
+MANIFEST = st.fixed_dictionaries({"format_version": st.just(1) | JSON}, optional={
+    "files": st.lists(FILE | JSON, max_size=3) | JSON, "listings": st.lists(FILE | JSON) | JSON,
+})
+CASE = st.fixed_dictionaries({}, optional={
+    "layer": st.integers(-1, 3) | JSON, "seed": st.integers() | JSON, "n_active": st.integers() | JSON,
+    "top_10": st.lists(st.fixed_dictionaries({"index": st.integers() | JSON, "activation": st.floats() | JSON}) | JSON, max_size=3) | JSON,
+    "n_active_bounds": JSON, "flags": JSON, "residual": JSON, "reconstructions": JSON,
+})
+DOCUMENT = st.fixed_dictionaries({"test_cases": st.lists(CASE | JSON, max_size=3) | JSON}, optional={
+    "format_version": st.just(1) | JSON, "weights_repo": st.text() | JSON, "d_model": st.integers() | JSON, "n_features_per_layer": st.integers() | JSON, "layers": JSON,
+    "top_k": JSON, "tolerance": JSON, "gate": JSON, "digest": JSON,
+})
+YAML = st.lists(st.sampled_from([
+    "transcoders", ":", " ", "\n", "- ", "  ", "hf://org/repo/layer_0/x.npz", '"', "'", "[", "]", "{", "}", ",", "&a", "*a", "!!int", "|", ">", "#", "%", "---", "...",
+    "?", "\t", "\\U0011FFFF", "\\x", "model_kind", "k", "activation", "topk", "1", "~", "<<", "\u2028", "é", "\x85", "?revision=",
+]) | st.text(max_size=3), max_size=40).map("".join)
+LITERAL = st.recursive(
+    st.integers().map(repr) | st.sampled_from(["'<f4'", "True", "False", "()", "1e999", "0x" + "f" * 5000, "9" * 5000, "-1", "1j", "b''", "...", "nan", "x", "(", "*"]),
+    lambda inner: st.lists(inner, max_size=4).map(lambda items: "(" + ", ".join(items) + ",)") | inner.map(lambda item: f"[{item}]") | inner.map(lambda item: f"-{item}"),
+    max_leaves=8,
+)
+
+
+def of_yaml(text: str) -> None:
+    try:
+        files = parse_config(text.encode("utf-8", "surrogatepass")).files
+    except CurationError as error:
+        assert "\n" not in str(error)
+    else:
+        assert files is None or all(".." not in file.path.split("/") for file in files.values())
+
+
+def of_manifest(document: Any) -> None:
+    try:
+        manifest = parse_manifest(json.dumps(document).encode(), "m")
+    except (MirrorError, hf.HFValidationError):
+        return
+    for entry in manifest.entries:
+        assert 0 <= entry.size < hf.LARGEST and not {"", ".", ".."} & set(entry.path.split("/"))
+        hf.HfFileMetadata(entry.commit, entry.sha256, entry.size, "http://h/x")
+    assert all(isinstance(repo, Listing) for repo in manifest.listings)
+
+
+def of_json(text: str) -> None:
+    """What is read is what Python's own reader gives."""
+    for content in (text, text.encode("utf-8", "surrogatepass")):
+        try:
+            value = strict_json.loads(content)
+        except ValueError:
+            continue
+        assert value == json.loads(content)
+
+
+def of_document(document: Any) -> None:
+    for parse in (parse_reference, lambda value: parse_candidate(value, 10)):
+        try:
+            parse(document)
+        except BadData as error:
+            assert "\n" not in str(error)
+
+
+def of_npy(shape: str) -> None:
+    content = of_header(f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}")
+    try:
+        tensor = Npz(io.BytesIO(content), "f").tensor("W_enc")
+    except WeightsError:
+        return
+    assert tensor.shape == ast.literal_eval(shape) and math.prod(tensor.shape) * 4 == 0
+
+
+def of_safetensors(header: Any) -> None:
+    text = json.dumps(header).encode()
+    data = np.arange(16, dtype="<f4").tobytes()
+    try:
+        file = Safetensors(io.BytesIO(len(text).to_bytes(8, "little") + text + data), "f")
+        for name in file.names:
+            values = file.read(file.tensor(name))
+            assert values.dtype == np.float32
+    except WeightsError:
+        pass
+
+
+def of_wait(header: tuple[str, str, int]) -> None:
+    """Whatever a server says of how long to wait, it is a number of seconds or nothing."""
+    response = requests.Response()
+    response.status_code = header[2]
+    response.headers.update({"Retry-After": header[0], "RateLimit": header[1]})
+    wait = hf._asked_wait(response)
+    assert wait is None or wait >= 0
+
+
+ENTRY = st.fixed_dictionaries({}, optional={
+    "dtype": st.sampled_from(["F32", "F16", "BF16", "F64", "I64"]) | JSON, "shape": st.lists(st.integers(-1, 9), max_size=3) | JSON,
+    "data_offsets": st.tuples(st.integers(-1, 65), st.integers(-1, 65)) | st.just((0, 64)) | JSON,
+})
+DATE = st.text("0123456789 :,+-GMTJanuryFebDecMoniSt", max_size=40)
+
+DOORS: dict[str, tuple[Callable[[Any], None], st.SearchStrategy[Any]]] = {
+    "config.yaml": (of_yaml, YAML),
+    "manifest.json": (of_manifest, MANIFEST | JSON),
+    "JSON": (of_json, st.text('[]{}",:0123456789eE+-.truefalsnNaIity \\u\n', max_size=60) | JSON.map(json.dumps) | st.text()),
+    "references and candidates": (of_document, DOCUMENT | JSON),
+    ".npy headers": (of_npy, LITERAL | st.text(max_size=30)),
+    "safetensors headers": (of_safetensors, st.dictionaries(st.text(max_size=5), ENTRY | JSON, max_size=3) | JSON),
+    "waits": (of_wait, st.tuples(DATE | st.integers().map(str), DATE.map(lambda text: f'"a";r=0;t={text}') | DATE, st.sampled_from([429, 503]))),
+}
+
+
+def holds(name: str, examples: int) -> None:
+    check, strategy = DOORS[name]
+
+    @settings(deadline=None, max_examples=examples, database=None, suppress_health_check=list(HealthCheck))
+    @given(strategy)
+    def each(value: Any) -> None:
+        check(value)
+
+    each()
+
+
+@pytest.mark.parametrize("name", DOORS)
+def test_anything_at_a_parser_s_door(name: str) -> None:
+    holds(name, 60)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DOORS)
+def test_ten_thousand_things_at_a_parser_s_door(name: str) -> None:
+    holds(name, 10_000)
