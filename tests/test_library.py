@@ -15,18 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from oracle import (
-    BadData,
-    BadUse,
-    Job,
-    LayersFailed,
-    Origin,
-    compare,
-    demo_job,
-    generate,
-    residual,
-    verify,
-)
+from oracle import BadData, BadUse, Job, LayersFailed, Origin, compare, demo_job, generate, residual, verify
 from tests.support import worlds
 from tests.support.encodings import comparable, parsed
 from tests.support.places import ROOT

@@ -11,19 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from oracle.arithmetic.constants import (
-    ABSTOPK,
-    GATED,
-    GROUPMAX,
-    IDENTITY,
-    JUMPRELU,
-    LAYER_NORM,
-    MINUS_B_DEC,
-    RELU,
-    SCALED,
-    TOPK,
-    UNIT_RMS,
-)
+from oracle.arithmetic.constants import ABSTOPK, GATED, GROUPMAX, IDENTITY, JUMPRELU, LAYER_NORM, MINUS_B_DEC, RELU, SCALED, TOPK, UNIT_RMS
 from oracle.arithmetic.numbers import Levels, Numbers
 
 LAYER_NORM_EPSILON = 1e-5  # SAELens's

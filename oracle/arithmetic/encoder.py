@@ -15,14 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from oracle.arithmetic.chain import Condition, Gate
-from oracle.arithmetic.numbers import (
-    UNIT_ROUNDOFF,
-    Numbers,
-    Settled,
-    classes,
-    round_to_float32,
-    settle,
-)
+from oracle.arithmetic.numbers import UNIT_ROUNDOFF, Numbers, Settled, classes, round_to_float32, settle
 from oracle.arithmetic.products import Matrix, NotFiniteError, multiply
 
 if TYPE_CHECKING:

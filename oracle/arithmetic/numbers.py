@@ -155,9 +155,7 @@ class Numbers:
 
     def exact_value(self, feature: int) -> Fraction:
         """The number where it is not vague."""
-        from fractions import (
-            Fraction,  # not at the top: most runs settle nothing, and its import takes 5 ms
-        )
+        from fractions import Fraction  # not at the top: most runs settle nothing, and its import takes 5 ms
 
         return Fraction(self.value(feature))
 

@@ -13,15 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from oracle.arithmetic.constants import (
-    FNV_OFFSET_BASIS,
-    FNV_PRIME,
-    LN_2,
-    LN_LAST_TERM,
-    MAX_U64,
-    MULTIPLIER,
-    SQRT_HALF,
-)
+from oracle.arithmetic.constants import FNV_OFFSET_BASIS, FNV_PRIME, LN_2, LN_LAST_TERM, MAX_U64, MULTIPLIER, SQRT_HALF
 
 _PAIRS_AT_ONCE = 1 << 16
 

@@ -13,12 +13,7 @@ from oracle.checking.lists import compare_case
 from oracle.checking.reconstructions import reconstruction_problems
 from oracle.checking.verdict import DIFFERS, SAME, CaseVerdict, Verification
 from oracle.references.document import Case, CaseId, Reference
-from oracle.references.layer import (
-    Arithmetic,
-    encode_residuals,
-    input_of,
-    skipped_seeds,
-)
+from oracle.references.layer import Arithmetic, encode_residuals, input_of, skipped_seeds
 from oracle.references.recorded import RecordedLayer, RecordedWeights, residual_of
 from oracle.weights.layer import LayerWeights
 

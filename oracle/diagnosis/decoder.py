@@ -17,15 +17,7 @@ from oracle.checking.verdict import FLOAT32_ROUNDING
 from oracle.diagnosis.encoder import firing
 from oracle.diagnosis.explanation import Match
 from oracle.diagnosis.layers import ExaminedLayer
-from oracle.diagnosis.port import (
-    DECODER_FIELDS,
-    DECODER_PRODUCT,
-    OWN,
-    RESHAPED,
-    DecoderInput,
-    Port,
-    same,
-)
+from oracle.diagnosis.port import DECODER_FIELDS, DECODER_PRODUCT, OWN, RESHAPED, DecoderInput, Port, same
 from oracle.diagnosis.products import Roundings, multiply, reshaped, transposed
 from oracle.references.document import Case, Reconstruction, Reference
 from oracle.weights.layer import LayerWeights

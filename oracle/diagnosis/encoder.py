@@ -16,17 +16,7 @@ from oracle.checking.lists import listed
 from oracle.diagnosis.explanation import Match
 from oracle.diagnosis.layers import ExaminedLayer
 from oracle.diagnosis.mistakes import MISTAKES
-from oracle.diagnosis.port import (
-    ENCODER_FIELDS,
-    ENCODER_PRODUCT,
-    RESHAPED,
-    W_DEC,
-    Port,
-    Selection,
-    Source,
-    right_index,
-    same,
-)
+from oracle.diagnosis.port import ENCODER_FIELDS, ENCODER_PRODUCT, RESHAPED, W_DEC, Port, Selection, Source, right_index, same
 from oracle.diagnosis.products import Roundings, reshaped
 from oracle.references.document import Case, Reference
 from oracle.weights.layer import LayerWeights

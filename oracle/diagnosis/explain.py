@@ -22,13 +22,7 @@ from oracle.diagnosis import mistakes
 from oracle.diagnosis.decoder import DecoderTrial, answered
 from oracle.diagnosis.encoder import EncoderTrial
 from oracle.diagnosis.explanation import Explanation, Fit, Match, ranked, relation
-from oracle.diagnosis.layers import (
-    BESIDE,
-    OTHER_L0,
-    ExaminedCase,
-    ExaminedLayer,
-    Neighbourhood,
-)
+from oracle.diagnosis.layers import BESIDE, OTHER_L0, ExaminedCase, ExaminedLayer, Neighbourhood
 from oracle.diagnosis.mistakes import MISTAKES, NEGATIVE, W_SKIP, Hypothesis, Mistake
 from oracle.diagnosis.port import OWN, Port
 from oracle.diagnosis.products import in_memory, multiply

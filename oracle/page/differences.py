@@ -6,27 +6,10 @@ from __future__ import annotations
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from oracle.checking.verdict import (
-    DIFFERS,
-    MISSING,
-    MOST_PROBLEMS,
-    ROUNDING,
-    SAME,
-    Comparison,
-    stored,
-)
+from oracle.checking.verdict import DIFFERS, MISSING, MOST_PROBLEMS, ROUNDING, SAME, Comparison, stored
 from oracle.page import charts, markup
 from oracle.page.charts import Limit
-from oracle.page.markup import (
-    OPEN_AT_MOST,
-    anchor,
-    count,
-    escape,
-    exact,
-    flag,
-    rough,
-    sentence,
-)
+from oracle.page.markup import OPEN_AT_MOST, anchor, count, escape, exact, flag, rough, sentence
 from oracle.references.document import Candidate, Case, Reference
 
 if TYPE_CHECKING:

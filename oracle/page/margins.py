@@ -6,13 +6,7 @@ from __future__ import annotations
 from oracle.page import charts, markup
 from oracle.page.charts import Limit
 from oracle.page.markup import OPEN_AT_MOST, anchor, count, flag, margin, rough
-from oracle.references.document import (
-    GATE_TIE,
-    NO_ACTIVE_FEATURES,
-    RANK_TIE,
-    Case,
-    Reference,
-)
+from oracle.references.document import GATE_TIE, NO_ACTIVE_FEATURES, RANK_TIE, Case, Reference
 
 
 def gaps_of(case: Case) -> list[float]:

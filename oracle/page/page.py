@@ -12,25 +12,8 @@ from oracle.errors import BadUse
 from oracle.page import charts, differences, margins, markup
 from oracle.page.charts import Limit, Mark, Row
 from oracle.page.margins import gaps_of
-from oracle.page.markup import (
-    OPEN_AT_MOST,
-    anchor,
-    code,
-    count,
-    escape,
-    exact,
-    flag,
-    rough,
-    share,
-)
-from oracle.references.document import (
-    RANK_TIE,
-    Candidate,
-    Case,
-    LayerRecord,
-    Reference,
-    generator_record,
-)
+from oracle.page.markup import OPEN_AT_MOST, anchor, code, count, escape, exact, flag, rough, share
+from oracle.references.document import RANK_TIE, Candidate, Case, LayerRecord, Reference, generator_record
 
 if TYPE_CHECKING:
     from oracle.diagnosis.explanation import Explanation

@@ -12,19 +12,7 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from oracle.arithmetic.constants import (
-    FNV_OFFSET_BASIS,
-    FNV_PRIME,
-    LN_2,
-    LN_LAST_TERM,
-    MAX_U64,
-    MULTIPLIER,
-    NAME,
-    SEED_STRIDE,
-    SELECTIONS,
-    SQRT_HALF,
-    VERSION,
-)
+from oracle.arithmetic.constants import FNV_OFFSET_BASIS, FNV_PRIME, LN_2, LN_LAST_TERM, MAX_U64, MULTIPLIER, NAME, SEED_STRIDE, SELECTIONS, SQRT_HALF, VERSION
 from oracle.job import MAX_TOLERANCE
 from oracle.references.rows import (
     NOBODY,

@@ -10,13 +10,7 @@ import posixpath
 import re
 import traceback
 from collections.abc import Iterator
-from concurrent.futures import (
-    BrokenExecutor,
-    CancelledError,
-    Executor,
-    Future,
-    ThreadPoolExecutor,
-)
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,13 +19,7 @@ import numpy as np
 from oracle import errors
 from oracle.errors import BadUse, LayersFailed, WeightsError
 from oracle.job import Job
-from oracle.references.document import (
-    FORMAT_VERSION,
-    Case,
-    Reference,
-    WeightsRepo,
-    generator_record,
-)
+from oracle.references.document import FORMAT_VERSION, Case, Reference, WeightsRepo, generator_record
 from oracle.references.layer import LayerResult, LayerTask, encode_layer, input_record
 from oracle.references.plan import Plan, plan
 from oracle.references.rows import Document

@@ -11,33 +11,13 @@ import numpy as np
 
 from oracle.arithmetic import decoder, encoder
 from oracle.arithmetic.chain import Inputs
-from oracle.arithmetic.constants import (
-    ABSTOPK,
-    GATED,
-    GROUPMAX,
-    IDENTITY,
-    JUMPRELU,
-    LAYER_NORM,
-    RELU,
-    SCALED,
-    TOPK,
-    UNIT_RMS,
-    seeds,
-)
+from oracle.arithmetic.constants import ABSTOPK, GATED, GROUPMAX, IDENTITY, JUMPRELU, LAYER_NORM, RELU, SCALED, TOPK, UNIT_RMS, seeds
 from oracle.arithmetic.encoder import Encoding
 from oracle.arithmetic.products import NotFiniteError
 from oracle.arithmetic.residual import fingerprint, residual
 from oracle.errors import BadData, WeightsError
 from oracle.job import Job
-from oracle.references.document import (
-    Case,
-    CaseId,
-    LayerRecord,
-    Reconstruction,
-    SkippedSeed,
-    TopFeature,
-    seed_case,
-)
+from oracle.references.document import Case, CaseId, LayerRecord, Reconstruction, SkippedSeed, TopFeature, seed_case
 from oracle.references.plan import LayerFiles
 from oracle.references.rows import Document
 from oracle.sources.source import SourceFile

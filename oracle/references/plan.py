@@ -17,16 +17,7 @@ from oracle.sources.curation import Config, CurationError, HubFile
 from oracle.sources.listing import Listing, ListingError
 from oracle.sources.source import Source
 from oracle.weights import formats
-from oracle.weights.formats import (
-    DECODER,
-    ENCODER,
-    FORMATS,
-    LIST,
-    NAMES,
-    PATH,
-    SIDE,
-    Format,
-)
+from oracle.weights.formats import DECODER, ENCODER, FORMATS, LIST, NAMES, PATH, SIDE, Format
 
 CONFIG_FILE = "config.yaml"
 MOST_SHOWN = 8

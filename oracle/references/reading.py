@@ -14,15 +14,7 @@ from typing import Any
 from oracle import strict_json
 from oracle.errors import BadUse
 from oracle.references.document import Candidate, Case, Reference
-from oracle.references.rows import (
-    CANDIDATE,
-    OURS,
-    REFERENCE,
-    DataError,
-    Fields,
-    objects,
-    parse,
-)
+from oracle.references.rows import CANDIDATE, OURS, REFERENCE, DataError, Fields, objects, parse
 from oracle.weights.formats import REPO_KEYS
 
 READ_LIMIT = 64 * 1024 * 1024

@@ -19,14 +19,7 @@ from oracle.references.generate import Events
 from oracle.terminal.output import check_output
 from oracle.terminal.screen import Bar, screen_of
 from oracle.terminal.tables import case_texts
-from oracle.terminal.text import (
-    fitting,
-    in_bytes,
-    printable,
-    say,
-    shortened,
-    terminal_width,
-)
+from oracle.terminal.text import fitting, in_bytes, printable, say, shortened, terminal_width
 
 TICK = 0.1  # seconds between two drawings
 EVERY = 10.0  # seconds between two lines about one file, where there are no bars

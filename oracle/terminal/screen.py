@@ -10,15 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TextIO
 
-from oracle.terminal.text import (
-    coloured,
-    columns_of,
-    encoding,
-    has_colours,
-    in_bytes,
-    shortened,
-    terminal_size,
-)
+from oracle.terminal.text import coloured, columns_of, encoding, has_colours, in_bytes, shortened, terminal_size
 
 WIDEST = 120  # columns of a bar; eyes lose the line where it is longer
 NARROW = 60  # columns below which a bar is left out, and its numbers stay

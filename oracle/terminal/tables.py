@@ -88,9 +88,7 @@ def comparison_json(comparison: Comparison, explanation: Explanation | None = No
 
 def comparison_junit(comparison: Comparison, explanation: Explanation | None = None) -> str:
     """The comparison as a JUnit test suite, a test per case."""
-    from xml.sax.saxutils import (
-        quoteattr,  # not at the top: it takes 30 ms, and few runs need it
-    )
+    from xml.sax.saxutils import quoteattr  # not at the top: it takes 30 ms, and few runs need it
 
     failures, skipped = sum(not case.agrees for case in comparison.cases), int(comparison.not_compared is not None)
     counts = f'tests="{len(comparison.cases) + skipped}" failures="{failures}" errors="0" skipped="{skipped}"'

@@ -22,25 +22,8 @@ from oracle.sources import listing
 from oracle.sources.curation import HubFile
 from oracle.vectors.files import Arrays, weight_file
 from oracle.weights import formats
-from oracle.weights.formats import (
-    DECODER,
-    ENCODER,
-    FORMATS,
-    LIST,
-    NAMES,
-    SIDE,
-    Format,
-    TensorSpec,
-)
-from oracle.weights.sidefiles import (
-    B_DEC,
-    B_ENC,
-    LOG_THRESHOLD,
-    THRESHOLD,
-    W_DEC,
-    W_ENC,
-    W_SKIP,
-)
+from oracle.weights.formats import DECODER, ENCODER, FORMATS, LIST, NAMES, SIDE, Format, TensorSpec
+from oracle.weights.sidefiles import B_DEC, B_ENC, LOG_THRESHOLD, THRESHOLD, W_DEC, W_ENC, W_SKIP
 
 # Not the name of a real repo: a reference from these weights must not pass for one of Gemma Scope's.
 OWNER = "oracle-demo"

@@ -8,23 +8,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from oracle.weights import sidefiles
-from oracle.weights.sidefiles import (
-    B_DEC,
-    B_ENC,
-    B_GATE,
-    B_MAG,
-    LOG_THRESHOLD,
-    R_MAG,
-    SCALING,
-    THRESHOLD,
-    UNUSED,
-    W_DEC,
-    W_ENC,
-    W_SKIP,
-    K,
-    Reading,
-    SideFile,
-)
+from oracle.weights.sidefiles import B_DEC, B_ENC, B_GATE, B_MAG, LOG_THRESHOLD, R_MAG, SCALING, THRESHOLD, UNUSED, W_DEC, W_ENC, W_SKIP, K, Reading, SideFile
 
 EXTENT_LIMIT = 1 << 24  # of one dimension: a vector takes at most 128 MiB
 SUFFIXES = (".npz", ".safetensors", ".pt", ".pth")

@@ -12,23 +12,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from oracle.arithmetic import decoder
-from oracle.arithmetic.chain import (
-    EncoderInput,
-    Gate,
-    Gated,
-    Largest,
-    Threshold,
-    exp_float32,
-)
-from oracle.arithmetic.constants import (
-    ABSTOPK,
-    GATED,
-    GROUPMAX,
-    JUMPRELU,
-    RELU,
-    SCALED,
-    TOPK,
-)
+from oracle.arithmetic.chain import EncoderInput, Gate, Gated, Largest, Threshold, exp_float32
+from oracle.arithmetic.constants import ABSTOPK, GATED, GROUPMAX, JUMPRELU, RELU, SCALED, TOPK
 from oracle.arithmetic.encoder import Encoder
 from oracle.arithmetic.products import Matrix
 from oracle.errors import WeightsError

@@ -21,15 +21,7 @@ from typing import BinaryIO
 import numpy as np
 
 from oracle.weights.formats import EXTENT_LIMIT
-from oracle.weights.tensors import (
-    BLOCK_BYTES,
-    Data,
-    Section,
-    Tensor,
-    TensorFile,
-    advise,
-    listed,
-)
+from oracle.weights.tensors import BLOCK_BYTES, Data, Section, Tensor, TensorFile, advise, listed
 
 DIRECTORY_LIMIT = 1024 * 1024
 TAIL = 76 + 22 + 65535  # bytes of zip64's records, the end record and the longest comment behind it

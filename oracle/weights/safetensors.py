@@ -15,16 +15,7 @@ import numpy as np
 
 from oracle import strict_json
 from oracle.weights.formats import EXTENT_LIMIT
-from oracle.weights.tensors import (
-    Data,
-    Float32Converter,
-    Section,
-    Tensor,
-    TensorFile,
-    advise,
-    listed,
-    rows_at_once,
-)
+from oracle.weights.tensors import Data, Float32Converter, Section, Tensor, TensorFile, advise, listed, rows_at_once
 
 FORMAT_HEADER_LIMIT = 100_000_000  # the format's own
 # JSON that is parsed takes up to 25 times its size: `{},` repeated. A transcoder's header takes less than 1 KiB.

@@ -12,18 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
 
 from oracle import strict_json
-from oracle.arithmetic.constants import (
-    ABSTOPK,
-    GATED,
-    GROUPMAX,
-    IDENTITY,
-    JUMPRELU,
-    LAYER_NORM,
-    RELU,
-    SCALED,
-    TOPK,
-    UNIT_RMS,
-)
+from oracle.arithmetic.constants import ABSTOPK, GATED, GROUPMAX, IDENTITY, JUMPRELU, LAYER_NORM, RELU, SCALED, TOPK, UNIT_RMS
 from oracle.errors import WeightsError
 
 SIZE_LIMIT = 1024 * 1024

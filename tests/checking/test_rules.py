@@ -11,15 +11,7 @@ import pytest
 
 from oracle.checking.compare import compare
 from oracle.checking.reconstructions import reconstruction_problems
-from oracle.checking.verdict import (
-    DIFFERS,
-    MISSING,
-    ROUNDING,
-    SAME,
-    CaseVerdict,
-    Comparison,
-    Verification,
-)
+from oracle.checking.verdict import DIFFERS, MISSING, ROUNDING, SAME, CaseVerdict, Comparison, Verification
 from oracle.references.document import Candidate, Case, Reconstruction, seed_case
 from oracle.references.rows import DataError
 from tests.support.cases import REFERENCE, TOLERANCE, a_case, compare_case

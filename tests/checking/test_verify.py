@@ -25,15 +25,7 @@ from tests.support import worlds
 from tests.support.hub import Hub
 from tests.support.independent import float64_encode
 from tests.support.process import oracle, run
-from tests.support.small_scope import (
-    CURATION_REPO,
-    WEIGHTS_REPO,
-    config,
-    fill,
-    layer_arrays,
-    npz,
-    path_of,
-)
+from tests.support.small_scope import CURATION_REPO, WEIGHTS_REPO, config, fill, layer_arrays, npz, path_of
 
 
 def run_verify(folder: Path, reference: Any, *arguments: str, cache: Path | None = None, door: Any = run) -> subprocess.CompletedProcess[str]:

@@ -10,21 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.peers.files import (
-    D_MODEL,
-    D_OUT,
-    DTYPES,
-    F16,
-    F32,
-    N_FEATURES,
-    Arrays,
-    Case,
-    Task,
-    Written,
-    named,
-    only,
-    weights,
-)
+from tests.peers.files import D_MODEL, D_OUT, DTYPES, F16, F32, N_FEATURES, Arrays, Case, Task, Written, named, only, weights
 from tests.support.worlds import to_npz, to_safetensors
 
 SCALE = 1.7

@@ -15,14 +15,7 @@ import pytest
 
 from tests.peers import catalogue
 from tests.peers.files import D_MODEL, F32, Case, Task, Written, named, only, weights
-from tests.peers.run import (
-    MOST_FEATURES,
-    Answer,
-    Peers,
-    PeersError,
-    answers,
-    difference,
-)
+from tests.peers.run import MOST_FEATURES, Answer, Peers, PeersError, answers, difference
 from tests.support.worlds import to_safetensors
 
 pytestmark = pytest.mark.slow

@@ -16,13 +16,7 @@ import pytest
 from oracle.weights.tensors import WeightsError
 from tests.support.bad_torchfiles import GOOD
 from tests.support.torchfiles import Parameter, Slice, torch_file
-from tests.weights.test_torchzip import (
-    opened,
-    read_everything,
-    read_tensor,
-    right_of,
-    same_bits,
-)
+from tests.weights.test_torchzip import opened, read_everything, read_tensor, right_of, same_bits
 
 PEERS_PYTHON = os.environ.get("ORACLE_PEERS_PYTHON")  # read here: no test sees the variables of whoever runs it
 

@@ -18,15 +18,7 @@ from hypothesis import strategies as st
 from oracle import Job, Origin, generate
 from oracle.job import ALL
 from tests.support import worlds
-from tests.support.encodings import (
-    SHAPES,
-    check,
-    comparable,
-    error,
-    own_encoding,
-    parsed,
-    same_types,
-)
+from tests.support.encodings import SHAPES, check, comparable, error, own_encoding, parsed, same_types
 from tests.support.files import file_server
 from tests.support.hub import Hub
 from tests.support.places import shared

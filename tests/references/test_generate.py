@@ -20,34 +20,12 @@ import numpy as np
 import pytest
 
 from oracle.arithmetic.residual import fingerprint, residual
-from tests.support.encodings import (
-    DESIGN_FINGERPRINTS,
-    comparable,
-    parsed,
-    read,
-    same_types,
-)
+from tests.support.encodings import DESIGN_FINGERPRINTS, comparable, parsed, read, same_types
 from tests.support.hub import Fault, Hub
 from tests.support.independent import float64_encode
 from tests.support.places import shared
-from tests.support.process import (
-    cores,
-    oracle,
-    python,
-    run,
-    started,
-    variables,
-    wait_until,
-)
-from tests.support.small_scope import (
-    CURATION_REPO,
-    WEIGHTS_REPO,
-    config,
-    fill,
-    layer_arrays,
-    npz,
-    path_of,
-)
+from tests.support.process import cores, oracle, python, run, started, variables, wait_until
+from tests.support.small_scope import CURATION_REPO, WEIGHTS_REPO, config, fill, layer_arrays, npz, path_of
 
 
 def generate(hub: Hub, *arguments: str, door: Any = run, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -21,15 +21,7 @@ from tests.support.cluster import Cluster
 from tests.support.hub import Fault, Hub
 from tests.support.places import ROOT
 from tests.support.process import oracle, run, started, wait_until
-from tests.support.small_scope import (
-    CURATION_REPO,
-    WEIGHTS_REPO,
-    config,
-    fill,
-    layer_arrays,
-    npz,
-    path_of,
-)
+from tests.support.small_scope import CURATION_REPO, WEIGHTS_REPO, config, fill, layer_arrays, npz, path_of
 
 N_LAYERS = 6
 

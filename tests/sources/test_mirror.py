@@ -25,15 +25,7 @@ from tests.support.files import file_server
 from tests.support.hub import Fault, Hub
 from tests.support.places import ROOT
 from tests.support.process import Completed, oracle, run, wait_until
-from tests.support.small_scope import (
-    CURATION_REPO,
-    WEIGHTS_REPO,
-    config,
-    fill,
-    layer_arrays,
-    npz,
-    path_of,
-)
+from tests.support.small_scope import CURATION_REPO, WEIGHTS_REPO, config, fill, layer_arrays, npz, path_of
 
 LAYERS = ["--layers", "0-2", "-o", "-"]
 

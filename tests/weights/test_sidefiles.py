@@ -20,17 +20,7 @@ from hypothesis import strategies as st
 
 from oracle.errors import WeightsError
 from oracle.weights import sidefiles
-from oracle.weights.sidefiles import (
-    DICTIONARY_LEARNING,
-    HOOK_Z,
-    LLAMA_SCOPE,
-    SAELENS,
-    SPARSIFY,
-    Context,
-    Settings,
-    Side,
-    SideFile,
-)
+from oracle.weights.sidefiles import DICTIONARY_LEARNING, HOOK_Z, LLAMA_SCOPE, SAELENS, SPARSIFY, Context, Settings, Side, SideFile
 from tests.support import scopes
 from tests.support.process import run, variables
 from tests.support.scopes import VARIANTS

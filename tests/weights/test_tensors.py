@@ -13,13 +13,7 @@ import pytest
 from oracle.weights import npz, safetensors, tensors
 from oracle.weights.npz import Npz
 from oracle.weights.safetensors import Safetensors
-from oracle.weights.tensors import (
-    Section,
-    Tensor,
-    TensorFile,
-    WeightsError,
-    rows_at_once,
-)
+from oracle.weights.tensors import Section, Tensor, TensorFile, WeightsError, rows_at_once
 from tests.support import worlds
 
 

@@ -25,17 +25,7 @@ from tests.support.bad_torchfiles import BAD, BOMBS, DATA, GOOD
 from tests.support.hub import Hub
 from tests.support.places import ROOT
 from tests.support.process import variables
-from tests.support.torchfiles import (
-    Parameter,
-    Slice,
-    described,
-    parameter,
-    storage,
-    tensor,
-    text,
-    torch_file,
-    zipped,
-)
+from tests.support.torchfiles import Parameter, Slice, described, parameter, storage, tensor, text, torch_file, zipped
 from tests.weights.test_every_way import ways
 
 FLOATS = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16]
