@@ -32,13 +32,14 @@ if TYPE_CHECKING:
     from oracle.job import Origin as Origin
     from oracle.library import compare as compare
     from oracle.library import demo_job as demo_job
+    from oracle.library import exact_vectors as exact_vectors
     from oracle.library import generate as generate
     from oracle.library import verify as verify
     from oracle.references.generate import Events as Events
 
 # Where each name is, looked up when it is asked for: `--help` is not to wait for NumPy.
 _MODULES = {
-    **dict.fromkeys(("compare", "demo_job", "generate", "verify"), "library"),
+    **dict.fromkeys(("compare", "demo_job", "exact_vectors", "generate", "verify"), "library"),
     **dict.fromkeys(("BadData", "BadUse", "LayersFailed"), "errors"),
     **dict.fromkeys(("Comparison", "Verification"), "checking.verdict"),
     **dict.fromkeys(("Job", "Origin"), "job"),

@@ -11,6 +11,7 @@ CURATION_REPO = "mntss/gemma-scope-transcoders"
 MIN_TOLERANCE, MAX_TOLERANCE = 1e-6, 1e6  # margins are recorded to 6 decimals
 MAX_SEEDS, MAX_LAYER, MAX_TOP_K, MAX_CONNECTIONS, MAX_PATIENCE = 10_000, 1_000_000, 1 << 20, 64, 86_400
 MIN_SCALE, MAX_SCALE, MAX_FEATURES = 1e-9, 1e9, 1 << 24
+NORMALIZE = ("unit_rms", "layer_norm")  # as the JSON's encoder_input has them
 SAMPLE, ALL = "sample", "all"
 
 
@@ -26,10 +27,11 @@ class Origin:
     `repo` has a config.yaml that names the weight files, or has the files itself; None is the default repo of a job, and
     the repo on record of a reference. `path` are files of it, or a folder, that no config.yaml names. `schema` None is
     found out. `weights_revision` holds for entries of a config.yaml that name no revision themselves. `ignore_key` are keys
-    of a side file that are passed over, though they may change the numbers. `k`, of a top-k gate, and `input_scale`, which
-    residuals are multiplied by, are for weights beside which nothing says them. `mirror`, `cache_dir` and `offline` None are
-    the environment's. `stream` puts nothing on disk, and fetches of each weight file only what the encoder reads. `patience`
-    is how many seconds one request may take with all its waits, those that the server asks for among them.
+    of a side file that are passed over, though they may change the numbers. `k`, of a top-k gate, `input_scale`, which
+    residuals are multiplied by, and `normalize`, one of NORMALIZE, are for weights beside which nothing says them. `mirror`,
+    `cache_dir` and `offline` None are the environment's. `stream` puts nothing on disk, and fetches of each weight file only what
+    the encoder reads. `patience` is how many seconds one request may take with all its waits, those that the server asks for
+    among them.
     """
 
     repo: str | None = None
@@ -40,6 +42,7 @@ class Origin:
     ignore_key: tuple[str, ...] = ()
     k: int | None = None
     input_scale: float | None = None
+    normalize: str | None = None
     mirror: str | None = None
     cache_dir: str | None = None
     offline: bool | None = None
@@ -54,6 +57,8 @@ class Origin:
             _check_range("Origin", "k", self.k, MAX_FEATURES)
         if self.input_scale is not None and not MIN_SCALE <= self.input_scale <= MAX_SCALE:
             raise BadUse(f"Origin: input_scale is {self.input_scale!r}, not in {MIN_SCALE:g} to {MAX_SCALE:g}")
+        if self.normalize not in (None, *NORMALIZE):
+            raise BadUse(f"Origin: normalize is {self.normalize!r}, not {' or '.join(NORMALIZE)}")
         for name in ("path", "ignore_key"):
             if isinstance(getattr(self, name), str):
                 raise BadUse(f"Origin: {name} is a text, not a tuple of them")

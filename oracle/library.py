@@ -9,10 +9,11 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from oracle.checking import compare as checking
+from oracle.checking.vectors import compare_documents
 from oracle.checking.verdict import Comparison, Verification
 from oracle.job import Job, Origin
 from oracle.references.document import to_json
-from oracle.references.reading import parse_candidate, parse_reference
+from oracle.references.reading import are_vectors, parse_candidate, parse_reference
 from oracle.references.rows import Document
 
 if TYPE_CHECKING:
@@ -60,15 +61,31 @@ def verify(reference: Document, origin: Origin = Origin(), *, events: Events | N
 
 
 def compare(reference: Document, candidate: Document) -> Comparison:
-    """The verdict on a candidate's JSON. Raises BadData where one of the two is not what it should be.
+    """The verdict on a candidate's JSON; of exact vectors too. Raises BadData where one of the two is not what it should be.
 
     >>> from oracle import compare, demo_job, generate
     >>> [reference] = generate([demo_job()])
     >>> compare(reference, {"test_cases": reference["test_cases"]}).agrees
     True
     """
+    if are_vectors(reference):
+        return compare_documents(reference, candidate)
     parsed = parse_reference(reference)
     return checking.compare(parsed, parse_candidate(candidate, parsed.top_k))
+
+
+def exact_vectors(name: str = "all") -> dict[str, dict[str, bytes]]:
+    """The exact vectors of a format, or of all: for each folder its files by their paths, vectors.json and weights. Raises BadUse.
+
+    >>> import json
+    >>> from oracle import compare, exact_vectors
+    >>> vectors = json.loads(exact_vectors("QwenScope")["QwenScope"]["vectors.json"])
+    >>> compare(vectors, {"test_cases": vectors["test_cases"]}).agrees
+    True
+    """
+    from oracle.vectors import variants
+
+    return {variant.name: variants.files_of(variant) for variant in variants.of(name)}
 
 
 @functools.cache

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import vendored_hf as hf
+from tests.support import schemas
 from tests.support.hub import Hub
 from tests.support.places import BESIDE
 from tests.support.process import run
@@ -17,6 +18,7 @@ from tests.support.rust import RUSTUP_HOME
 
 # As the command line sets it for itself. NumPy reads it when it is imported, which here is before any command.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+schemas.watch()  # before any test imports what it watches
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

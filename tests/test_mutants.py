@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support.mutants import mutants
 from tests.support.places import ROOT
 
@@ -34,6 +36,7 @@ def test_every_kind_of_change_is_made_and_texts_and_types_are_left() -> None:
     assert [mutant.line for mutant in some] == sorted(mutant.line for mutant in some)
 
 
+@pytest.mark.slow
 def test_survivors_are_named(tmp_path: Path) -> None:
     for name, content in (("toy.py", TOY), ("test_toy.py", CHECKS)):
         (tmp_path / name).write_text(content)

@@ -7,14 +7,18 @@ import decimal
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from oracle.arithmetic.constants import ABSTOPK, GATED, GROUPMAX, IDENTITY, JUMPRELU, LAYER_NORM, MINUS_B_DEC, RELU, SCALED, TOPK, UNIT_RMS
 from oracle.arithmetic.numbers import Levels, Numbers
 
+if TYPE_CHECKING:
+    from fractions import Fraction
+
 LAYER_NORM_EPSILON = 1e-5  # SAELens's
+ZERO = ("0", "0")  # what a feature is held against, inside or outside
 
 Record = dict[str, Any]
 
@@ -99,10 +103,15 @@ def _sums(values: np.ndarray) -> np.ndarray:
 class Condition:
     """A feature can fire iff its `distance` is above 0. How far that moves where each pre-activation does is `reach` times as far.
 
+    The distance is that of `measured`, which is called `subject`, from what it is held against; where it is None, from 0. `against`
+    says what that is in words: of a feature inside, and of one outside.
     `rests_on` are the features that a group's distances depend on, bool [n]; `group_of` says which group a feature is in.
     """
 
     distance: Numbers
+    subject: str
+    against: tuple[str, str]
+    measured: Numbers | None = None
     reach: int = 1
     rests_on: np.ndarray | None = None
     group_of: np.ndarray | None = None
@@ -141,6 +150,28 @@ class Decision:
         return int(np.minimum(per_group, self.limit).sum())
 
 
+@dataclass(frozen=True)
+class GateStep:
+    """A condition of a gate for one feature, in exact numbers: `subject` is held `against` something, and has to be above it."""
+
+    subject: str
+    value: Fraction
+    against: str
+    level: Fraction
+    holds: bool
+
+
+@dataclass(frozen=True)
+class FeatureSteps:
+    """What is made of one feature, exact: product = input . W_enc[:, j]; its value; the gate; and its rank among those that fire."""
+
+    product: Fraction
+    value: Fraction
+    gate: tuple[GateStep, ...]
+    fires: bool
+    rank: int | None
+
+
 class Gate:
     """Which features fire. `value` are the numbers of a case that fire, `product` those before a bias or a scale came to them."""
 
@@ -166,8 +197,10 @@ class Threshold(Gate):
         return RELU if self.level is None else JUMPRELU
 
     def decide(self, product: Numbers, value: Numbers) -> Decision:
-        distance = value if self.level is None else value.affine(None, -self.level.astype(np.float64))
-        return Decision((Condition(distance),))
+        if self.level is None:
+            return Decision((Condition(value, "pre", ZERO),))
+        distance = value.affine(None, -self.level.astype(np.float64))
+        return Decision((Condition(distance, "pre", ("max(threshold, 0)",) * 2, value),))
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,7 +211,8 @@ class Gated(Gate):
     kind = GATED
 
     def decide(self, product: Numbers, value: Numbers) -> Decision:
-        return Decision((Condition(product.affine(None, self.bias.astype(np.float64))), Condition(value)))
+        gate = Condition(product.affine(None, self.bias.astype(np.float64)), "product + b_gate", ZERO)
+        return Decision((gate, Condition(value, "pre", ZERO)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,16 +251,19 @@ class Largest(Gate):
             vague = unknown & measure.is_vague
             if vague.any():
                 return Decision(undecided=np.flatnonzero(vague))
-            _resolve(measure, inside, unknown, group_of, limit)
-        conditions = [Condition(value if self.relu else value.magnitude())]  # what is 0 does not fire
+            _resolve(measure, inside, unknown, n // n_groups, limit)
+        subject = "|pre|" if self.magnitude else "max(pre, 0)" if self.relu else "pre"
+        # What is 0 does not fire.
+        conditions = [Condition(value, "pre", ZERO) if self.relu else Condition(value.magnitude(), "|pre|", ZERO)]
         if limit < n // n_groups:
-            levels, rests_on = self._boundaries(measure, inside, group_of, n_groups, limit)
+            levels, rests_on = self._boundaries(measure, inside, n_groups, limit)
             choice = group_of + np.where(inside, 0, n_groups)
-            conditions.append(Condition(measure.minus(levels, choice), 2, rests_on, group_of))
+            against = ("the largest of the others in its group",) * 2 if self.grouped else (f"number {limit + 1} by size", f"number {limit} by size")
+            conditions.append(Condition(measure.minus(levels, choice), subject, against, measure, 2, rests_on, group_of))
         return Decision(tuple(conditions), inside, None, limit, n // n_groups, not self.has_floor)
 
     def _boundaries(
-        self, measure: Numbers, inside: np.ndarray, group_of: np.ndarray, n_groups: int, limit: int
+        self, measure: Numbers, inside: np.ndarray, n_groups: int, limit: int
     ) -> tuple[Levels, np.ndarray]:
         """What the features inside are held against, the largest outside, group by group, and then what those outside are.
 
@@ -252,8 +289,8 @@ class Largest(Gate):
         if len(measure.settled.features):
             vague = measure.is_vague
             for side, chosen in ((0, flat & ~inside), (n_groups, flat & inside)):
-                for group in np.unique(group_of[measure.settled.features]).tolist():
-                    contenders = np.flatnonzero(chosen & (group_of == group))
+                for group in np.unique(measure.settled.features // size).tolist():
+                    contenders = group * size + np.flatnonzero(chosen[group * size : (group + 1) * size])
                     if len(contenders) and not vague[contenders].any():
                         first = measure.order(contenders)[-1 if side else 0]
                         value = measure.exact_value(int(first))
@@ -283,12 +320,12 @@ def _inside(measure: Numbers, n_groups: int, limit: int, has_floor: bool) -> tup
     return surely.reshape(-1), unknown.reshape(-1)
 
 
-def _resolve(measure: Numbers, inside: np.ndarray, unknown: np.ndarray, group_of: np.ndarray, limit: int) -> None:
+def _resolve(measure: Numbers, inside: np.ndarray, unknown: np.ndarray, size: int, limit: int) -> None:
     """Put as many of the unknown features inside as their groups lack: the largest, and of equal ones the first."""
-    for group in np.unique(group_of[unknown]).tolist():
-        own = group_of == group
-        lacking = limit - int(np.count_nonzero(inside & own))
-        inside[measure.order(np.flatnonzero(unknown & own))[:lacking]] = True
+    for group in np.unique(np.flatnonzero(unknown) // size).tolist():
+        own = slice(group * size, (group + 1) * size)
+        lacking = limit - int(np.count_nonzero(inside[own]))
+        inside[measure.order(own.start + np.flatnonzero(unknown[own]))[:lacking]] = True
 
 
 def exp_float32(values: np.ndarray) -> np.ndarray:

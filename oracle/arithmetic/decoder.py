@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from oracle.arithmetic.encoder import ActiveFeatures
+from oracle.arithmetic.numbers import UNIT_ROUNDOFF_32
 from oracle.arithmetic.products import Matrix
 
 GROUP = 32
-UNIT_ROUNDOFF_32 = 2.0**-24
 N_FIRST = 10
 # What chance is given: slack that is anything up to its bound has a deviation of bound / sqrt(3), so that it is over 5.
 SLACK_DEVIATIONS, ROUNDING_DEVIATIONS = 3, 4

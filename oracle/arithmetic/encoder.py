@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from oracle.arithmetic.chain import Condition, Gate
-from oracle.arithmetic.numbers import UNIT_ROUNDOFF, Numbers, Settled, classes, round_to_float32, settle
+from oracle.arithmetic.chain import Condition, FeatureSteps, Gate, GateStep
+from oracle.arithmetic.numbers import UNIT_ROUNDOFF, ActivationSums, Numbers, Settled, activation_sums, classes, exact_product, round_to_float32, settle, sum_unit
 from oracle.arithmetic.products import Matrix, NotFiniteError, multiply
 
 if TYPE_CHECKING:
@@ -70,52 +70,75 @@ class Encoding:
     gate_margin: float
     gate_ties: list[int]
     flags: list[str]
+    sums: ActivationSums
     active: ActiveFeatures | None = None
 
 
 @dataclass(frozen=True)
 class LayerEncoding:
-    """The encodings of one layer, and of all pre-activations: float32's largest error, and how many were settled."""
+    """The encodings of one layer, and of all pre-activations: float32's largest error, and how many were settled.
+
+    `steps` are those of one feature in each case, where they were asked for, and `column` its encoder vector, float32 [d_model].
+    """
 
     encodings: list[Encoding]
     float32_max_abs_error: float
     n_settled: int
+    steps: list[FeatureSteps]
+    column: np.ndarray | None
 
 
-def encode(encoder: Encoder, inputs: np.ndarray, *, k: int, tolerance: float, with_active: bool = False) -> LayerEncoding:
-    """Encode float32 inputs [n_cases, d_model]. `with_active` asks for all features that are active, not for the top k alone.
+def encode(
+    encoder: Encoder, inputs: np.ndarray, *, k: int, tolerance: float, with_active: bool = False, feature: int | None = None
+) -> LayerEncoding:
+    """Encode float32 inputs [n_cases, d_model]. `with_active` asks for all features that are active, not for the top k alone;
+    `feature` for the steps of one.
 
     Raises NotFiniteError.
     """
-    products = multiply(encoder.w_enc, inputs)
+    kept: list[np.ndarray] = []
+    products = multiply(encoder.w_enc if feature is None else encoder.w_enc.keeping(feature, kept), inputs)
     scale = 1.0 if encoder.scale is None else encoder.scale
     with np.errstate(all="ignore"):  # what overflows is counted here, and refused
         values32 = products.float32
         values32 *= scale
         values32 += encoder.offset.astype(np.float32)
-        values64 = products.float64 * scale + encoder.offset
     n_bad = int(np.count_nonzero(~np.isfinite(values32)))
     if n_bad:
         raise NotFiniteError(f"{n_bad} pre-activations overflow float32: the weights are too large to be real")
-    values64 -= values32
-    error32 = float(max(values64.max(), -values64.min()))
-    del values64
+    error32 = max(float(np.max(np.abs(row32 - (row64 * scale + encoder.offset)))) for row32, row64 in zip(values32, products.float64))
 
     # |computed - exact| <= depth u sum |terms|, where depth is the most additions that a term goes through (Higham,
     # "Accuracy and Stability of Numerical Algorithms", section 4.2); float64 products of float32 are exact.
     sizes: np.ndarray = np.abs(inputs).sum(axis=1, dtype=np.float64)  # [n_cases]
     unit = (products.depth + 4) * UNIT_ROUNDOFF
-    drafts = [
-        _Draft(encoder, Numbers(product, unit * size * products.largest_weights, Settled.nothing()), values, error32, k, tolerance, with_active)
-        for product, values, size in zip(products.float64, values32, sizes)
-    ]
+    column = np.concatenate(kept) if kept else None
+    encodings: dict[int, Encoding] = {}
+    steps: dict[int, FeatureSteps] = {}
+    drafts: dict[int, _Draft] = {}  # those that are open: what a case takes is let go of as soon as it is decided
+
+    def close_what_is_decided() -> None:
+        for number in [number for number, draft in drafts.items() if not len(draft.open_features)]:
+            draft = drafts.pop(number)
+            encodings[number] = draft.close()
+            if feature is not None:
+                steps[number] = draft.steps(feature)
+
+    for number, (product, values, size) in enumerate(zip(products.float64, values32, sizes)):
+        numbers = Numbers(product, unit * size * products.largest_weights, Settled.nothing())
+        drafts[number] = _Draft(encoder, numbers, values, error32, k, tolerance, with_active, feature)
+        if feature is not None and column is not None:
+            drafts[number].learn(Settled(np.array([feature]), np.zeros(1, np.int64), [exact_product(column, inputs[number])]))
+        close_what_is_decided()
     n_settled = 0
-    while any(len(draft.open_features) for draft in drafts):
-        settled = settle(encoder.w_enc, inputs, [draft.open_features for draft in drafts])
+    while drafts:
+        settled = settle(encoder.w_enc, inputs[list(drafts)], [draft.open_features for draft in drafts.values()])
         n_settled += sum(len(exact.features) for exact in settled)
-        for draft, exact in zip(drafts, settled):
+        for draft, exact in zip(drafts.values(), settled):
             draft.learn(exact)
-    return LayerEncoding([draft.close() for draft in drafts], error32, n_settled)
+        close_what_is_decided()
+    in_order = range(len(inputs))
+    return LayerEncoding([encodings[number] for number in in_order], error32, n_settled, [steps[number] for number in in_order if number in steps], column)
 
 
 class _Draft:
@@ -125,10 +148,11 @@ class _Draft:
     """
 
     def __init__(
-        self, encoder: Encoder, product: Numbers, values32: np.ndarray, error32: float, k: int, tolerance: float, with_active: bool
-    ):
+        self, encoder: Encoder, product: Numbers, values32: np.ndarray, error32: float, k: int, tolerance: float, with_active: bool,
+        feature: int | None,
+    ):  # fmt: skip
         self._encoder, self._product, self._values32, self._error32 = encoder, product, values32, error32
-        self._k, self._tolerance, self._with_active = k, tolerance, with_active
+        self._k, self._tolerance, self._with_active, self._feature = k, tolerance, with_active, feature
         self._look()
 
     def learn(self, settled: Settled) -> None:
@@ -159,6 +183,9 @@ class _Draft:
             self._look()
             return
         is_open |= self._ranks_are_open(at_gate)
+        if self._feature is not None:
+            watched = np.arange(len(is_open)) == self._feature
+            is_open |= reduce(np.logical_or, [condition.needs(watched) for condition in conditions]) | self._near(self._feature)
         self.open_features = np.flatnonzero(is_open & self._product.is_vague)
 
     def _decides(self, condition: Condition) -> bool:
@@ -197,12 +224,14 @@ class _Draft:
         is_open = np.zeros(len(value), bool)
         counts = self._possible()
         possible = np.flatnonzero(counts)
+        for condition in self._decision.conditions:
+            counts = counts | (np.abs(condition.distance.near) <= condition.reach * self._tolerance + condition.distance.bound)
+        counted = np.flatnonzero(counts)
+        is_open[counted] = self._value.rounds_apart(counted, sum_unit(self._tolerance))
         if self._with_active:
             with np.errstate(over="ignore"):
-                ends = [(value + off).astype(np.float32) for off in (-bound, bound)]
-            for condition in self._decision.conditions:
-                counts = counts | (np.abs(condition.distance.near) <= condition.reach * self._tolerance + condition.distance.bound)
-            is_open |= counts & (ends[0] != ends[1])
+                ends = [end[counted].astype(np.float32) for end in (self._value.low, self._value.high)]
+            is_open[counted] |= ends[0] != ends[1]
         # The k + 1 first of the active features are among the k + 1 + n_open first of those that may be active, and
         # a feature that float32 puts more than twice its error below the last of these is not.
         count = k + 1 + int(np.count_nonzero(at_gate[possible]))
@@ -229,26 +258,57 @@ class _Draft:
             is_open[self._candidates] = True
         return is_open
 
+    def _near(self, feature: int) -> np.ndarray:
+        """bool [n]: the features that may fire whose values are not surely apart from this one's."""
+        near: np.ndarray = (self._value.low <= self._value.high[feature]) & (self._value.high >= self._value.low[feature]) & self._possible()
+        return near
+
+    def _active(self) -> np.ndarray:
+        """bool [n]: the features that fire, where nothing is open."""
+        inside = self._decision.inside
+        active = np.ones(len(self._value.near), bool) if inside is None else inside.copy()
+        for condition in self._decision.conditions:
+            if self._decides(condition):
+                active &= condition.distance.signs(0.0) > 0
+        return active
+
+    def steps(self, feature: int) -> FeatureSteps:
+        """The steps of one feature, where nothing is open."""
+        inside, active = self._decision.inside, self._active()
+        value = self._value.exact_value(feature)
+        gate = []
+        for condition in self._decision.conditions:
+            distance = condition.distance.exact_value(feature)
+            measured = distance if condition.measured is None else condition.measured.exact_value(feature)
+            holds = bool(distance > 0 if inside is None or self._decides(condition) else inside[feature])
+            outside = inside is not None and not inside[feature]
+            gate.append(GateStep(condition.subject, measured, condition.against[outside], measured - distance, holds))
+        near = self._near(feature) & active
+        larger = int(np.count_nonzero(active & ~near & (self._value.near > self._value.near[feature])))
+        for other in np.flatnonzero(near).tolist():
+            exact = self._value.exact_value(other)
+            larger += exact > value or exact == value and other < feature
+        fires = bool(active[feature])
+        return FeatureSteps(self._product.exact_value(feature), value, tuple(gate), fires, larger + 1 if fires else None)
+
     def close(self) -> Encoding:
         """The encoding, where nothing is open."""
-        conditions, tolerance, inside = self._decision.conditions, self._tolerance, self._decision.inside
-        n = len(self._value.near)
-        active = np.ones(n, bool) if inside is None else inside.copy()
+        conditions, tolerance = self._decision.conditions, self._tolerance
+        n, active = len(self._value.near), self._active()
         surely, maybe, tie = (np.ones(n, bool) for _ in range(3))
         fewest, most = (np.ones(n, bool) for _ in range(2))
         for condition in conditions:
             off = condition.reach * tolerance
-            above, over, under = (condition.distance.signs(limit) for limit in (0.0, off, -off))
+            over, under = (condition.distance.signs(limit) for limit in (off, -off))
             surely &= over > 0
             maybe &= under > 0
             tie &= under >= 0
             if self._decides(condition):
-                active &= above > 0
                 fewest &= over > 0
                 most &= under > 0
         n_active = int(np.count_nonzero(active))
-        if inside is not None and self._decision.of_all:
-            fewest &= inside
+        if self._decision.inside is not None and self._decision.of_all:
+            fewest &= self._decision.inside
         bounds = self._decision.counted(fewest), self._decision.counted(most)
         least, _ = self._margins()
         ranked = self._value.order(self._candidates[active[self._candidates]]).tolist()[: self._k + 1]
@@ -274,6 +334,7 @@ class _Draft:
             gate_margin=_round_margin(self._gate_margin()),
             gate_ties=np.flatnonzero(at_gate).tolist(),
             flags=flags,
+            sums=activation_sums(self._value, active, at_gate, tolerance),
             active=self._active_features(active, at_gate) if self._with_active else None,
         )
 

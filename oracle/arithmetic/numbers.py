@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from oracle.arithmetic.products import Matrix
+from oracle.job import MIN_TOLERANCE
 
 if TYPE_CHECKING:
     from fractions import Fraction
 
-UNIT_ROUNDOFF = 2.0**-53
+UNIT_ROUNDOFF, UNIT_ROUNDOFF_32 = 2.0**-53, 2.0**-24
+_SIGNIFICANT_DIGITS = 3  # of a tolerance
 _COLUMN_BYTES = 16 * 1024 * 1024  # of columns of W_enc that are held at once
 _FEW = 256  # so many columns are not looked through for equal ones
 
@@ -102,6 +104,20 @@ class Numbers:
         is_open: np.ndarray = near & self.is_vague
         return is_open
 
+    def rounds_apart(self, features: np.ndarray, unit: float) -> np.ndarray:
+        """bool [m]: whether it is unknown which multiple of `unit`, a power of two, is nearest to these features' numbers."""
+        apart: np.ndarray = np.rint(self.low[features] / unit) != np.rint(self.high[features] / unit)
+        return apart
+
+    def multiples(self, features: np.ndarray, unit: float) -> list[int]:
+        """Which multiples of `unit` are nearest to these features' numbers, ties to even: exact where that is not open."""
+        counts: list[int] = np.rint(self.near[features] / unit).tolist()
+        settled = self.identities(features)
+        for place in np.flatnonzero(settled >= 0).tolist():
+            value = self.settled.values[settled[place]]
+            counts[place] = round(value / value.from_float(unit))
+        return list(map(int, counts))
+
     def signs(self, limit: float) -> np.ndarray:
         """int [n]: the sign of number - limit, exact where it is not open."""
         signs = (self.near > limit).astype(np.int64) - (self.near < limit)
@@ -161,10 +177,10 @@ class Numbers:
 
     def identities(self, features: np.ndarray) -> np.ndarray:
         """int [m]: which settled value a feature has; those that are not settled have -1, and `near` tells them apart."""
-        ids = np.full(len(self.near), -1, np.int64)
-        ids[self.settled.features] = self.settled.of
-        identities: np.ndarray = ids[features]
-        return identities
+        if not len(self.settled.features):
+            return np.full(len(features), -1)
+        places = np.minimum(np.searchsorted(self.settled.features, features), len(self.settled.features) - 1)
+        return np.where(self.settled.features[places] == features, self.settled.of[places], -1)
 
     def order(self, features: np.ndarray) -> np.ndarray:
         """The features by their numbers, descending, then by index. No two of them may be open against each other."""
@@ -229,6 +245,55 @@ def classes(keys: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return first, of
 
 
+# --- sums --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ActivationSums:
+    """The sum of all activations, and of their squares, each with what a correct port's may be off by.
+
+    Both are exact, of activations that are rounded to a multiple of `sum_unit`: so the same on every machine, and seldom
+    is a feature among thousands so near to the middle between two that it has to be settled.
+    """
+
+    activation_sum: float
+    activation_sum_tolerance: float
+    activation_sum_of_squares: float
+    activation_sum_of_squares_tolerance: float
+
+
+def activation_sums(value: Numbers, active: np.ndarray, at_gate: np.ndarray, tolerance: float) -> ActivationSums:
+    """The sums of a case's values, of which some are `active`, bool [n], and some `at_gate` may be. Of the features a_j that surely
+    fire each is off by e at most, the tolerance and half a unit, so that its square is off by 2 e |a_j| + e^2; one at its
+    gate comes or goes whole, as |a_j| + e; and a port may have stored each as float32.
+    """
+    unit = sum_unit(tolerance)
+    off = tolerance + unit / 2
+    features = np.flatnonzero(active | at_gate)
+    counts = value.multiples(features, unit)
+    fires, ties = active[features].tolist(), at_gate[features].tolist()
+    fired = [count for count, fire in zip(counts, fires) if fire]
+    sizes = [abs(float(count)) * unit for count in counts]
+    # sum (2 e a + e^2) over all, and where a feature is at its gate (a + e)^2 in its place.
+    tied = [size for size, tie in zip(sizes, ties) if tie]
+    total, squares = math.fsum(sizes), math.fsum(size * size for size in sizes)
+    most = len(sizes) * off + math.fsum(tied) + UNIT_ROUNDOFF_32 * total
+    most_of_squares = 2 * off * total + len(sizes) * off**2 + math.fsum(size * size for size in tied) + 2 * UNIT_ROUNDOFF_32 * squares
+    return ActivationSums(
+        float(sum(fired)) * unit, _rounded_up(most), float(sum(count * count for count in fired)) * unit**2, _rounded_up(most_of_squares)
+    )
+
+
+def sum_unit(tolerance: float) -> float:
+    """What activations are rounded to before they are added up: the largest power of two that is at most a quarter of the tolerance."""
+    return 2.0 ** (math.frexp(max(tolerance, MIN_TOLERANCE))[1] - 3)
+
+
+def _rounded_up(tolerance: float) -> float:
+    """A tolerance in a few digits, and never less than it is."""
+    return float(f"{tolerance * (1 + 6 * 10.0**-_SIGNIFICANT_DIGITS):.{_SIGNIFICANT_DIGITS}g}")
+
+
 # --- exact products --------------------------------------------------------------------------------------------------
 
 
@@ -250,8 +315,7 @@ def settle(w_enc: Matrix, inputs: np.ndarray, wanted: list[np.ndarray]) -> list[
         columns = w_enc.columns(features[chosen])  # [d_model, n]
         for case, values in enumerate(inputs):
             for place in np.intersect1d(chosen, places[case]).tolist():
-                column = columns[:, np.searchsorted(chosen, place)]
-                exact[case][place] = _exact_sum((column.astype(np.float64) * values.astype(np.float64)).tolist())
+                exact[case][place] = exact_product(columns[:, np.searchsorted(chosen, place)], values)
     settled = []
     for own, own_places, values in zip(wanted, places, exact):
         distinct, of = np.unique(own_places, return_inverse=True)
@@ -289,11 +353,11 @@ def _bits(values: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(values, "<f4").view("<u4")
 
 
-def _exact_sum(terms: list[float]) -> Fraction:
-    """The sum, exact: math.fsum rounds it once, and what that rounding left is summed the same way until nothing is."""
+def exact_product(column: np.ndarray, values: np.ndarray) -> Fraction:
+    """Of float32 vectors, exact: math.fsum rounds the sum once, and what that rounding left is summed the same way until nothing is."""
     from fractions import Fraction
 
-    total = Fraction(0)
+    terms, total = (column.astype(np.float64) * values.astype(np.float64)).tolist(), Fraction(0)
     while part := math.fsum(terms):
         total += Fraction(part)
         terms.append(-part)

@@ -14,28 +14,43 @@ class Matrix:
     """A matrix as it lies in its file: each call of `blocks` is a pass over it, a block of rows, float32, at a time.
 
     A row is that of an input, as of W_enc [d_model, n_features]; or, `features_first`, of what it gives: [n_features, d_model].
+    `rows`, where it is given, reads some rows alone, which ascend: parts of them, with float32 [len(part), ...] for each.
     """
 
     blocks: Callable[[], Iterator[np.ndarray]]
     features_first: bool
+    rows: Callable[[np.ndarray], Iterator[tuple[np.ndarray, np.ndarray]]] | None = None
+
+    def keeping(self, feature: int, column: list[np.ndarray]) -> Matrix:
+        """The same matrix, whose passes put the encoder vector of one feature, float32, into `column`, in parts."""
+
+        def blocks() -> Iterator[np.ndarray]:
+            start = 0
+            for block in self.blocks():
+                if not self.features_first:
+                    column.append(block[:, feature].copy())
+                elif start <= feature < start + len(block):
+                    column.append(block[feature - start].copy())
+                start += len(block)
+                yield block
+
+        return Matrix(blocks, self.features_first, self.rows)
 
     def columns(self, features: np.ndarray) -> np.ndarray:
-        """The encoder vectors of some features in ascending order, float32 [d_model, n], by a pass over it."""
+        """The encoder vectors of some features in ascending order, float32 [d_model, n]: by a pass over it, or as rows alone."""
         if not self.features_first:
             return np.concatenate([block[:, features] for block in self.blocks()])
-        rows, start = [], 0
-        for block in self.blocks():
-            first, last = np.searchsorted(features, (start, start + len(block)))
-            rows.append(block[features[first:last] - start])
-            start += len(block)
-        return np.ascontiguousarray(np.concatenate(rows).T)
-
+        return np.concatenate([part.copy() for _, _, part in self.column_parts(features)], axis=1)
 
     def column_parts(self, features: np.ndarray) -> Iterator[tuple[slice | np.ndarray, slice, np.ndarray]]:
-        """The encoder vectors of some features in ascending order, in parts, by a pass over it.
+        """The encoder vectors of some features in ascending order, in parts: by a pass over it, or as rows alone.
 
         Each is float32 [inputs, n]: of which of the `features`, by their places, of which inputs, and the part itself.
         """
+        if self.features_first and self.rows:
+            for wanted, block in self.rows(features):
+                yield np.searchsorted(features, wanted), slice(0, block.shape[1]), block.T
+            return
         start = 0
         for block in self.blocks():
             span = slice(start, start + len(block))

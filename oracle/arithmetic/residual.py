@@ -9,6 +9,8 @@ step here is an integer operation modulo 2^64, or one correctly rounded IEEE-754
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -24,13 +26,9 @@ def residual(seed: int, stream: int, length: int) -> np.ndarray:
     `seed` and `stream` are integers in [0, 2^64); a stream's top bit is shifted out, as in PCG's own C.
     Raises ValueError for anything else, or a negative length.
     """
-    for name, value in (("seed", seed), ("stream", stream)):
-        if not 0 <= value <= MAX_U64:
-            raise ValueError(f"{name} {value} is not in [0, 2^64)")
     if length < 0:
         raise ValueError(f"a residual of {length} values does not exist")
-    increment = (stream << 1 | 1) & MAX_U64
-    state = ((increment + seed) * MULTIPLIER + increment) & MAX_U64
+    state, increment = _first_state(seed, stream)
     values = np.empty(length + length % 2, np.float32)
     filled = 0
     while filled < length:
@@ -43,6 +41,39 @@ def residual(seed: int, stream: int, length: int) -> np.ndarray:
     return values[:length]
 
 
+@dataclass(frozen=True)
+class Pair:
+    """A pair of the generator, step by step: two outputs x, two uniforms w, and s. `values` are float32; of a pair that is dropped,
+    where s is 1 or more, `ln_s`, `f` and they are None.
+    """
+
+    x: tuple[int, int]
+    w: tuple[float, float]
+    s: float
+    ln_s: float | None
+    f: float | None
+    values: tuple[float, float] | None
+
+
+def first_pairs(seed: int, stream: int, length: int) -> list[Pair]:
+    """The steps that give the first `length` values, as a port may print them. Raises ValueError as residual() does."""
+    state, increment = _first_state(seed, stream)
+    pairs: list[Pair] = []
+    missing = length
+    while missing > 0:
+        outputs, state = _pcg32(state, increment, 2)
+        u, v = _uniforms(outputs).tolist()
+        s = u * u + v * v
+        pair = Pair((int(outputs[0]), int(outputs[1])), (u, v), s, None, None, None)
+        if s < 1:
+            ln_s = float(_ln(np.array([s]))[0])
+            f = math.sqrt((-2.0 * ln_s) / s)
+            pair = replace(pair, ln_s=ln_s, f=f, values=(float(np.float32(u * f)), float(np.float32(v * f))))
+            missing -= 2
+        pairs.append(pair)
+    return pairs
+
+
 def fingerprint(values: np.ndarray) -> str:
     """FNV-1a, 64 bits, over the little-endian float32 bytes of `values`, as 0x and 16 hex digits.
 
@@ -52,6 +83,15 @@ def fingerprint(values: np.ndarray) -> str:
     for byte in values.astype("<f4", copy=False).tobytes():
         state = (state ^ byte) * FNV_PRIME & MAX_U64
     return f"0x{state:016x}"
+
+
+def _first_state(seed: int, stream: int) -> tuple[int, int]:
+    """PCG32's state before its first output, and its increment. Raises ValueError for what is no integer of 64 bits."""
+    for name, value in (("seed", seed), ("stream", stream)):
+        if not 0 <= value <= MAX_U64:
+            raise ValueError(f"{name} {value} is not in [0, 2^64)")
+    increment = (stream << 1 | 1) & MAX_U64
+    return ((increment + seed) * MULTIPLIER + increment) & MAX_U64, increment
 
 
 @lru_cache(maxsize=4)
@@ -83,7 +123,7 @@ def _pcg32(state: int, increment: int, count: int) -> tuple[np.ndarray, int]:
 
 def _polar(outputs: np.ndarray) -> np.ndarray:
     """uint32 [2 * pairs] -> float32 [2 * the pairs that lie in the unit circle], in order."""
-    w = (2.0 * outputs + 1.0) * 2.0**-32 - 1.0  # float64, exact
+    w = _uniforms(outputs)
     u, v = w[0::2], w[1::2]
     s = u * u + v * v
     inside = s < 1.0
@@ -93,6 +133,12 @@ def _polar(outputs: np.ndarray) -> np.ndarray:
     normals[0::2] = u * f
     normals[1::2] = v * f
     return normals
+
+
+def _uniforms(outputs: np.ndarray) -> np.ndarray:
+    """uint32 -> float64 in (-1, 1), exact."""
+    w: np.ndarray = (2.0 * outputs + 1.0) * 2.0**-32 - 1.0
+    return w
 
 
 def _ln(s: np.ndarray) -> np.ndarray:

@@ -6,8 +6,8 @@ from __future__ import annotations
 from oracle.checking.lists import compare_case
 from oracle.checking.reconstructions import reconstruction_problems
 from oracle.checking.verdict import MISSING, CaseVerdict, Comparison
-from oracle.references.document import Candidate, Reference
-from oracle.references.rows import DataError
+from oracle.references.document import Candidate, Case, Reference
+from oracle.references.rows import DataError, shown
 
 
 def compare(reference: Reference, candidate: Candidate) -> Comparison:
@@ -29,8 +29,17 @@ def compare(reference: Reference, candidate: Candidate) -> Comparison:
             verdicts.append(CaseVerdict(case.id, MISSING, ("the candidate does not have this case",)))
             continue
         problems = reconstruction_problems(case.outputs, answer.outputs, reference.d_out) if decodes else []
-        verdicts.append(compare_case(reference, case, answer).with_problems(problems))
+        verdict = compare_case(reference, case, answer).with_problems(problems)
+        verdicts.append(verdict.with_problems(residual_problems(case, answer), first=True))
     known = {case.id for case in reference.cases}
     extra = tuple(case_id for case_id in candidate.cases if case_id not in known)
     not_compared = "reconstructions" if reference.decodes and not decodes else None
     return Comparison(tuple(verdicts), extra, reference.tolerance, not_compared, reference.edited)
+
+
+def residual_problems(case: Case, answer: Case) -> list[str]:
+    """What is wrong with the residual that an answer is of, where both say which it was."""
+    expected, fingerprint = case.residual_fingerprint, answer.residual_fingerprint
+    if expected is None or fingerprint is None or fingerprint.lower() == expected.lower():
+        return []
+    return [f"residual_fingerprint is {shown(fingerprint)}, the reference has {expected}: the generator, not the encoder, gives another residual"]

@@ -57,6 +57,7 @@ def compare_case(reference: Reference, case: Case, answer: Case, right: str = "t
             f"feature {worst} is {values[worst]:.7g}, {right} {right_values[worst]:.7g}: "
             f"off by {differences[worst]:.3g}" + (f", and {len(off) - 1} more are off" if len(off) > 1 else "")
         )
+    problems += _sum_problems(case, answer, right)
     if order != right_order:
         difference = _first_difference(right_order, order, right)
         if problems:
@@ -71,6 +72,17 @@ def compare_case(reference: Reference, case: Case, answer: Case, right: str = "t
     if max_difference:
         notes.append(f"values differ by up to {max_difference:.3g}, feature {feature}")
     return CaseVerdict(case.id, ROUNDING if notes else SAME, (), tuple(notes), max_difference, feature)
+
+
+def _sum_problems(case: Case, answer: Case, right: str) -> list[str]:
+    """What is wrong with the sums over all features that fire, where both have them: the list has but the first of these."""
+    problems = []
+    for name, words in (("activation_sum", "the sum of all activations"), ("activation_sum_of_squares", "the sum of their squares")):
+        expected, value, off = (getattr(side, key) for side, key in ((case, name), (answer, name), (case, f"{name}_tolerance")))
+        # Written so that NaN is off.
+        if None not in (expected, value, off) and not abs(expected - value) <= off:
+            problems.append(f"{name} is {value:.9g}, {right} {expected:.9g}: {words} is off by {abs(expected - value):.3g}, of which rounding explains {off:.3g}")
+    return problems
 
 
 def _ends_open(case: Case, expected: list[TopFeature], tolerance: float) -> bool:

@@ -43,9 +43,24 @@ class CaseVerdict:
         more = f"; and {len(lines) - MOST_PROBLEMS} more" if len(lines) > MOST_PROBLEMS else ""
         return "; ".join(lines[:MOST_PROBLEMS]) + more
 
-    def with_problems(self, problems: list[str]) -> CaseVerdict:
-        """The verdict, with more that rounding cannot explain."""
-        return replace(self, status=DIFFERS, problems=(*self.problems, *problems), notes=()) if problems else self
+    def with_problems(self, problems: list[str], *, first: bool = False) -> CaseVerdict:
+        """The verdict, with more that rounding cannot explain, before or after what there is."""
+        both = (*problems, *self.problems) if first else (*self.problems, *problems)
+        return replace(self, status=DIFFERS, problems=both, notes=()) if problems else self
+
+
+@dataclass(frozen=True)
+class FlagVerdict:
+    """A flag of exact vectors, what it catches, and how many of its cases fail."""
+
+    name: str
+    catches: str
+    failed: int
+    cases: int
+
+    @property
+    def line(self) -> str:
+        return f"{self.name}: {self.failed} of {self.cases} case{'s fail' if self.cases > 1 else ' fails'}: {self.catches}"
 
 
 @dataclass(frozen=True)
@@ -53,6 +68,7 @@ class Comparison:
     """Every case of the reference in its order, and the candidate's cases that the reference does not have.
 
     `not_compared` names what the reference has and no case of the candidate; `edited` is whether the reference was edited.
+    `flags` are those of exact vectors.
     """
 
     cases: tuple[CaseVerdict, ...]
@@ -60,10 +76,27 @@ class Comparison:
     tolerance: float
     not_compared: str | None = None
     edited: bool = False
+    flags: tuple[FlagVerdict, ...] = ()
 
     @property
     def agrees(self) -> bool:
         return all(case.agrees for case in self.cases)
+
+    @property
+    def failing_flags(self) -> list[FlagVerdict]:
+        """Those with cases that fail: first those of which all do, then by how many."""
+        return sorted((flag for flag in self.flags if flag.failed), key=lambda flag: -flag.failed / flag.cases)
+
+    @property
+    def flag_lines(self) -> list[str]:
+        """The failing flags, a line each; of those of which not all cases fail the names alone, where others fail whole."""
+        failing = self.failing_flags
+        whole = [flag for flag in failing if flag.failed == flag.cases]
+        partly = [flag for flag in failing if flag.failed < flag.cases]
+        lines = [flag.line for flag in whole or partly]
+        if whole and partly:
+            lines.append("some cases fail of " + ", ".join(f"{flag.name} ({flag.failed} of {flag.cases})" for flag in partly))
+        return lines
 
     @property
     def worst(self) -> CaseVerdict | None:
@@ -73,7 +106,8 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        return f"the candidate {'agrees' if self.agrees else 'DISAGREES'} (tolerance {self.tolerance:g})"
+        how = "bit for bit" if self.flags else f"tolerance {self.tolerance:g}"
+        return f"the candidate {'agrees' if self.agrees else 'DISAGREES'} ({how})"
 
     @property
     def facts(self) -> list[str]:

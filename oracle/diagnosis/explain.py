@@ -15,6 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 import vendored_hf
+from oracle.checking.compare import residual_problems
 from oracle.checking.lists import compare_case
 from oracle.checking.reconstructions import reconstruction_problems
 from oracle.checking.verdict import Comparison
@@ -52,18 +53,27 @@ def explain(reference: Reference, candidate: Candidate, comparison: Comparison, 
     if len(ids & from_0.keys()) > len(ids & answers.keys()):
         answers, label = from_0, tuple(row for row in MISTAKES if row.field == "label")
     pairs = [(case, answers[case.id]) for case in reference.cases if case.id in answers]
-    verdicts = [compare_case(reference, case, answer) for case, answer in pairs]
+    verdicts = [compare_case(reference, case, replace(answer, activation_sum=None, activation_sum_of_squares=None)) for case, answer in pairs]
     wrong = {verdict.id for verdict in verdicts if not verdict.agrees}
     if not wrong:
         wrong, trial = {case.id for case, answer in pairs if _decodes_wrong(case, answer, reference.d_out)}, DecoderTrial
     if wrong:
         layers = [_examined(layer, answers, wrong, reference, trial) for layer in weights.layers()]
         return _Search(trial, [layer for layer in layers if layer.cases], weights, label).run()
+    if not label and _differs_beside(reference, answers):
+        beside = "the lists agree, and no mistake is tried of what stands beside them: what a sum has is below the lists, a fingerprint is the generator's"
+        return Explanation((), (), len(verdicts), (beside,))
     if not label or not verdicts:
         what = "cases" if len(verdicts) < len(reference.cases) else "reconstructions"
         return Explanation((), (), len(verdicts), (f"the {what} that the candidate has agree; the others are missing",))
     difference = max(verdict.max_difference or 0.0 for verdict in verdicts)
     return Explanation((Fit.of(label, Match(difference, frozenset(case.id for case, _ in pairs))),), (), len(verdicts))
+
+
+def _differs_beside(reference: Reference, answers: dict[CaseId, Case]) -> bool:
+    """Whether a case's sums or its fingerprint are wrong, and its list is not."""
+    pairs = [(case, answers[case.id]) for case in reference.cases if case.id in answers]
+    return any(residual_problems(case, answer) or not compare_case(reference, case, answer).agrees for case, answer in pairs)
 
 
 def _with_targets_from_0(case: Case) -> Case:
@@ -82,6 +92,7 @@ def _examined(
     layer: RecordedLayer, answers: dict[CaseId, Case], wrong: set[CaseId], reference: Reference, trial: type[Trial]
 ) -> ExaminedLayer:
     """A layer with some of its cases, perhaps none. Raises DataError where its files are not those on record."""
+    layer.hash_files()
     for file in layer.files.values():
         if file.problem:
             raise DataError(f"{file.file.path} is not the file that the reference was made from: its sha256 differs")

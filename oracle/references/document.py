@@ -9,18 +9,21 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from oracle.arithmetic.constants import FNV_OFFSET_BASIS, FNV_PRIME, LN_2, LN_LAST_TERM, MAX_U64, MULTIPLIER, NAME, SEED_STRIDE, SELECTIONS, SQRT_HALF, VERSION
+from oracle.arithmetic.constants import MAX_U64, NAME, SELECTIONS, VERSION, generator_record
 from oracle.job import MAX_TOLERANCE
 from oracle.references.rows import (
+    FORMAT_VERSION,
     NOBODY,
     OURS,
     REFERENCE,
     Document,
     Fields,
     as_json,
+    check,
     each,
     integer,
     is_integer,
@@ -30,13 +33,14 @@ from oracle.references.rows import (
     objects,
     or_none,
     row,
+    schema_id,
     shown,
     text,
     texts,
 )
 from oracle.weights.formats import EXTENT_LIMIT, REPO_KEYS
 
-FORMAT_VERSION = 1
+SCHEMA_ID = schema_id("reference")
 DEFAULT_TOLERANCE = 1e-4  # of references that torch wrote, which record none
 DEFAULT_TOP_K = 10  # of these too
 MAX_LAYERS = 1024  # that a residual may be of
@@ -59,6 +63,7 @@ def seed_case(layer: int, seed: int) -> CaseId:
     return CaseId(layer, "seed", seed)
 
 
+@check({"properties": {"layer": integer().schema(OURS), "seed": integer().schema(OURS)}, "required": ["layer", "seed"]}, is_of_object=True)
 def _case_id(fields: Fields, _: str) -> CaseId:
     case_id = seed_case(integer()(fields, "layer"), integer()(fields, "seed"))
     if fields.kind == OURS and case_id.layer not in fields.set_above("layers", "layer"):
@@ -78,6 +83,15 @@ class TopFeature(NamedTuple):
     activation: float
 
 
+@check(
+    {
+        "type": "array",
+        "items": {
+            "type": "object", "properties": {"index": integer(-MAX_U64).schema(OURS), "activation": {"type": "number"}},
+            "required": ["index", "activation"],
+        },
+    }
+)  # fmt: skip
 def _top(fields: Fields, key: str) -> tuple[TopFeature, ...]:
     top = tuple(
         TopFeature(integer(-MAX_U64)(entry, "index"), number()(entry, "activation")) for entry in each(fields, key, "index and activation")
@@ -88,6 +102,7 @@ def _top(fields: Fields, key: str) -> tuple[TopFeature, ...]:
     return top
 
 
+@check({"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 2, "maxItems": 2})
 def _bounds(fields: Fields, key: str) -> tuple[int, int]:
     bounds = fields.items(key)
     if len(bounds) != 2 or not all(is_integer(bound) and bound >= 0 for bound in bounds) or bounds[0] > bounds[1]:
@@ -95,6 +110,7 @@ def _bounds(fields: Fields, key: str) -> tuple[int, int]:
     return bounds[0], bounds[1]
 
 
+@check({"type": "array", "items": {"type": "integer", "minimum": 0}, "uniqueItems": True})
 def _gate_ties(fields: Fields, key: str) -> tuple[int, ...]:
     ties, n_features = fields.items(key), fields.above("n_features")
     if not all(is_integer(tie) and 0 <= tie < n_features for tie in ties) or ties != sorted(set(ties)):
@@ -106,7 +122,15 @@ def _gate_ties(fields: Fields, key: str) -> tuple[int, ...]:
     return tuple(ties)
 
 
-def _residual(fields: Fields, key: str) -> tuple[float, ...]:
+@check({"type": "number"})
+def _sum(fields: Fields, key: str) -> float:
+    if fields.kind == OURS and f"{key}_tolerance" not in fields:
+        raise fields.error("missing", f"{key}_tolerance")
+    return number()(fields, key)
+
+
+@check(numbers.schema(OURS))
+def _residual(fields: Fields, key: str) -> Sequence[float]:
     values, d_model, n_layers = numbers(fields, key), fields.above("d_model"), fields.above("n_input_layers")
     if len(values) != d_model * (n_layers or 1):
         raise fields.error(f"{len(values)} values long, but d_model is {d_model}{f', of {n_layers} layers' if n_layers else ''}", key)
@@ -127,7 +151,7 @@ class Reconstruction:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A case of a candidate: `id`, `n_active`, `top` and perhaps `reconstructions`; or of a reference, which says more.
+    """A case of a candidate: `id`, `n_active`, `top` and perhaps a fingerprint, sums, `reconstructions`; or of a reference, which says more.
 
     `residual` is float32 [d_model] where oracle made it. What a reference does not say is None: those that torch wrote
     have neither margins nor flags.
@@ -135,7 +159,7 @@ class Case:
 
     id: CaseId = _id_row()
     stream: int | None = row(integer(), since=OURS)
-    residual_fingerprint: str | None = row(text, since=OURS)
+    residual_fingerprint: str | None = row(text, required=OURS)
     encoder_input_fingerprint: str | None = row(text, since=OURS, required=NOBODY)
     n_active: int = row(integer())
     n_active_bounds: tuple[int, int] | None = row(_bounds, since=OURS)
@@ -147,6 +171,10 @@ class Case:
         _top, "top_{top_k}",
         write=lambda case, known: {f"top_{known['top_k']}": [{"index": top.feature, "activation": top.activation} for top in case.top]},
     )  # fmt: skip
+    activation_sum: float | None = row(_sum, required=NOBODY)
+    activation_sum_tolerance: float | None = row(number(0), since=OURS, required=NOBODY)
+    activation_sum_of_squares: float | None = row(_sum, required=NOBODY)
+    activation_sum_of_squares_tolerance: float | None = row(number(0), since=OURS, required=NOBODY)
     reconstructions: tuple[Reconstruction, ...] | None = row(objects(Reconstruction, "target_layer"), required=NOBODY)
     residual: Any = row(_residual, since=REFERENCE, required=NOBODY, compare=False, repr=False)
 
@@ -172,6 +200,17 @@ class SkippedSeed:
     flags: tuple[str, ...] = row(texts)
 
 
+@check({"type": "string"}, optional=True)
+def _repo(fields: Fields, key: str) -> str:
+    return text(fields, key) if key in fields else str(fields.above("repo").name)
+
+
+@check({"type": ["string", "null"]}, optional=True)
+def _revision(fields: Fields, key: str) -> str | None:
+    revision: str | None = or_none(text)(fields, key) if key in fields else fields.above("weights_revision")
+    return revision
+
+
 @dataclass(frozen=True, kw_only=True)
 class LayerRecord:
     """The weight files of a layer; sha256 is None where one was streamed in part. The JSON leaves out the reference's own repo."""
@@ -180,11 +219,11 @@ class LayerRecord:
     path: str = row(text)
     sha256: str | None = row(or_none(text))
     repo: str = row(
-        lambda fields, key: text(fields, key) if key in fields else fields.above("repo").name,
+        _repo,
         write=lambda record, known: {} if record.repo == known["repo"].name else {"repo": record.repo},
     )
     revision: str | None = row(
-        lambda fields, key: or_none(text)(fields, key) if key in fields else fields.above("weights_revision"),
+        _revision,
         write=lambda record, known: {} if record.revision == known["weights_revision"] else {"revision": record.revision},
     )
     decoder_path: str | None = row(text, required=NOBODY)
@@ -206,6 +245,7 @@ class WeightsRepo(NamedTuple):
     name: str
 
 
+@check({"properties": dict.fromkeys(REPO_KEYS, text.schema(OURS)), "allOf": [{"oneOf": [{"required": [key]} for key in REPO_KEYS]}]}, is_of_object=True)
 def _weights_repo(fields: Fields, _: str) -> WeightsRepo:
     repos = [WeightsRepo(key, text(fields, key)) for key in REPO_KEYS if key in fields]
     if len(repos) != 1:
@@ -214,6 +254,14 @@ def _weights_repo(fields: Fields, _: str) -> WeightsRepo:
     return repos[0]
 
 
+@check({"const": SCHEMA_ID})
+def _schema_id(fields: Fields, key: str) -> str:
+    if fields.get(key) != SCHEMA_ID:
+        raise fields.error(f"{shown(fields.get(key))}; {SCHEMA_ID} is known", key)
+    return SCHEMA_ID
+
+
+@check({"const": FORMAT_VERSION})
 def _format_version(fields: Fields, key: str) -> int:
     if key not in fields:
         raise fields.problem(f"{key} is missing from a reference of ours: it was edited")
@@ -222,14 +270,20 @@ def _format_version(fields: Fields, key: str) -> int:
     return FORMAT_VERSION
 
 
+@check({"const": generator_record()})
 def _generator(fields: Fields, key: str) -> Document:
     record = mapping(fields, key)
     named = record.get("name"), record.get("version")
     if named != (NAME, VERSION):
         raise fields.error(f"{shown(named[0])} version {shown(named[1])}; {NAME} version {VERSION} is known", key)
-    if record != generator_record():
+    if json.dumps(record, sort_keys=True) != json.dumps(generator_record(), sort_keys=True):  # 1 is True in Python, and not in JSON
         raise fields.error("not the record of its name and version: it was edited", key)
     return record
+
+
+@check({"type": "string"})
+def _edited(fields: Fields, key: str) -> bool:
+    return text(fields, key) != digest(fields.value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,6 +296,7 @@ class Reference:
     digest.
     """
 
+    schema_id: str | None = row(_schema_id, "$schema", since=OURS, required=NOBODY)
     format_version: int | None = row(_format_version, since=OURS)
     repo: WeightsRepo = row(_weights_repo, write=lambda reference, _: {reference.repo.key: reference.repo.name})
     weights_revision: str | None = row(or_none(text), since=OURS)
@@ -272,9 +327,7 @@ class Reference:
     residual_generator: Document | None = row(_generator, since=OURS)
     cases: tuple[Case, ...] = row(objects(Case, "id"), "test_cases")
     environment: Document | None = row(mapping, since=OURS)
-    edited: bool = row(
-        lambda fields, key: text(fields, key) != digest(fields.value), "digest", since=OURS, default=False, write=lambda *_: {}
-    )
+    edited: bool = row(_edited, "digest", since=OURS, default=False, write=lambda *_: {})
     other: Document = field(default_factory=dict)
 
     @property
@@ -310,55 +363,20 @@ class Reference:
             layers.setdefault(case.id.layer, []).append(case)
         return dict(sorted(layers.items()))
 
-    def record_of(self, layer: int) -> LayerRecord | None:
-        """The files on record of a layer; None where none are."""
-        return self._records.get(layer)
-
     @functools.cached_property
-    def _records(self) -> dict[int, LayerRecord]:
+    def records(self) -> dict[int, LayerRecord]:
+        """The files on record of each layer."""
         return {record.layer: record for record in self.layers}
 
 
 @dataclass(frozen=True)
 class Candidate:
     """A port's answers, each case once."""
-
     cases: dict[CaseId, Case]
 
     @property
     def decodes(self) -> bool:
         return any(case.reconstructions is not None for case in self.cases.values())
-
-
-def generator_record() -> Document:
-    """What a port of residual.py needs. 64-bit integers are strings: JSON numbers lose them."""
-    return {
-        "name": NAME,
-        "version": VERSION,
-        "seed": f"{SEED_STRIDE} * i + layer for the i-th residual of a layer, i = 0, 1, ...",
-        "stream": "layer",
-        "arithmetic": "unsigned 64-bit modulo 2^64, and IEEE-754 binary64 to nearest even, one operation at a time in "
-        "the order written, never fused; sqrt is correctly rounded; no other libm function",
-        "multiplier": f"0x{MULTIPLIER:016x}",
-        "sqrt_half": SQRT_HALF,
-        "ln_2": LN_2,
-        "ln_last_term": LN_LAST_TERM,
-        "fnv_offset_basis": f"0x{FNV_OFFSET_BASIS:016x}",
-        "fnv_prime": f"0x{FNV_PRIME:016x}",
-        "steps": [
-            "PCG32 (XSH-RR 64/32): inc = (stream << 1) | 1; state = 0; step; state += seed; step; "
-            "where step is state = state * multiplier + inc",
-            "output, from the state before its step: x = rotate_right32(((state >> 18) ^ state) >> 27, state >> 59)",
-            "uniform in (-1, 1): w = (2*x + 1) * 2^-32 - 1",
-            "pair: u, then v; s = u*u + v*v; if s >= 1 drop both and take the next pair",
-            "f = sqrt((-2 * ln(s)) / s); emit u*f, then v*f, each rounded once to float32; stop after d_model values",
-            "ln(s): s = m * 2^e with m in [1/2, 1); if m < sqrt_half: m = 2*m, e = e - 1; t = (m - 1) / (m + 1); "
-            "q = t*t; p = 1/ln_last_term; for k = ln_last_term - 2, then two less each time, down to 1: p = p*q + 1/k; "
-            "ln(s) = e * ln_2 + (2*t) * p",
-            "residual_fingerprint: FNV-1a, 64 bits, over the little-endian float32 bytes: h = fnv_offset_basis; "
-            "for each byte h = (h xor byte) * fnv_prime",
-        ],
-    }
 
 
 def digest(document: Document) -> str:

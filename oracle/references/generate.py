@@ -17,12 +17,13 @@ from pathlib import Path
 import numpy as np
 
 from oracle import errors
+from oracle.arithmetic.constants import generator_record
 from oracle.errors import BadUse, LayersFailed, WeightsError
 from oracle.job import Job
-from oracle.references.document import FORMAT_VERSION, Case, Reference, WeightsRepo, generator_record
+from oracle.references.document import SCHEMA_ID, Case, Reference, WeightsRepo
 from oracle.references.layer import LayerResult, LayerTask, encode_layer, input_record
 from oracle.references.plan import Plan, plan
-from oracle.references.rows import Document
+from oracle.references.rows import FORMAT_VERSION, Document
 from oracle.references.workers import LOST, LayerFailure, run
 from oracle.sources.curation import HubFile
 from oracle.sources.listing import Listing
@@ -131,7 +132,7 @@ def _tasks(job: Job, job_plan: Plan) -> list[LayerTask]:
     return [
         LayerTask(
             job, job_plan.format, files.read(job.decode),
-            Context(files.encoder.repo, side.activation, origin.k if side.k is None else side.k, origin.input_scale, origin.ignore_key),
+            Context(files.encoder.repo, side.activation, origin.k if side.k is None else side.k, origin.input_scale, origin.ignore_key, origin.normalize),
         )
         for files in job_plan.layers.values()
     ]  # fmt: skip
@@ -195,6 +196,7 @@ def _assemble(job: Job, job_plan: Plan, results: list[LayerResult]) -> Reference
     negative = [result for result in results if result.arithmetic.n_negative_thresholds]
     ignored = dict.fromkeys([*job_plan.side.ignored, *(key for result in results for key in result.arithmetic.ignored)])
     return Reference(
+        schema_id=SCHEMA_ID,
         format_version=FORMAT_VERSION,
         repo=WeightsRepo(job_plan.format.repo_key, first.record.repo),
         weights_revision=first.record.revision,

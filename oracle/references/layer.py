@@ -142,6 +142,7 @@ class Encodings:
                 gate_margin=encoding.gate_margin,
                 gate_ties=tuple(encoding.gate_ties),
                 flags=tuple(encoding.flags),
+                **vars(encoding.sums),
                 encoder_input_fingerprint=self.input_fingerprints[number] if self.input_fingerprints else None,
             )
             for number, (case_id, encoding) in enumerate(zip(ids, self.encodings))
@@ -155,6 +156,12 @@ def encode_layer(task: LayerTask, files: Mapping[str, SourceFile]) -> LayerResul
     """
     job, layer = task.job, task.files.layer
     weights = LayerWeights(task.format, layer, {role: file.open for role, file in files.items()}, task.context)
+    origin, settings = job.origin, weights.settings
+    for option, value, used in (
+        ("--k", origin.k, settings.k), ("--input-scale", origin.input_scale, settings.factor), ("--normalize", origin.normalize, settings.normalised),
+    ):  # fmt: skip
+        if value is not None and value != used:
+            raise WeightsError(f"{weights.label}: {option} {value} has no part in what is computed of this {task.format.name} file: leave it out")
     if job.origin.schema == task.format.jumprelu_name is not None and not weights.has_threshold:
         raise WeightsError(f"{weights.label}: it has no threshold, so that it is no {task.format.jumprelu_name}: leave --schema out")
     chosen, skipped, searched = _robust_seeds(job, weights) if job.robust else (seeds(layer, range(job.seeds)), [], Encodings())

@@ -14,10 +14,11 @@ from typing import Any
 from oracle import strict_json
 from oracle.errors import BadUse
 from oracle.references.document import Candidate, Case, Reference
-from oracle.references.rows import CANDIDATE, OURS, REFERENCE, DataError, Fields, objects, parse
+from oracle.references.rows import CANDIDATE, OURS, REFERENCE, DataError, Document, Fields, document_schema, objects, parse, schema
 from oracle.weights.formats import REPO_KEYS
 
-READ_LIMIT = 64 * 1024 * 1024
+READ_LIMIT = 256 * 1024 * 1024
+_CANDIDATE_CASES = objects(Case, "id")
 
 
 class InputError(BadUse, OSError):
@@ -26,16 +27,23 @@ class InputError(BadUse, OSError):
 
 def read_reference(path: str) -> Reference:
     """The reference in a file; `-` is standard input. Raises DataError and InputError."""
-    return parse_reference(_read_json(path), path)
+    return parse_reference(read_json(path), path)
 
 
 def read_candidate(path: str, top_k: int) -> Candidate:
     """The candidate in a file; `-` is standard input. Raises DataError and InputError."""
-    return parse_candidate(_read_json(path), top_k, path)
+    return parse_candidate(read_json(path), top_k, path)
+
+
+def are_vectors(document: Any) -> bool:
+    """Whether a JSON is that of exact vectors, not a reference."""
+    return isinstance(document, dict) and "notes" in document and "format" in document
 
 
 def parse_reference(document: Any, name: str = "the reference") -> Reference:
     """A reference: ours, or one that torch wrote. One that has any key of ours is ours. `name` names it in messages. Raises DataError."""
+    if are_vectors(document):
+        raise DataError(f"{name} holds exact vectors, not a reference: `compare` alone reads them")
     item = Fields(document, name, REFERENCE)
     cases = [case for case in item.items("test_cases") if isinstance(case, dict)]
     if item.value.keys() & _keys(Reference) or any(case.keys() & _keys(Case) for case in cases):
@@ -53,14 +61,30 @@ def parse_candidate(document: Any, top_k: int, name: str = "the candidate") -> C
     """A candidate: `test_cases` with layer, seed, n_active and the list of the `top_k` features. Raises DataError."""
     item = Fields(document, name, CANDIDATE)
     item.known["top_k"] = top_k
-    cases = objects(Case, "id")(item, "test_cases")
+    cases = _CANDIDATE_CASES(item, "test_cases")
     _refuse_empty(item, cases)
     return Candidate({case.id: case for case in cases})
 
 
+def reference_schema() -> Document:
+    """The JSON Schema of the references that oracle writes, made from the rows by which they are read."""
+    return document_schema("reference", "A reference: what features fire for known residuals, and how strongly", schema(Reference, OURS))
+
+
+def candidate_schema() -> Document:
+    """The JSON Schema of what a port prints."""
+    whole = {"type": "object", "properties": {"test_cases": _CANDIDATE_CASES.schema(CANDIDATE)}, "required": ["test_cases"]}
+    return document_schema("candidate", "A candidate: a port's answers to the cases of a reference", whole)
+
+
 def _keys(kind: type) -> set[str]:
-    """The keys that references of ours alone have."""
-    return {rule.metadata["key"] or rule.name for rule in fields(kind) if rule.metadata.get("since") == OURS}
+    """The keys that references of ours have, and torch's have not."""
+    rows = [rule for rule in fields(kind) if rule.metadata]
+    return {
+        rule.metadata["key"] or rule.name
+        for rule in rows
+        if rule.metadata["since"] == OURS or (rule.metadata["since"], rule.metadata["required"]) == (CANDIDATE, OURS)
+    }
 
 
 def _refuse_empty(item: Fields, cases: tuple[Case, ...]) -> None:
@@ -68,19 +92,17 @@ def _refuse_empty(item: Fields, cases: tuple[Case, ...]) -> None:
         raise item.error("empty", "test_cases")
 
 
-def _read_json(path: str) -> Any:
+def read_json(path: str) -> Any:
+    """The JSON in a file; `-` is standard input. Raises DataError and InputError."""
     if path == "-" and sys.stdin is None:
         raise InputError("standard input is closed: name a file")
     try:
-        # One byte past the limit tells a file that is too large, whatever kind of file it is.
         with contextlib.nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb") as file:
-            raw = file.read(READ_LIMIT + 1)
+            return strict_json.load(file, READ_LIMIT)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    if len(raw) > READ_LIMIT:
-        raise DataError(f"{path} is larger than {READ_LIMIT >> 20} MiB, the most that is read: --omit-residuals makes a reference small")
-    try:
-        return strict_json.loads(raw)
+    except strict_json.TooLargeError as error:
+        raise DataError(f"{path} is larger than {READ_LIMIT >> 20} MiB, the most that is read: --omit-residuals makes a reference small") from error
     except ValueError as error:
         problem = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(f"{path} is not readable JSON: {problem}") from error

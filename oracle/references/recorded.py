@@ -14,7 +14,7 @@ import numpy as np
 import vendored_hf
 from oracle.arithmetic.constants import TOPK
 from oracle.arithmetic.residual import residual
-from oracle.job import Job, Origin
+from oracle.job import NORMALIZE, Job, Origin
 from oracle.references.document import Case, LayerRecord, Reference
 from oracle.references.generate import Events
 from oracle.references.layer import input_of
@@ -61,8 +61,13 @@ class RecordedLayer:
 
     @property
     def problems(self) -> list[str]:
-        """What is wrong with its files, once they were opened to be hashed."""
+        """What is wrong with its files, once they were hashed."""
         return [file.problem for file in self.files.values() if file.problem]
+
+    def hash_files(self) -> None:
+        """Look whether the files are those on record."""
+        for file in self.files.values():
+            file.sha256 = hashes.sha256_of(file.path)
 
     @contextlib.contextmanager
     def opened(self, *, hashed: bool = False) -> Iterator[LayerWeights]:
@@ -126,6 +131,25 @@ class RecordedWeights:
             yield RecordedLayer(layer, self.format, self._fetched(source, files), cases[layer], self._context(layer, files))
             self.events.layer_done(layer)
 
+    @contextlib.contextmanager
+    def opened(self, layer: int) -> Iterator[LayerWeights]:
+        """What encodes one layer. Its bytes are known to be those on record as `generate` knows it: large files are hashed once.
+
+        Raises as generate does, and DataError where they are others.
+        """
+        source = Source(self.origin, self.events)
+        layers = self._planned((layer,), source) if self.ignore_recorded_files else self._recorded((layer,))
+        if layer not in layers:
+            raise DataError(f"the reference names no file of layer {layer}: name its repo with --repo")
+        files, record = layers[layer].read(decode=False), self.reference.records.get(layer)
+        recorded = {ENCODER: record.sha256, DECODER: record.decoder_sha256, SIDE: record.side_sha256} if record else {}
+        with contextlib.ExitStack() as stack:
+            opened = {role: stack.enter_context(source.open(file)) for role, file in files.files.items()}
+            for role, file in opened.items():
+                if recorded.get(role) not in (None, file.sha256):
+                    raise DataError(f"{file.open.path} is not the file that the reference was made from: its sha256 differs")
+            yield LayerWeights(self.format, layer, {role: file.open for role, file in opened.items()}, self._context(layer, files))
+
     def known_files(self) -> tuple[dict[int, LayerFiles], bool]:
         """The files of all layers that the origin's repo, or the reference, tells of; and whether these are sure to be all.
 
@@ -159,6 +183,7 @@ class RecordedWeights:
             k if type(k) is int else origin.k,
             scale if type(scale) is float else origin.input_scale,
             (*(self.reference.ignored_keys or ()), *origin.ignore_key),
+            kind if (kind := input_of(self.reference.encoder_input or {}, layer).get("kind")) in NORMALIZE else origin.normalize,
         )
 
     def _job(self, layers: tuple[int, ...]) -> Job:
@@ -171,7 +196,7 @@ class RecordedWeights:
         """The files on record. Raises DataError where they cannot be files of the format."""
         files = {}
         for layer in layers:
-            record = self.reference.record_of(layer)
+            record = self.reference.records.get(layer)
             if record is not None:
                 encoder = _hub_file(record, record.path)
                 files[layer] = LayerFiles.beside(self.format, layer, encoder)
@@ -185,7 +210,7 @@ class RecordedWeights:
         if not layer.encoder.path.endswith(self.format.suffixes):
             kind = " or ".join(self.format.suffixes)
             raise DataError(f"the reference's schema is {self.format.name}, but {layer.encoder.path} is no {kind} file")
-        record = self.reference.record_of(layer.layer)
+        record = self.reference.records.get(layer.layer)
         recorded = {ENCODER: record.sha256, DECODER: record.decoder_sha256, SIDE: record.side_sha256} if record else {}
         files = {}
         for role, file in layer.read(self.reference.decodes).files.items():

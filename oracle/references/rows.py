@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""JSON objects as dataclasses: each field is a row that says what its value must be; one mechanism reads and writes them.
+"""JSON objects as dataclasses: each field is a row that says what its value must be; one mechanism reads, writes and describes them.
 
 The order of the fields is that of the keys. A row is `since` the least kind of document that has it: a candidate, a
 reference, or a reference of ours.
@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+import re
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Generic, TypeVar
 
 from oracle.arithmetic.constants import MAX_U64
 from oracle.errors import BadData
 
 Document = dict[str, Any]
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 CANDIDATE, REFERENCE, OURS, NOBODY = range(4)
+FORMAT_VERSION = 1
 
 
 class DataError(BadData, ValueError):
@@ -54,9 +58,9 @@ class Fields:
             raise self.error("missing", key)
         return self.value[key]
 
-    def items(self, key: str) -> list[Any]:
+    def items(self, key: str) -> Sequence[Any]:
         value = self.get(key)
-        if not isinstance(value, list):
+        if not isinstance(value, (list, array)):
             raise self.error(f"{shown(value)}, not a list", key)
         return value
 
@@ -73,11 +77,32 @@ class Fields:
         return self.parent._sets[name, attribute]
 
 
-Check = Callable[[Fields, str], Any]
+class Check(Generic[T_co]):
+    """What a value must be: called with an object's fields and a key it gives the value, or raises DataError.
+
+    `schema` says the same as a JSON Schema, of a kind of document: of the value, or where it `is_of_object` of the object that
+    has it. An `optional` one takes an object without the key.
+    """
+
+    def __init__(self, check: Callable[[Fields, str], T_co], schema: Document | Callable[[int], Document], is_of_object: bool, optional: bool):
+        self._check, self._schema, self.is_of_object, self.optional = check, schema, is_of_object, optional
+
+    def __call__(self, fields: Fields, key: str) -> T_co:
+        return self._check(fields, key)
+
+    def schema(self, kind: int) -> Document:
+        return self._schema if isinstance(self._schema, dict) else self._schema(kind)
+
+
+def check(
+    schema: Document | Callable[[int], Document], *, is_of_object: bool = False, optional: bool = False
+) -> Callable[[Callable[[Fields, str], T]], Check[T]]:
+    """A decorator: the function is a Check, and this is its schema."""
+    return lambda function: Check(function, schema, is_of_object, optional)
 
 
 def row(
-    check: Check, key: str = "", *, since: int = CANDIDATE, required: int | None = None, default: Any = None,
+    check: Check[Any], key: str = "", *, since: int = CANDIDATE, required: int | None = None, default: Any = None,
     write: Callable[[Any, Document], Document] | None = None, **options: Any,
 ) -> Any:  # fmt: skip
     """A field of a dataclass that stands in the JSON, under `key` if that is not its name, with {names} of what is known above.
@@ -106,7 +131,7 @@ def parse(kind: type[T], fields: Fields) -> T:
 
 def as_json(value: Any, known: Document) -> Any:
     """A dataclass, or what it holds, as JSON has it; `known` is what is known above."""
-    if isinstance(value, (tuple, list)):
+    if isinstance(value, (tuple, list, array)):
         return [as_json(item, known) for item in value]
     if not dataclasses.is_dataclass(value):
         return value
@@ -121,31 +146,90 @@ def as_json(value: Any, known: Document) -> Any:
     return document
 
 
+def schema_id(name: str) -> str:
+    """What the JSON Schema of a document is called by."""
+    return f"urn:gemmascope-oracle:{name}:{FORMAT_VERSION}"
+
+
+def document_schema(name: str, title: str, whole: Document) -> Document:
+    """A JSON Schema (draft 2020-12) with its name; readers ignore keys that they do not know. No document is without cases."""
+    cases = {**whole["properties"]["test_cases"], "minItems": 1}
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": schema_id(name), "title": title}
+    return {**head, **whole, "properties": {**whole["properties"], "test_cases": cases}}
+
+
+def schema(kind: type, document_kind: int) -> Document:
+    """The JSON Schema of the objects that are read as a dataclass, in a kind of document."""
+    properties: Document = {}
+    patterns: Document = {}
+    required: list[str] = []
+    more: list[Document] = []
+    for item in dataclasses.fields(kind):
+        rule = item.metadata
+        if not rule or rule["since"] > document_kind:
+            continue
+        key, must, value = rule["key"] or item.name, rule["required"] <= document_kind and not rule["check"].optional, rule["check"].schema(document_kind)
+        if rule["check"].is_of_object:
+            properties |= value.get("properties", {})
+            required += value.get("required", [])
+            more += value.get("allOf", [])
+        elif "{" in key:  # a key with a number in it: which one another key says
+            pattern = re.sub(r"\{.*?\}", "[0-9]+", f"^{key}$")
+            patterns[pattern] = value
+            if must:
+                more.append({"not": {"propertyNames": {"not": {"pattern": pattern}}}})
+        else:
+            properties[key] = value
+            required += [key] if must else []
+    parts = {"properties": properties, "patternProperties": patterns, "required": required, "allOf": more}
+    return {"type": "object", **{name: part for name, part in parts.items() if part}}
+
+
 # --- what a value must be ---------------------------------------------------------------------------------------------
 
 
-def integer(low: int = 0, high: int = MAX_U64) -> Check:
-    def check(fields: Fields, key: str) -> int:
-        value: int = fields.get(key)
+def integer(low: int = 0, high: int = MAX_U64) -> Check[int]:
+    @check({"type": "integer", "minimum": low, "maximum": high})
+    def whole_number(fields: Fields, key: str) -> int:
+        value = fields.get(key)
+        if fields.kind == CANDIDATE and is_number(value) and value == int(value):
+            value = int(value)  # some languages write all numbers as 42.0
         if not is_integer(value) or not low <= value <= high:
             span = (f" from {low}" if low >= 0 else "") + (f" to {high}" if high < MAX_U64 else "")
             raise fields.error(f"{shown(value)}, not a whole number{span}", key)
-        return value
+        return int(value)
 
-    return check
+    return whole_number
 
 
-def number(low: float = -math.inf, high: float = math.inf) -> Check:
-    def check(fields: Fields, key: str) -> float:
+def whole(low: int = 0, high: int = MAX_U64) -> Check[int]:
+    """An integer that may be written as 42.0, as languages do that have no other numbers."""
+
+    @check(integer(low, high).schema)
+    def whole_number(fields: Fields, key: str) -> int:
+        value = fields.get(key)
+        if type(value) is float and value.is_integer() and low <= value <= high:
+            return int(value)
+        return integer(low, high)(fields, key)
+
+    return whole_number
+
+
+def number(low: float = -math.inf, high: float = math.inf) -> Check[float]:
+    ends = {name: end for name, end in (("minimum", low), ("maximum", high)) if math.isfinite(end)}
+
+    @check({"type": "number", **ends})
+    def finite_number(fields: Fields, key: str) -> float:
         value = fields.get(key)
         if not is_number(value) or not low <= value <= high:
             span = (" from 0" if low == 0 else "") + (f" to {high:g}" if high < math.inf else "")
             raise fields.error(f"{shown(value)}, not a finite number{span}", key)
         return float(value)
 
-    return check
+    return finite_number
 
 
+@check({"type": "string"})
 def text(fields: Fields, key: str) -> str:
     value = fields.get(key)
     if not isinstance(value, str):
@@ -153,6 +237,7 @@ def text(fields: Fields, key: str) -> str:
     return value
 
 
+@check({"type": "object"})
 def mapping(fields: Fields, key: str) -> Document:
     value = fields.get(key)
     if not isinstance(value, dict):
@@ -160,13 +245,15 @@ def mapping(fields: Fields, key: str) -> Document:
     return value
 
 
-def numbers(fields: Fields, key: str) -> tuple[float, ...]:
+@check({"type": "array", "items": {"type": "number"}})
+def numbers(fields: Fields, key: str) -> Sequence[float]:
     values = fields.items(key)
     if not all(map(is_number, values)):
         raise fields.error("not a list of finite numbers", key)
-    return tuple(map(float, values))
+    return values if isinstance(values, array) else tuple(map(float, values))
 
 
+@check({"type": "array", "items": {"type": "string"}})
 def texts(fields: Fields, key: str) -> tuple[str, ...]:
     values = fields.items(key)
     if not all(isinstance(value, str) for value in values):
@@ -174,15 +261,21 @@ def texts(fields: Fields, key: str) -> tuple[str, ...]:
     return tuple(values)
 
 
-def or_none(check: Check) -> Check:
-    """Null, which says that there is none, or what `check` takes."""
-    return lambda fields, key: None if fields.get(key) is None else check(fields, key)
+def or_none(other: Check[T]) -> Check[T | None]:
+    """Null, which says that there is none, or what `other` takes."""
+
+    @check(lambda kind: {"anyOf": [other.schema(kind), {"type": "null"}]})
+    def or_null(fields: Fields, key: str) -> T | None:
+        return None if fields.get(key) is None else other(fields, key)
+
+    return or_null
 
 
-def objects(kind: type[T], name: str, wanted: str = "") -> Callable[[Fields, str], tuple[T, ...]]:
+def objects(kind: type[T], name: str, wanted: str = "") -> Check[tuple[T, ...]]:
     """A list of objects, each of which has another `name`."""
 
-    def check(fields: Fields, key: str) -> tuple[T, ...]:
+    @check(lambda document_kind: {"type": "array", "items": schema(kind, document_kind)})
+    def different_objects(fields: Fields, key: str) -> tuple[T, ...]:
         values: dict[Any, T] = {}
         for item in each(fields, key, wanted):
             value = parse(kind, item)
@@ -192,7 +285,7 @@ def objects(kind: type[T], name: str, wanted: str = "") -> Callable[[Fields, str
             values[getattr(value, name)] = value
         return tuple(values.values())
 
-    return check
+    return different_objects
 
 
 def each(fields: Fields, key: str, wanted: str = "") -> Iterator[Fields]:
@@ -211,7 +304,7 @@ def is_number(value: Any) -> bool:
 
 
 def shown(value: Any) -> str:
-    if isinstance(value, (dict, list)):
+    if isinstance(value, (dict, list, array)):
         return "an object" if isinstance(value, dict) else "a list"
     return "nothing" if value is None else ascii(value)[:40]
 

@@ -11,14 +11,14 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from oracle import errors
 from oracle.errors import BadUse
 from oracle.terminal import github, tables
 from oracle.terminal.options import job_of, origin_of, parser
-from oracle.terminal.output import check_output, dump, write_text
-from oracle.terminal.text import fits, say
+from oracle.terminal.output import check_output, dump, json_text, write_text
+from oracle.terminal.text import fits, printable, say
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -95,7 +95,17 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    _, _, comparison, explanation = _compared(options)
+    from oracle.references.reading import are_vectors, read_json
+
+    document, explanation = read_json(options.reference), None
+    if are_vectors(document):
+        from oracle.checking.vectors import compare_documents
+
+        if options.explain:
+            raise BadUse("--explain is about references: the flags of exact vectors say themselves which mistake it is; leave it out")
+        comparison = compare_documents(document, read_json(options.candidate), (options.reference, options.candidate))
+    else:
+        _, _, comparison, explanation = _compared(options, document)
     if options.format == "table":
         say(tables.table(comparison, explanation), quiet=options.quiet)
     else:
@@ -104,12 +114,12 @@ def _compare(options: argparse.Namespace) -> int:
     return _conclude(comparison, options, explanation)
 
 
-def _compared(options: argparse.Namespace) -> tuple[Reference, Candidate, Comparison, Explanation | None]:
-    """The files that the options name, the comparison of them, and the cause where they disagree and --explain asks."""
+def _compared(options: argparse.Namespace, document: Any) -> tuple[Reference, Candidate, Comparison, Explanation | None]:
+    """The reference of a JSON, the options' candidate, their comparison, and the cause where they disagree and --explain asks."""
     from oracle.checking.compare import compare
-    from oracle.references.reading import read_candidate, read_reference
+    from oracle.references.reading import parse_reference, read_candidate
 
-    reference = read_reference(options.reference)
+    reference = parse_reference(document, options.reference)
     candidate = read_candidate(options.candidate, reference.top_k)
     comparison = compare(reference, candidate)
     if comparison.agrees or not options.explain:
@@ -125,29 +135,42 @@ def _compared(options: argparse.Namespace) -> tuple[Reference, Candidate, Compar
 
 def _conclude(outcome: Comparison | Verification, options: argparse.Namespace, explanation: Explanation | None = None) -> int:
     """Tell GitHub of an outcome, and return its exit code."""
-    title, closing = f"oracle {options.command}", tables.closing(outcome, explanation)
+    title, closing = f"oracle {options.command}", [*tables.flags(outcome), *tables.closing(outcome, explanation)]
     github.summarize_verdicts(title, outcome.cases, closing)
     if not (outcome.agrees or options.quiet):
         github.annotate(title, " / ".join(closing))
     return errors.DONE if outcome.agrees else errors.DISAGREE
 
 
+def _inspect(options: argparse.Namespace) -> None:
+    from oracle.checking.inspect import inspect
+    from oracle.references.reading import read_candidate, read_reference
+    from oracle.references.recorded import RecordedWeights
+    from oracle.terminal.progress import ProgressReporter
+
+    reference = read_reference(options.reference)
+    candidate = read_candidate(options.candidate, reference.top_k) if options.candidate else None
+    with ProgressReporter(quiet=options.quiet) as reporter:
+        weights = RecordedWeights.of(reference, origin_of(options), reporter)
+        inspection = inspect(weights, options.layer, options.seed, options.feature, candidate, with_generator=options.residual)
+    text = f"{json_text(inspection.document, 2)}\n" if options.format == "json" else "".join(f"{printable(line)}\n" for line in inspection.lines)
+    write_text([text], "-")
+
+
 def _report(options: argparse.Namespace) -> None:
-    from oracle.page.page import check_length, page
-    from oracle.references.reading import read_reference
+    from oracle.page.page import page
+    from oracle.references.reading import parse_reference, read_json
 
     if options.explain and options.candidate is None:
         raise BadUse("--explain is about a candidate, and none is named: name one after the reference")
     if options.output != "-":
         check_output(options.output)
+    document = read_json(options.reference)
     if options.candidate is None:
-        reference, verdict = read_reference(options.reference), ""
-        check_length(reference.cases)
+        reference, verdict = parse_reference(document, options.reference), ""
         text = page(reference)
     else:
-        reference, candidate, comparison, explanation = _compared(options)
-        for cases in (reference.cases, candidate.cases.values()):
-            check_length(cases)
+        reference, candidate, comparison, explanation = _compared(options, document)
         text, verdict = page(reference, candidate, comparison, explanation), f"; {comparison.verdict}"
     write_text([text], options.output)
     say(f"{len(reference.cases)} cases -> {options.output} ({len(text) / 1024:.1f} KiB){verdict}", quiet=options.quiet)
@@ -205,6 +228,31 @@ def _demo(options: argparse.Namespace) -> None:
     say(f"Again, by hand: {shlex.join(command)}", quiet=quiet)
 
 
+def _schema(options: argparse.Namespace) -> None:
+    from oracle.checking import vectors
+    from oracle.references import reading
+
+    schemas = {
+        "reference": reading.reference_schema, "candidate": reading.candidate_schema,
+        "vectors": vectors.vectors_schema, "answers": vectors.answers_schema,
+    }  # fmt: skip
+    write_text(dump(schemas[options.name]()), "-")
+
+
+def _vectors(options: argparse.Namespace) -> None:
+    if options.consumer:
+        from importlib.resources import files
+
+        write_text([files("oracle.vectors").joinpath(options.consumer).read_text(encoding="utf-8")], "-")
+        return
+    from oracle.vectors import variants
+
+    written = variants.write(options.format, Path(options.folder))
+    for name, n_cases in written:
+        say(f"{n_cases} cases -> {os.path.join(options.folder, name, 'vectors.json')}", quiet=options.quiet)
+    say("Check a port's answers with: python -m oracle compare FOLDER/vectors.json candidate.json", quiet=options.quiet)
+
+
 def _residual(options: argparse.Namespace) -> None:
     lines: Iterable[str]
     if options.rust:
@@ -224,8 +272,11 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "generate": _generate,
     "verify": _verify,
     "compare": _compare,
+    "inspect": _inspect,
     "report": _report,
     "mirror": _mirror,
     "demo": _demo,
+    "schema": _schema,
+    "vectors": _vectors,
     "residual": _residual,
 }

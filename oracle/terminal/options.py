@@ -23,6 +23,7 @@ from oracle.job import (
     MAX_TOP_K,
     MIN_SCALE,
     MIN_TOLERANCE,
+    NORMALIZE,
     SAMPLE,
     Job,
     Origin,
@@ -32,6 +33,7 @@ from oracle.version import VERSION
 from oracle.weights.formats import FORMATS
 
 MAX_LENGTH = 1 << 24
+CONSUMERS = {"rust": "consumer.rs", "c": "consumer.c", "javascript": "consumer.js"}
 DESCRIPTION = (
     "Reference encodings of transcoders for people who port them. `python -m oracle COMMAND --help` lists a command's "
     "options; without a command it is `generate`."
@@ -154,6 +156,15 @@ def parser() -> argparse.ArgumentParser:
     forms = ("table", "json", "junit")
     compare.add_argument("--format", choices=forms, default="table", help="json and junit go to standard output (table)")
 
+    described = "One feature of one case, step by step, from the weights: where a port's number leaves the right one."
+    inspect = command("inspect", described, "A port that prints the same lines is bisected by the first that differs.", reference=True)
+    inspect.add_argument("--layer", type=integer(0, MAX_LAYER), required=True, metavar="L", help="the layer of the case")
+    inspect.add_argument("--seed", type=integer(0, 2**64 - 1), required=True, metavar="S", help="its seed")
+    inspect.add_argument("--feature", type=integer(0, MAX_FEATURES), required=True, metavar="J", help="the feature, from 0")
+    inspect.add_argument("--candidate", metavar="FILE", help="a port's JSON: where its number stands; `-` is standard input")
+    inspect.add_flag("--residual", "show the generator's first steps too")
+    inspect.add_argument("--format", choices=("table", "json"), default="table", help="both go to standard output (table)")
+
     described = "One HTML page with the pictures: a reference, and what a candidate makes of it."
     more = (
         "No script, nothing from outside. It needs no weights but for --explain. Exit code 0 says that the page was written: "
@@ -177,6 +188,18 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--schema", choices=names, default=names[0], help=f"of which kind ({names[0]})")
     demo.add_flag("--decode", "add what the decoder makes of each case")
 
+    schema = command("schema", "Print the JSON Schema (draft 2020-12) of what oracle writes, or of what a port does.")
+    kinds = "reference, candidate (a port's answers to one), vectors, or answers (a port's to these)"
+    schema.add_argument("name", metavar="NAME", choices=("reference", "candidate", "vectors", "answers"), help=kinds)
+
+    vectors = command("vectors", "Exact test vectors of a format: small weights, and answers that a right port gives bit for bit.")
+    vectors.add_argument("--format", metavar="NAME", default="all", help="a format, or one of its folders, such as SaeLens-gated (all)")
+    vectors.add_argument("--folder", metavar="DIR", default="vectors", help="where to write: DIR/<format>/vectors.json and the weights (vectors)")
+    form = vectors.add_mutually_exclusive_group()
+    for language in ("rust", "c", "javascript"):
+        described = f"print a test in {language} that reads them, to fill in"
+        form.add_argument(f"--{language}", action="store_const", dest="consumer", const=CONSUMERS[language], help=described)
+
     residual = command("residual", "Print one residual, a value a line, or the generator in Rust.")
     residual.add_argument("--seed", type=integer(0, 2**64 - 1), default=0)
     residual.add_argument("--stream", type=integer(0, 2**64 - 1), default=0)
@@ -185,7 +208,7 @@ def parser() -> argparse.ArgumentParser:
     form.add_argument("--hex", action="store_true", help="print float32 bits, 8 hex digits each")
     form.add_argument("--rust", action="store_true", help="print residual.rs")
 
-    for name in ("generate", "verify", "compare", "report", "mirror"):
+    for name in ("generate", "verify", "compare", "inspect", "report", "mirror"):
         _add_origin(subparsers.choices[name])
     return whole
 
@@ -201,6 +224,7 @@ def _add_origin(parser: argparse.ArgumentParser) -> None:
     add("--ignore-key", metavar="NAME", action="append", default=[], help=ignore)
     add("--k", type=integer(1, MAX_FEATURES), metavar="K", help="what a top-k gate keeps, where nothing beside the weights says it")
     add("--input-scale", type=scale, metavar="X", help="what residuals are multiplied by, where nothing beside the weights says it")
+    add("--normalize", choices=NORMALIZE, help="how residuals are normalised, where SAELens's directory says it and the repo does not")
     add("--revision", metavar="REV", help="branch, tag or commit of the repo (main)")
     add("--weights-revision", metavar="REV", help="the same for weights whose hf:// address names none")
     mirror = "ask this instead of huggingface.co: a server like it, a proxy, a file server, a folder (ORACLE_MIRROR)"

@@ -6,10 +6,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from oracle.checking.verdict import Comparison
 from oracle.terminal.output import json_text
 
 if TYPE_CHECKING:
-    from oracle.checking.verdict import CaseVerdict, Comparison, Verification
+    from oracle.checking.verdict import CaseVerdict, Verification
     from oracle.diagnosis.explanation import Explanation
     from oracle.references.document import Case, CaseId
 
@@ -37,20 +38,29 @@ def closing(outcome: Comparison | Verification, explanation: Explanation | None 
     return [*outcome.facts, outcome.verdict, *(explanation.lines if explanation else ())]
 
 
+def flags(outcome: Comparison | Verification) -> list[str]:
+    """The failing flags of exact vectors, a line each."""
+    return outcome.flag_lines if isinstance(outcome, Comparison) else []
+
+
 def table(outcome: Comparison | Verification, explanation: Explanation | None = None) -> str:
-    """A line per case, and the lines below them."""
-    rows, rest = case_rows(outcome.cases, MOST_ROWS)
-    width = max(len(name) for name, _, _ in rows)
-    lines = [f"{name:>{width}}: {status:8}  {summary}".rstrip() for name, status, summary in rows]
+    """A line per case, and the lines below them; of exact vectors the failing flags first, and the cases that fail alone."""
+    has_flags = isinstance(outcome, Comparison) and bool(outcome.flags)
+    shown = [case for case in outcome.cases if not (has_flags and case.agrees)]
+    rows, rest = case_rows(shown, MOST_ROWS)
+    width = max((len(name) for name, _, _ in rows), default=0)
+    lines = [*flags(outcome), *(f"{name:>{width}}: {status:8}  {summary}".rstrip() for name, status, summary in rows)]
     return "\n".join([*lines, *rest, *closing(outcome, explanation)])
 
 
 def comparison_json(comparison: Comparison, explanation: Explanation | None = None) -> str:
     """The comparison as one JSON object."""
     worst = comparison.worst
+    flags = [{"flag": flag.name, "cases": flag.cases, "failed": flag.failed, "catches": flag.catches} for flag in comparison.flags]
     document: dict[str, Any] = {
         "agrees": comparison.agrees,
         "tolerance": comparison.tolerance,
+        **({"flags": flags} if flags else {}),
         "largest_difference": None if worst is None else worst.max_difference,
         "test_cases": [
             {
@@ -93,9 +103,11 @@ def comparison_junit(comparison: Comparison, explanation: Explanation | None = N
     failures, skipped = sum(not case.agrees for case in comparison.cases), int(comparison.not_compared is not None)
     counts = f'tests="{len(comparison.cases) + skipped}" failures="{failures}" errors="0" skipped="{skipped}"'
     lines = ['<?xml version="1.0" encoding="UTF-8"?>', f'<testsuite name="oracle compare" {counts}>']
-    if explanation is not None:
-        cause = quoteattr(" ".join(explanation.lines))
-        lines.append(f'  <properties><property name="explanation" value={cause}/></properties>')
+    properties = [] if explanation is None else [("explanation", " ".join(explanation.lines))]
+    properties += [(f"flag {flag.name}", f"{flag.failed} of {flag.cases}: {flag.catches}") for flag in comparison.failing_flags]
+    if properties:
+        inner = "".join(f"<property name={quoteattr(name)} value={quoteattr(value)}/>" for name, value in properties)
+        lines.append(f"  <properties>{inner}</properties>")
     for case in comparison.cases:
         opening = f'  <testcase classname="oracle.layer_{case.id.layer}" name="{case.id.kind}_{case.id.number}"'
         if case.agrees:

@@ -13,47 +13,56 @@ import numpy as np
 
 Arrays = dict[str, "np.ndarray | int"]
 
+BFLOAT16, FLOAT32 = "BF16", "F32"  # as .safetensors has them
 
-def weight_file(path: str, arrays: Arrays) -> bytes:
-    """The file that a path is called like; whole numbers are tensors of one integer."""
+
+def weight_file(path: str, arrays: Arrays, dtype: str = BFLOAT16) -> bytes:
+    """The file that a path is called like; whole numbers are tensors of one integer. `dtype` is that of .safetensors."""
     if path.endswith(".npz"):
         return npz(arrays)
-    return safetensors(arrays) if path.endswith(".safetensors") else torch_zip(arrays)
+    return safetensors(arrays, dtype) if path.endswith(".safetensors") else torch_zip(arrays)
 
 
 def npz(arrays: Arrays) -> bytes:
-    """As np.savez has it: float32 in C order, little-endian, and whole numbers as 64-bit integers."""
-    members = {}
-    for name, values in arrays.items():
-        array = np.array(values, "<i8") if isinstance(values, int) else np.ascontiguousarray(values, "<f4")
-        header = repr({"descr": array.dtype.str, "fortran_order": False, "shape": array.shape}).encode()
-        header += b" " * (-(len(header) + 11) % 64) + b"\n"
-        members[f"{name}.npy"] = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + array.tobytes()
-    return stored_zip(members)
+    """As np.savez has it, but the same bytes with every version of NumPy."""
+    return stored_zip({f"{name}.npy": npy(np.asarray(values)) for name, values in arrays.items()})
 
 
 def stored_zip(members: dict[str, bytes]) -> bytes:
-    """A zip of stored members, the same bytes from every Python and at any time: their date is the first that a zip can have."""
+    """A zip of stored members, the same bytes from every Python and at any time: their date is the first that a zip can have.
+
+    The fields and their order are those of PKWARE's APPNOTE.TXT, sections 4.3.7, 4.3.12 and 4.3.16.
+    """
     data, directory = b"", b""
     for name, content in members.items():
         encoded = name.encode()
         # Version 2.0, no flags, stored, 0:00:00 on 1980-01-01.
         about = struct.pack("<5H3L2H", 20, 0, 0, 0, 33, zlib.crc32(content), len(content), len(content), len(encoded), 0)
-        directory += b"PK\x01\x02" + struct.pack("<H", 20) + about + struct.pack("<3H2L", 0, 0, 0, 0, len(data)) + encoded
+        # As a Unix system has it, which lets its owner read and write it.
+        directory += b"PK\x01\x02" + struct.pack("<H", 3 << 8 | 20) + about + struct.pack("<3H2L", 0, 0, 0, 0o600 << 16, len(data)) + encoded
         data += b"PK\x03\x04" + about + encoded + content
     count = len(members)
     return data + directory + b"PK\x05\x06" + struct.pack("<4H2LH", 0, 0, count, count, len(directory), len(data), 0)
 
 
-def safetensors(arrays: Arrays) -> bytes:
-    """In bfloat16, as the real ones are: the upper half of float32, the lower cut off."""
+def npy(values: np.ndarray) -> bytes:
+    """A .npy file of version 1, float32, or int64 for whole numbers."""
+    kind = "<i8" if values.dtype.kind == "i" else "<f4"
+    header = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {values.shape}, }}"
+    header += " " * (-(len(header) + 11) % 64) + "\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode() + values.astype(kind).tobytes()
+
+
+def safetensors(arrays: Arrays, dtype: str = BFLOAT16) -> bytes:
+    """In bfloat16, as the real ones are: the upper half of float32, the lower cut off; or in float32."""
     header: dict[str, Any] = {}
     data = b""
     for name, values in arrays.items():
         if isinstance(values, int):
             content, kind, shape = struct.pack("<q", values), "I64", ()
         else:
-            content, kind, shape = (values.astype("<f4").view("<u4") >> np.uint32(16)).astype("<u2").tobytes(), "BF16", values.shape
+            bits = np.ascontiguousarray(values, "<f4").view("<u4")
+            content, kind, shape = (bits if dtype == FLOAT32 else (bits >> np.uint32(16)).astype("<u2")).tobytes(), dtype, values.shape
         header[name] = {"dtype": kind, "shape": shape, "data_offsets": [len(data), len(data) + len(content)]}
         data += content
     text = json.dumps(header).encode()

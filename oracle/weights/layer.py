@@ -110,7 +110,9 @@ class LayerWeights:
     def w_enc(self) -> Matrix:
         """W_enc, in blocks of rows as they lie in the file. Its values are not checked: the encoder looks at them."""
         tensor = self._tensors[W_ENC]
-        return Matrix(lambda: tensor.file.blocks(tensor.header), features_first=tensor.features_first)
+        return Matrix(
+            lambda: tensor.file.blocks(tensor.header), tensor.features_first, lambda wanted: tensor.file.rows(tensor.header, wanted)
+        )
 
     @cached_property
     def encoder(self) -> Encoder:

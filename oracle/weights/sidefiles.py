@@ -25,14 +25,15 @@ B_GATE, R_MAG, B_MAG, SCALING, K, UNUSED = "b_gate", "r_mag", "b_mag", "scaling_
 
 @dataclass(frozen=True)
 class Context:
-    """What is said of a layer's arithmetic elsewhere: the repo's name, `activation` and `k` by its config.yaml, `k`, `input_scale`
-    and `ignore_key` by options."""
+    """What is said of a layer's arithmetic elsewhere: the repo's name, `activation` and `k` by its config.yaml, `k`, `input_scale`,
+    `normalize` and `ignore_key` by options."""
 
     repo: str = ""
     activation: str | None = None
     k: int | None = None
     input_scale: float | None = None
     ignore_key: tuple[str, ...] = ()
+    normalize: str | None = None
 
 
 @dataclass(frozen=True)
@@ -252,8 +253,8 @@ def saelens(side: Side, present: Collection[str], k: int | None, context: Contex
     kind = kinds[side.choice("normalize_activations", kinds, "none")]
     if kind == SCALED and context.input_scale is None:
         raise side.error("normalize_activations", "the factor of it is not in the repo: give it with --input-scale")
-    if kind == IDENTITY and context.input_scale is not None:
-        kind = SCALED
+    if kind == IDENTITY:  # SAELens's directory overrides it for some repos
+        kind = context.normalize or (IDENTITY if context.input_scale is None else SCALED)
     by_norm = side.flag("rescale_acts_by_decoder_norm", False)
     if by_norm and gate not in (TOPK, ABSTOPK):
         raise side.error("rescale_acts_by_decoder_norm", f"it is read with a top-k gate, and the architecture is {architecture}")

@@ -93,6 +93,22 @@ def test_a_half_way_sum_that_float64_misses() -> None:
         )
 
 
+@pytest.mark.parametrize("features_first", [False, True])
+def test_the_rank_of_a_feature_among_equal_ones(features_first: bool) -> None:
+    """Below the top k too: by exact values, of which float64 sees only some, and then by index."""
+    w_enc = np.zeros((33, 9), np.float32)
+    w_enc[0] = [1, 2, 1, 1, -1, 1, 2, 0, 1]
+    w_enc[1:, 3] = 2.0**-60  # more than the others by 2^-55
+    stored = np.ascontiguousarray(w_enc.T) if features_first else w_enc
+    chain = Encoder(Matrix(blocks(stored, 2), features_first), np.zeros(9), Threshold())
+    for feature, rank in enumerate([4, 1, 5, 3, None, 6, 2, None, 7]):
+        encoded = encoder.encode(chain, np.ones((2, 33), np.float32), k=1, tolerance=TOLERANCE, feature=feature)
+        assert encoded.column is not None and encoded.column.tolist() == w_enc[:, feature].tolist()
+        for steps in encoded.steps:
+            assert steps.rank == rank and steps.fires is (rank is not None)
+            assert steps.value == steps.product == sum(map(Fraction, w_enc[:, feature].tolist()))
+
+
 def test_an_order_that_float64_reverses() -> None:
     # In float64 1 + 2^-60 + ... loses every small term; feature 1 is the larger by 2^-55.
     w_enc = np.full((33, 2), 2.0**-60, np.float32)

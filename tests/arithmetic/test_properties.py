@@ -131,7 +131,7 @@ def test_any_order_of_float32_sums_agrees_with_the_reference(seed: int, d_model:
     rng = np.random.default_rng(seed + 2)
     encodings = encode(w_enc, b_enc, gate, residuals).encodings
     for r, right in zip(residuals, encodings):
-        bounds = {"n_active_bounds": right.n_active_bounds, "gate_ties": tuple(right.gate_ties), "flags": tuple(right.flags)}
+        bounds = {"n_active_bounds": right.n_active_bounds, "gate_ties": tuple(right.gate_ties), "flags": tuple(right.flags), **vars(right.sums)}
         case = a_case(right.top, right.n_active, **bounds)
         for order in (np.arange(d_model), np.arange(d_model)[::-1], rng.permutation(d_model)):
             pre = np.zeros(n_features, np.float32)
@@ -139,5 +139,7 @@ def test_any_order_of_float32_sums_agrees_with_the_reference(seed: int, d_model:
                 pre += r[row] * w_enc[row]
             pre += b_enc
             active = [int(j) for j in np.argsort(-pre, kind="stable") if pre[j] > gate[j]]
-            answer = a_case([(j, float(pre[j])) for j in active[:10]], len(active))
+            values = pre[active].astype(np.float64)
+            sums = {"activation_sum": float(values.sum()), "activation_sum_of_squares": float((values**2).sum())}
+            answer = a_case(list(zip(active, values.tolist()))[:10], len(active), **sums)
             assert compare_case(case, answer, n_features, k=10).agrees

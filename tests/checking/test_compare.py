@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -139,16 +140,28 @@ def test_what_the_tolerance_allows_passes(seed: int, k: int, grain: int, scale: 
     gate = (rng.integers(-3, 8, n) * grain * tolerance + base).astype(np.float32)
     bases = np.full(n, base, np.float32)
     exact = exact_encode(steps[None], bases, gate, np.ones(1, np.float32), k, tolerance)
-    margins = {key: exact[key] for key in ("n_active_bounds", "rank_margin", "gate_ties", "flags")}
+    margins = {key: exact[key] for key in ("n_active_bounds", "rank_margin", "gate_ties", "flags")} | exact["sums"]
     case = a_case(exact["top"], exact["n_active"], **margins)
     for _ in range(8):
         # a little under the tolerance, so that float64 does not carry it over
         pre = steps.astype(np.float64) + base + rng.choice([-0.99, 0.0, 0.99], n) * tolerance
         nudged = pre.astype(np.float32)
         active = sorted((j for j in range(n) if pre[j] > gate[j]), key=lambda j: (-nudged[j], j))
-        answer = a_case([(j, float(nudged[j])) for j in active[:k]], len(active))
+        values = [float(nudged[j]) for j in active]
+        sums = {"activation_sum": sum(values), "activation_sum_of_squares": sum(value * value for value in values)}
+        answer = a_case(list(zip(active, values))[:k], len(active), **sums)
         verdict = compare_case(case, answer, n, k, tolerance)
         assert verdict.agrees, (verdict, case, answer)
+
+
+def test_sums_are_held_to_their_tolerances() -> None:
+    case = a_case(FOUR, activation_sum=10.0, activation_sum_tolerance=0.25, activation_sum_of_squares=30.0, activation_sum_of_squares_tolerance=0.5)
+    for name, right, off in (("activation_sum", 10.0, 0.25), ("activation_sum_of_squares", 30.0, 0.5)):
+        for value, agrees in ((right, True), (right + off, True), (right - off, True), (right + off + 1e-9, False), (right - off - 1e-9, False), (math.nan, False)):
+            verdict = compare_case(case, a_case(FOUR, **{name: value}))
+            assert verdict.agrees is agrees and (agrees or verdict.problems[0].startswith(f"{name} is ")), (name, value)
+        # who has none is held to none, and so is who is held against a reference that has none
+        assert status(a_case(FOUR), a_case(FOUR, **{name: 5.0})) == status(case, a_case(FOUR)) == SAME
 
 
 # --- candidates, good and bad -------------------------------------------------------------------------------------
@@ -210,7 +223,7 @@ BAD = {
         "test_cases[0].layer is '0'",
     ),
     "seed true": ('{"test_cases": [{"layer": 0, "seed": true, "n_active": 1, "top_10": []}]}', "test_cases[0].seed is True"),
-    "seed a float": ('{"test_cases": [{"layer": 0, "seed": 0.0, "n_active": 1, "top_10": []}]}', "seed is 0.0"),
+    "seed a fraction": ('{"test_cases": [{"layer": 0, "seed": 0.5, "n_active": 1, "top_10": []}]}', "seed is 0.5"),
     "seed too large": (
         '{"test_cases": [{"layer": 0, "seed": 18446744073709551616, "n_active": 1, "top_10": []}]}',
         "seed is 1844",
@@ -264,7 +277,7 @@ def test_files_that_cannot_be_read(demo_folder: Path, tmp_path: Path) -> None:
     with large.open("wb") as file:
         file.truncate(257 << 20)
     ran = run("compare", reference, str(large))
-    assert ran.returncode == 4 and "larger than 64 MiB" in ran.stderr
+    assert ran.returncode == 4 and "larger than 256 MiB" in ran.stderr
 
 
 def test_standard_input(demo_folder: Path, reference: dict[str, Any]) -> None:
@@ -327,6 +340,66 @@ def test_other_weights_explain_nothing(demo_folder: Path, reference: dict[str, A
     assert ran.returncode == 4 and "its sha256 differs" in ran.stderr
 
 
+def with_sums(reference: dict[str, Any], *names: str) -> dict[str, Any]:
+    """The reference's answers, with some of what a candidate need not have."""
+    candidate = stripped(reference)
+    for own, case in zip(candidate["test_cases"], reference["test_cases"]):
+        own |= {name: case[name] for name in names}
+    return candidate
+
+
+def test_what_is_wrong_below_the_list_shows_in_the_sums(demo_folder: Path, reference: dict[str, Any]) -> None:
+    """Halved weak activations, the weakest feature taken for another of half its strength: neither list nor count can tell."""
+    names = ("activation_sum", "activation_sum_of_squares")
+    assert run_compare(demo_folder, with_sums(reference, *names)).returncode == 0
+    for name in names:
+        candidate = with_sums(reference, name)
+        case = candidate["test_cases"][4]
+        weak = case[name] - sum(entry["activation"] ** (1 + ("squares" in name)) for entry in case["top_10"])
+        case[name] -= weak / 2
+        ran = run_compare(demo_folder, candidate)
+        assert ran.returncode == 1 and f"differs   {name} is {case[name]:.9g}, the reference has " in ran.stderr, ran.stderr
+        assert ", of which rounding explains 0.0" in ran.stderr and "8 same, 1 differs" in ran.stderr
+        candidate = with_sums(reference, *names)
+        candidate["test_cases"][4][name] -= 1.5  # as much as a feature at its threshold
+        assert run_compare(demo_folder, candidate).returncode == 1
+
+
+def test_a_wrong_fingerprint_is_the_generator_s(demo_folder: Path, reference: dict[str, Any]) -> None:
+    candidate = with_sums(reference, "residual_fingerprint")
+    for case in candidate["test_cases"]:
+        case["residual_fingerprint"] = "0x" + case["residual_fingerprint"][2:].upper()
+    assert run_compare(demo_folder, candidate).returncode == 0
+    candidate["test_cases"][3] |= {"residual_fingerprint": "0x" + "1" * 16, "n_active": 400}
+    ran = run_compare(demo_folder, candidate)
+    right = reference["test_cases"][3]["residual_fingerprint"]
+    said = f"layer 12 seed 12: differs   residual_fingerprint is '0x{'1' * 16}', the reference has {right}: the generator, not the encoder, "
+    assert ran.returncode == 1 and said in ran.stderr and "; n_active is 400" in ran.stderr, ran.stderr
+
+
+@pytest.mark.parametrize("name", ["activation_sum", "activation_sum_of_squares", "residual_fingerprint"])
+def test_right_lists_are_not_explained_by_what_stands_beside_them(demo_folder: Path, reference: dict[str, Any], name: str) -> None:
+    candidate = with_sums(reference, name)
+    for case in candidate["test_cases"]:
+        case[name] = "0x" + "0" * 16 if name == "residual_fingerprint" else case[name] / 2
+    ran = run_compare(demo_folder, candidate, "--explain", "--offline", "--cache-dir", str(demo_folder / "hub"))
+    assert ran.returncode == 1 and "the lists agree, and no mistake is tried of what stands beside them" in ran.stderr, ran.stderr
+    # and what is wrong of the lists is named all the same
+    for case in candidate["test_cases"]:
+        for entry in case["top_10"]:
+            entry["index"] = 511 - entry["index"]
+    assert "features reversed: " in run_compare(demo_folder, candidate, "--explain", "--offline", "--cache-dir", str(demo_folder / "hub")).stderr
+
+
+@pytest.mark.parametrize("name", ["activation_sum", "activation_sum_of_squares", "residual_fingerprint"])
+@pytest.mark.parametrize("value", ["1e999", "NaN", "null", "[]", '{}', "true"])
+def test_what_is_no_sum_or_no_fingerprint(demo_folder: Path, reference: dict[str, Any], name: str, value: str) -> None:
+    candidate = with_sums(reference, name)
+    candidate["test_cases"][4][name] = "VALUE"
+    ran = run_compare(demo_folder, json.dumps(candidate).replace('"VALUE"', value))
+    assert ran.returncode == 4 and (value == "NaN" or f"test_cases[4].{name} is " in ran.stderr), ran.stderr
+
+
 # --- a port in Rust -----------------------------------------------------------------------------------------------
 
 RUST_MISTAKES = {
@@ -349,7 +422,8 @@ def test_a_port_in_rust_agrees(consumer: Path, demo_folder: Path, tmp_path: Path
     subprocess.run([consumer, reference, demo_folder / "hub", answers], check=True)
     ran = run("compare", str(reference), str(answers))
     assert ran.returncode == 0 and "the candidate agrees" in ran.stderr
-    assert not set(json.loads(answers.read_text())["test_cases"][0]) - {"layer", "seed", "n_active", "top_10"}
+    sums = {"activation_sum", "activation_sum_of_squares", "residual_fingerprint"}
+    assert set(json.loads(answers.read_text())["test_cases"][0]) == {"layer", "seed", "n_active", "top_10", *sums}
 
 
 @pytest.mark.parametrize("mistake", RUST_MISTAKES)

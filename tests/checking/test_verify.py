@@ -91,6 +91,9 @@ EDITS = {
     "gate ties": (edit_ties, "wrong numbers (n_active_bounds, gate_ties)"),
     "the last bit of an activation": (edit_activation, "wrong numbers (top_10)"),
     "an index": (edit_index, "wrong numbers (top_10)"),
+    "a sum": (edit_number("activation_sum", lambda s: s + 2.0**-16), "wrong numbers (activation_sum)"),
+    "a sum of squares": (edit_number("activation_sum_of_squares", lambda s: s - 2.0**-32), "wrong numbers (activation_sum_of_squares)"),
+    "a sum's tolerance": (edit_number("activation_sum_tolerance", lambda t: 2 * t), "wrong numbers (activation_sum_tolerance)"),
     "a residual": (edit_residual, "wrong residual"),
     "a fingerprint": (edit_number("residual_fingerprint", lambda f: "0x" + f[:1:-1]), "wrong fingerprint"),
     "a seed": (edit_number("seed", lambda s: s + 1), "wrong fingerprint"),
@@ -112,6 +115,24 @@ def test_edited_references_are_told_apart(demo_folder: Path, name: str, renewed:
     assert ran.returncode == 1, ran.stderr
     assert [message in line for line in ran.stderr.splitlines()[:9]] == [number == 4 for number in range(9)]
     assert "8 of 9 cases" in ran.stderr and "DISAGREES" in ran.stderr
+
+
+def test_a_reference_of_before_there_were_sums(demo_folder: Path) -> None:
+    """All of them may be lacking; one of them, in a case that has others, was taken out."""
+    sums = ("activation_sum", "activation_sum_tolerance", "activation_sum_of_squares", "activation_sum_of_squares_tolerance")
+    reference = reference_of(demo_folder)
+    for case in reference["test_cases"]:
+        for name in sums:
+            del case[name]
+    reference["digest"] = digest(reference)
+    ran = run_verify(demo_folder, reference)
+    assert ran.returncode == 0 and ran.stderr.count(": same") == 9, ran.stderr
+    reference = reference_of(demo_folder)
+    for name in sums[:2]:
+        del reference["test_cases"][4][name]
+    reference["digest"] = digest(reference)
+    ran = run_verify(demo_folder, reference)
+    assert ran.returncode == 1 and "wrong numbers (activation_sum, activation_sum_tolerance)" in ran.stderr
 
 
 def test_what_is_said_of_wrong_numbers(demo_folder: Path) -> None:
@@ -281,6 +302,8 @@ BROKEN = {
     "a residual with a text": (put("x", "test_cases", 2, "residual", 5), "residual is not a list of finite numbers"),
     "an index past the features": (put(512, "test_cases", 2, "top_10", 0, "index"), "past the 512 features"),
     "no fingerprint": (drop("test_cases", 2, "residual_fingerprint"), "residual_fingerprint is missing"),
+    "a sum without its tolerance": (drop("test_cases", 2, "activation_sum_tolerance"), "test_cases[2].activation_sum_tolerance is missing"),
+    "a sum of text": (put("1", "test_cases", 2, "activation_sum"), "test_cases[2].activation_sum is '1', not a finite number"),
     "bounds": (put([1], "test_cases", 2, "n_active_bounds"), "n_active_bounds is not two numbers"),
     "no gate ties": (drop("test_cases", 2, "gate_ties"), "test_cases[2].gate_ties is missing"),
     "gate ties of another number": (put([3, 7], "test_cases", 2, "gate_ties"), "gate_ties is 2 long"),

@@ -3,7 +3,9 @@
 //! A port of the encoder as a user of the reference would write it, who knows the README and the JSON alone.
 //!
 //!     consumer REFERENCE.json CACHE_DIR CANDIDATE.json
+//!     consumer REFERENCE.json CACHE_DIR LAYER SEED FEATURE
 //!
+//! The second form prints what `python -m oracle inspect --residual` prints of one feature, as far as float32 goes.
 //! It makes each test case's residual again, encodes it with the weights in the Hub cache at CACHE_DIR, and writes
 //! a candidate to hold against the reference, whose answers it does not look at. With MISTAKE in the environment
 //! it goes wrong in one of the ways that ports go wrong in, which a comparison has to notice.
@@ -14,6 +16,7 @@
 mod json;
 mod npz;
 mod residual;
+mod steps;
 
 use json::Json;
 use npz::{Array, Npz};
@@ -138,6 +141,9 @@ fn run_case(case: &Json, transcoder: &Transcoder, top_k: usize, mistake: Mistake
         residual.iter_mut().zip(&transcoder.b_dec).for_each(|(r, b)| *r -= b);
     }
     let active = transcoder.encode(&residual);
+    // In f64: in f32 thousands of features would add up to rounding of their own.
+    let values = || active.iter().map(|feature| f64::from(feature.activation));
+    let (sum, squares): (f64, f64) = (values().sum(), values().map(|value| value * value).sum());
     let first_index = if mistake == Mistake::IndexFromOne { 1 } else { 0 };
     let mut top = Vec::new();
     for feature in active.iter().take(top_k) {
@@ -149,28 +155,50 @@ fn run_case(case: &Json, transcoder: &Transcoder, top_k: usize, mistake: Mistake
         top.push(format!(r#"{{"index": {index}, "activation": {activation:?}}}"#));
     }
     let (n_active, top) = (active.len(), top.join(", "));
-    Ok(format!(r#"{{"layer": {layer}, "seed": {seed}, "n_active": {n_active}, "top_{top_k}": [{top}]}}"#))
+    Ok(format!(
+        r#"{{"layer": {layer}, "seed": {seed}, "residual_fingerprint": "{found}", "n_active": {n_active},
+    "activation_sum": {sum:?}, "activation_sum_of_squares": {squares:?}, "top_{top_k}": [{top}]}}"#
+    ))
+}
+
+/// A layer's weights, from the file that the reference names.
+fn load_layer(reference: &Json, cache: &Path, entry: &Json) -> Result<Transcoder, String> {
+    // A layer has a repo and a revision of its own where they are not those of all.
+    let own_or_shared = |own: &str, shared: &str| match entry.get(own) {
+        Some(_) => entry.string(own),
+        None => reference.string(shared),
+    };
+    let folder = format!("models--{}", own_or_shared("repo", "weights_repo")?.replace('/', "--"));
+    let snapshot = cache.join(folder).join("snapshots").join(own_or_shared("revision", "weights_revision")?);
+    let path = snapshot.join(entry.string("path")?);
+    let transcoder = Transcoder::load(&path, reference.integer("d_model")? as usize);
+    transcoder.map_err(|error| format!("{}: {error}", path.display()))
+}
+
+/// One feature step by step.
+fn show(reference: &Json, cache: &Path, layer: u64, seed: u64, feature: usize) -> Result<(), String> {
+    for entry in reference.array("layers")? {
+        if entry.integer("layer")? == layer {
+            let transcoder = load_layer(reference, cache, entry)?;
+            let n_features = transcoder.b_enc.len();
+            let residual = residual::residual(seed, layer, transcoder.b_dec.len());
+            let column: Vec<f32> = transcoder.w_enc.chunks_exact(n_features).map(|row| row[feature]).collect();
+            steps::show_generator(seed, layer);
+            steps::show_feature(&residual, &column, transcoder.b_enc[feature], transcoder.threshold[feature]);
+        }
+    }
+    Ok(())
 }
 
 /// The whole candidate.
 fn run(reference: &Json, cache: &Path, mistake: Mistake) -> Result<String, String> {
-    let d_model = reference.integer("d_model")? as usize;
     let top_k = reference.integer("top_k")? as usize;
     let cases = reference.array("test_cases")?;
     let mut results = Vec::new();
     for entry in reference.array("layers")? {
         let layer = entry.integer("layer")?;
-        // A layer has a repo and a revision of its own where they are not those of all.
-        let own_or_shared = |own: &str, shared: &str| match entry.get(own) {
-            Some(_) => entry.string(own),
-            None => reference.string(shared),
-        };
-        let folder = format!("models--{}", own_or_shared("repo", "weights_repo")?.replace('/', "--"));
-        let snapshot = cache.join(folder).join("snapshots").join(own_or_shared("revision", "weights_revision")?);
-        let path = snapshot.join(entry.string("path")?);
         // One layer in memory at a time: real ones have hundreds of megabytes.
-        let transcoder = Transcoder::load(&path, d_model);
-        let mut transcoder = transcoder.map_err(|error| format!("{}: {error}", path.display()))?;
+        let mut transcoder = load_layer(reference, cache, entry)?;
         transcoder.spoil(mistake);
         for (number, case) in cases.iter().enumerate() {
             if case.integer("layer")? == layer {
@@ -185,9 +213,19 @@ fn run(reference: &Json, cache: &Path, mistake: Mistake) -> Result<String, Strin
     Ok(format!("{{\"test_cases\": [\n  {}\n]}}\n", results.join(",\n  ")))
 }
 
-fn run_files(reference: &str, cache: &str, candidate: &str, mistake: Mistake) -> Result<(), String> {
+fn read_reference(reference: &str) -> Result<Json, String> {
     let text = std::fs::read_to_string(reference).map_err(|error| format!("{reference}: {error}"))?;
-    let json = Json::parse(&text).map_err(|error| format!("{reference}: {error}"))?;
+    Json::parse(&text).map_err(|error| format!("{reference}: {error}"))
+}
+
+fn show_files(reference: &str, cache: &str, numbers: &[String]) -> Result<(), String> {
+    let number = |text: &String| text.parse::<u64>().map_err(|error| format!("{text}: {error}"));
+    let (layer, seed, feature) = (number(&numbers[0])?, number(&numbers[1])?, number(&numbers[2])?);
+    show(&read_reference(reference)?, Path::new(cache), layer, seed, feature as usize)
+}
+
+fn run_files(reference: &str, cache: &str, candidate: &str, mistake: Mistake) -> Result<(), String> {
+    let json = read_reference(reference)?;
     let output = run(&json, Path::new(cache), mistake)?;
     std::fs::write(candidate, output).map_err(|error| format!("{candidate}: {error}"))
 }
@@ -195,6 +233,17 @@ fn run_files(reference: &str, cache: &str, candidate: &str, mistake: Mistake) ->
 fn main() -> ExitCode {
     // Lossily, since args() and var() panic or fail where something is not Unicode.
     let arguments: Vec<String> = std::env::args_os().skip(1).map(|text| text.to_string_lossy().into()).collect();
+    if let [reference, cache, numbers @ ..] = &arguments[..] {
+        if numbers.len() == 3 {
+            return match show_files(reference, cache, numbers) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    eprintln!("consumer: {error}");
+                    ExitCode::from(1)
+                }
+            };
+        }
+    }
     let [reference, cache, candidate] = &arguments[..] else {
         eprintln!("usage: consumer REFERENCE.json CACHE_DIR CANDIDATE.json");
         return ExitCode::from(2);

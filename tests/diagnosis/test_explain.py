@@ -43,7 +43,7 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> list[World]:
 
 
 def test_every_mistake_is_named_first(worlds: list[World]) -> None:
-    for number, name in enumerate(PLANTS):  # each in one shape; the slow test below has them all in every shape
+    for number, name in list(enumerate(PLANTS))[::3]:  # a third of them, each in one shape; the slow test below has them all in every shape
         check(plant_all([worlds[number % len(worlds)]], [(name,)]))
 
 
@@ -61,9 +61,9 @@ def random_pairs(seed: int, how_many: int, world: World) -> list[tuple[str, ...]
     return pairs
 
 
-def test_thirty_random_pairs_are_named_first(worlds: list[World]) -> None:
+def test_nine_random_pairs_are_named_first(worlds: list[World]) -> None:
     for number, world in enumerate(worlds):
-        check(plant_all([world], random_pairs(number, 10, world)))
+        check(plant_all([world], random_pairs(number, 3, world)))
 
 
 def test_a_right_port_is_never_explained(worlds: list[World]) -> None:

@@ -16,10 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from oracle.arithmetic.constants import generator_record
 from oracle.checking.compare import compare
 from oracle.library import compare as oracle_compare
 from oracle.page import page as report
-from oracle.references import document, reading
+from oracle.references import reading
 from oracle.vectors import demo
 from oracle.weights.formats import FORMATS
 from tests.support import worlds
@@ -201,7 +202,7 @@ def test_whatever_a_reference_holds(
     made = {
         "format_version": 1, "weights_repo": name, "weights_revision": None, "curation_repo": name, "schema": name, "tolerance": tolerance,
         "methodology": name, "gate": {"kind": name}, "encoder_input": {"kind": name}, "digest": name,
-        "encoder_formula": data.draw(st.text()), "d_model": 8, "n_features_per_layer": 512, "top_k": 10, "residual_generator": document.generator_record(),
+        "encoder_formula": data.draw(st.text()), "d_model": 8, "n_features_per_layer": 512, "top_k": 10, "residual_generator": generator_record(),
         "layers": [{"layer": layer, "path": name, "sha256": None} for layer in sorted({layer for layer, _ in keys})],
         "test_cases": [a_case(layer, seed) for layer, seed in keys],
         "environment": data.draw(st.dictionaries(st.text(), NUMBER | st.text() | st.none() | st.integers()))
@@ -235,7 +236,7 @@ def test_no_value_becomes_markup(folder: Path, tmp_path: Path, text: str) -> Non
         if keep:
             return value
         if isinstance(value, dict):
-            return {key: filled(item, keep=key in ("residual_generator", "digest")) for key, item in value.items()}
+            return {key: filled(item, keep=key in ("$schema", "residual_generator", "digest")) for key, item in value.items()}
         if isinstance(value, list):
             return [filled(item) for item in value]
         if isinstance(value, str):

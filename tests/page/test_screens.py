@@ -57,7 +57,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("scheme", screens.SCHEMES)
-@pytest.mark.parametrize("width", screens.WIDTHS)
+@pytest.mark.parametrize("width", [width if width == min(screens.WIDTHS) else pytest.param(width, marks=pytest.mark.slow) for width in screens.WIDTHS])
 def test_it_fits_and_can_be_read(tab: screens.Tab, page: Path, width: int, scheme: str) -> None:
     tab.requests.clear()
     tab.show(page, width, scheme)

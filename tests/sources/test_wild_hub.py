@@ -295,6 +295,7 @@ ENVIRONMENTS: dict[str, dict[str, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENVIRONMENTS)
 def test_5_each_variable_means_what_it_means_to_the_real_client(name: str, tmp_path: Path) -> None:
     pytest.importorskip("huggingface_hub", minversion="1.0")

@@ -53,6 +53,25 @@ def exact_encode(
         "gate_margin": float(round(min(map(abs, distance)), 6)),
         "gate_ties": [j for j, d in enumerate(distance) if -margin < d <= margin],
         "flags": flags,
+        "sums": exact_sums(pre, order, [j for j, d in enumerate(distance) if -margin < d <= margin], tolerance),
+    }
+
+
+def exact_sums(pre: list[Fraction], fires: list[int], ties: list[int], tolerance: float) -> dict[str, float]:
+    """The sums over what fires, of activations in units of a power of two; and the most that a right port's may differ, in 3 digits."""
+    unit = max(unit for unit in (Fraction(2) ** power for power in range(-30, 60)) if 4 * unit <= Fraction(tolerance))
+    off = Fraction(tolerance) + unit / 2
+    rounded = [round(p / unit) * unit for p in pre]
+    surely = [j for j in fires if j not in ties]
+    stored = Fraction(1, 2**24)
+    most = sum(off + abs(rounded[j]) * (1 + stored) for j in ties) + sum(off + abs(rounded[j]) * stored for j in surely)
+    most_of_squares = sum((abs(rounded[j]) + off) ** 2 + 2 * stored * rounded[j] ** 2 for j in ties)
+    most_of_squares += sum(2 * off * abs(rounded[j]) + off**2 + 2 * stored * rounded[j] ** 2 for j in surely)
+    return {
+        "activation_sum": float(sum(rounded[j] for j in fires)),
+        "activation_sum_tolerance": float(f"{float(most) * 1.006:.3g}"),
+        "activation_sum_of_squares": float(sum(rounded[j] ** 2 for j in fires)),
+        "activation_sum_of_squares_tolerance": float(f"{float(most_of_squares) * 1.006:.3g}"),
     }
 
 
@@ -116,6 +135,7 @@ def exact_case(gate: ExactGate, product: list[Fraction], value: list[Fraction], 
             *(["gate-tie"] if near else []),
             *([] if order else ["no-active-features"]),
         ],
+        "sums": exact_sums(value, order, ties, tolerance),
         "active": [
             (j, rounded[j] if fires[j] else 0.0, tolerance + (abs(rounded[j]) if j in ties else 0), j in ties)
             for j in sorted({*order, *ties})

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from tests.support.places import ROOT
 
-ENCODER = [f"tests/arithmetic/test_{name}.py" for name in ("encoder", "decoder", "properties", "gates", "inputs")]
+ENCODER = [f"tests/arithmetic/test_{name}.py" for name in ("encoder", "decoder", "properties", "gates", "inputs", "dead_features")]
 RULES = ["tests/checking/test_rules.py", "tests/checking/test_compare.py", "-k", "not rust and not mistakes and not cannot and not explain"]
 DECODER = ["tests/arithmetic/test_decoder.py", "tests/references/test_decode.py", "-k", "not same_bytes"]
 VERIFY = ["tests/checking/test_verify.py", "tests/references/test_robust.py", "tests/test_trust.py", "-k", "checking or robust or test_8_what or test_8_with"]

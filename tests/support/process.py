@@ -16,6 +16,7 @@ from typing import Any
 from unittest import mock
 
 from oracle.__main__ import main
+from tests.support import schemas
 from tests.support.places import ROOT
 
 Completed = subprocess.CompletedProcess[str]
@@ -58,8 +59,10 @@ def python(*arguments: str, environment: dict[str, str] | None = None, **options
 
 
 def oracle(*arguments: str, **options: Any) -> Completed:
-    """`python -m oracle` as a process of its own."""
-    return python("-m", "oracle", *arguments, **options)
+    """`python -m oracle` as a process of its own; the reference that it may have printed is held against its schema here."""
+    ran = python("-m", "oracle", *arguments, **options)
+    schemas.hold_printed(ran.stdout)
+    return ran
 
 
 def started(*arguments: str, **options: Any) -> subprocess.Popen[str]:

@@ -358,7 +358,7 @@ PIECES = st.sampled_from([
 ])  # fmt: skip
 
 
-@settings(deadline=None, max_examples=600)
+@settings(deadline=None, max_examples=200)
 @given(st.lists(PIECES, max_size=40).map(b"".join) | st.binary(max_size=100))
 def test_any_opcodes(opcodes: bytes) -> None:
     for pickle in (opcodes, b"\x80\x02" + opcodes + b".", b"\x80\x02}" + b"X\1\0\0\0W" + opcodes + b"s."):
