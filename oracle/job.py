@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass, replace
 
 from oracle.errors import BadUse
@@ -13,6 +14,8 @@ MAX_SEEDS, MAX_LAYER, MAX_TOP_K, MAX_CONNECTIONS, MAX_PATIENCE = 10_000, 1_000_0
 MIN_SCALE, MAX_SCALE, MAX_FEATURES = 1e-9, 1e9, 1 << 24
 NORMALIZE = ("unit_rms", "layer_norm")  # as the JSON's encoder_input has them
 SAMPLE, ALL = "sample", "all"
+SEEDS = 3  # of a layer, where nobody says how many
+LEAST_FACTOR, MOST_FACTOR = 2.0**-100, 2.0**100  # of generated residuals: 1e-30 to 1e30
 
 
 def _check_range(owner: str, name: str, value: object, most: int) -> None:
@@ -80,24 +83,55 @@ class Job:
     """What to encode. Raises BadUse.
 
     `layers` are numbers, or "all", or "sample": the first, the middle one and the last; `seeds` the number of residuals
-    of each layer. `robust` passes over seeds whose case has a flag; `decode` adds what the decoder makes of each case.
+    of each layer: None for 3, or for all rows of a file. `robust` passes over seeds whose case has a flag; `decode` adds what
+    the decoder makes of each case. `residuals` is the path of a file of residuals; without one they are generated, and
+    multiplied by `scale`, a float32. `tolerance` is the least that a case has, and all where residuals are generated as they are.
     """
 
     origin: Origin = Origin()
     layers: tuple[int, ...] | str = SAMPLE
-    seeds: int = 3
+    seeds: int | None = None
     top_k: int = 10
     tolerance: float = 1e-4
     robust: bool = False
     decode: bool = False
+    residuals: str | None = None
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_range("Job", "seeds", self.seeds, MAX_SEEDS)
+        _check_range("Job", "seeds", self.n_seeds, MAX_SEEDS)
         _check_range("Job", "top_k", self.top_k, MAX_TOP_K)
         if not MIN_TOLERANCE <= self.tolerance <= MAX_TOLERANCE:
             raise BadUse(f"Job: tolerance is {self.tolerance!r}, not in {MIN_TOLERANCE:g} to {MAX_TOLERANCE:g}")
+        if not is_factor(self.scale):
+            raise BadUse(f"Job: scale is {self.scale!r}, not a float32 from {LEAST_FACTOR:g} to {MOST_FACTOR:g}")
+        if self.residuals is not None and self.scale != 1:
+            raise BadUse("--scale is of generated residuals, and --residuals names a file: scale its values where it is written")
+        if self.residuals is not None and self.robust:
+            raise BadUse("--robust looks for other seeds, and the rows of a file of residuals have none: leave it out, and see each case's flags")
         if self.layers in (ALL, SAMPLE):
             return
         numbers = self.layers if isinstance(self.layers, tuple) else ()
         if not numbers or not all(type(layer) is int and 0 <= layer <= MAX_LAYER for layer in numbers):
             raise BadUse(f"Job: layers is {self.layers!r}, not {ALL!r}, {SAMPLE!r} or a tuple of numbers from 0")
+
+    @property
+    def n_seeds(self) -> int:
+        """How many residuals of a layer are generated."""
+        return SEEDS if self.seeds is None else self.seeds
+
+    @property
+    def has_own_tolerances(self) -> bool:
+        """Whether each case has a tolerance that follows from its numbers: standard normal residuals need none."""
+        return self.residuals is not None or self.scale != 1
+
+
+def is_factor(value: object) -> bool:
+    """Whether generated residuals may be multiplied by this, so that all ports multiply by the same number."""
+    return type(value) in (int, float) and LEAST_FACTOR <= value <= MOST_FACTOR and value == float32(value)  # type: ignore[operator,arg-type]
+
+
+def float32(value: float) -> float:
+    """The float32 that is nearest to a number."""
+    nearest: float = struct.unpack("<f", struct.pack("<f", value))[0]
+    return nearest

@@ -25,11 +25,16 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """float32 inputs [n, d_model]; what a decoder gives is multiplied by `factor` and added to `offset`, float64 [n, 1], after them."""
+    """float32 inputs [n, d_model]; what a decoder gives is multiplied by `factor` and added to `offset`, float64 [n, 1], after them.
+
+    `removed` are vectors, float32 [d_model], that were subtracted from what had been rounded or summed up before, and how many
+    times each was for an input, float64 [n]: a port's rounding is of their size too.
+    """
 
     values: np.ndarray
     factor: np.ndarray
     offset: np.ndarray
+    removed: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +80,7 @@ class EncoderInput:
         if self.is_identity:
             return Inputs(residuals, factor, offset)
         values = residuals.astype(np.float64)
+        removed = []
         with np.errstate(all="ignore"):  # a residual of zeros has no norm: the encoder refuses what comes of it
             if self.normalised == SCALED:
                 values, factor = values * self.factor, factor * self.back
@@ -86,9 +92,12 @@ class EncoderInput:
                 values = values - offset
                 factor = np.sqrt(_sums(values * values) / (d_model - 1))
                 values = values / (factor + LAYER_NORM_EPSILON)
+                removed.append((np.ones(d_model, np.float32), np.abs(offset[:, 0]) / (factor[:, 0] + LAYER_NORM_EPSILON)))
             if self.b_dec is not None:
                 values = values - self.b_dec
-            return Inputs(values.astype(np.float32), factor, offset)
+                if self.normalised != IDENTITY:
+                    removed.append((self.b_dec, np.ones(n)))
+            return Inputs(values.astype(np.float32), factor, offset, tuple(removed))
 
 
 def _sums(values: np.ndarray) -> np.ndarray:

@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from oracle.arithmetic.chain import Condition, FeatureSteps, Gate, GateStep
-from oracle.arithmetic.numbers import UNIT_ROUNDOFF, ActivationSums, Numbers, Settled, activation_sums, classes, exact_product, round_to_float32, settle, sum_unit
-from oracle.arithmetic.products import Matrix, NotFiniteError, multiply
+from oracle.arithmetic.chain import Condition, FeatureSteps, Gate, Gated, GateStep
+from oracle.arithmetic.numbers import ActivationSums, Numbers, Settled, activation_sums, classes, round_to_float32, settle, sum_unit
+from oracle.arithmetic.products import UNIT_ROUNDOFF, Matrix, NotFiniteError, Removed, exact_product, multiply, rounding_tolerances
 
 if TYPE_CHECKING:
     from fractions import Fraction
 
 MARGIN_DECIMALS = 6
+MOST_TOLERANCE = 2.0**105  # partial sums are below 2^22 times a case's own tolerance in any order: more may overflow float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +36,15 @@ class Encoder:
     offset: np.ndarray
     gate: Gate
     scale: np.ndarray | None = None
+
+    @property
+    def spread(self) -> tuple[np.ndarray | float, float]:
+        """How many times a feature's product is in what is held against 0, float64 [n_features] or 1, and the largest |bias|."""
+        factor = 1.0 if self.scale is None else np.abs(self.scale.astype(np.float64))
+        offset = float(np.max(np.abs(self.offset)))
+        if isinstance(self.gate, Gated):  # whose gate has the product as it is
+            factor, offset = np.maximum(factor, 1.0), max(offset, float(np.max(np.abs(self.gate.bias))))
+        return factor, offset
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,10 +88,12 @@ class Encoding:
 class LayerEncoding:
     """The encodings of one layer, and of all pre-activations: float32's largest error, and how many were settled.
 
-    `steps` are those of one feature in each case, where they were asked for, and `column` its encoder vector, float32 [d_model].
+    `tolerances` are those that each encoding's bounds, ties and flags go by. `steps` are those of one feature in each case,
+    where they were asked for, and `column` its encoder vector, float32 [d_model].
     """
 
     encodings: list[Encoding]
+    tolerances: list[float]
     float32_max_abs_error: float
     n_settled: int
     steps: list[FeatureSteps]
@@ -89,15 +101,23 @@ class LayerEncoding:
 
 
 def encode(
-    encoder: Encoder, inputs: np.ndarray, *, k: int, tolerance: float, with_active: bool = False, feature: int | None = None
-) -> LayerEncoding:
+    encoder: Encoder, inputs: np.ndarray, *, k: int, tolerance: float, own_tolerances: bool = False, removed: Removed = (),
+    with_active: bool = False, feature: int | None = None,
+) -> LayerEncoding:  # fmt: skip
     """Encode float32 inputs [n_cases, d_model]. `with_active` asks for all features that are active, not for the top k alone;
     `feature` for the steps of one.
 
-    Raises NotFiniteError.
+    With `own_tolerances` a case has its own where that is larger than `tolerance`: see rounding_tolerances; it is that of what
+    was `removed` from the input before, as Inputs has it, where that is larger. Raises NotFiniteError.
     """
     kept: list[np.ndarray] = []
-    products = multiply(encoder.w_enc if feature is None else encoder.w_enc.keeping(feature, kept), inputs)
+    w_enc = encoder.w_enc if feature is None else encoder.w_enc.keeping(feature, kept)
+    products = multiply(w_enc, inputs, with_squares=own_tolerances)
+    tolerances = [tolerance] * len(inputs)
+    if own_tolerances:
+        tolerances = [max(tolerance, own) for own in rounding_tolerances(encoder.w_enc, inputs, products, *encoder.spread, removed)]
+        if max(tolerances) >= MOST_TOLERANCE:
+            raise NotFiniteError("a residual is so large that its pre-activations may overflow float32")
     scale = 1.0 if encoder.scale is None else encoder.scale
     with np.errstate(all="ignore"):  # what overflows is counted here, and refused
         values32 = products.float32
@@ -124,9 +144,9 @@ def encode(
             if feature is not None:
                 steps[number] = draft.steps(feature)
 
-    for number, (product, values, size) in enumerate(zip(products.float64, values32, sizes)):
+    for number, (product, values, size, case_tolerance) in enumerate(zip(products.float64, values32, sizes, tolerances)):
         numbers = Numbers(product, unit * size * products.largest_weights, Settled.nothing())
-        drafts[number] = _Draft(encoder, numbers, values, error32, k, tolerance, with_active, feature)
+        drafts[number] = _Draft(encoder, numbers, values, error32, k, case_tolerance, with_active, feature)
         if feature is not None and column is not None:
             drafts[number].learn(Settled(np.array([feature]), np.zeros(1, np.int64), [exact_product(column, inputs[number])]))
         close_what_is_decided()
@@ -138,7 +158,8 @@ def encode(
             draft.learn(exact)
         close_what_is_decided()
     in_order = range(len(inputs))
-    return LayerEncoding([encodings[number] for number in in_order], error32, n_settled, [steps[number] for number in in_order if number in steps], column)
+    steps_in_order = [steps[number] for number in in_order if number in steps]
+    return LayerEncoding([encodings[number] for number in in_order], tolerances, error32, n_settled, steps_in_order, column)
 
 
 class _Draft:

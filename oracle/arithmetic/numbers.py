@@ -14,15 +14,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from oracle.arithmetic.products import Matrix
+from oracle.arithmetic.products import COLUMN_BYTES, UNIT_ROUNDOFF, Matrix, exact_product
 from oracle.job import MIN_TOLERANCE
 
 if TYPE_CHECKING:
     from fractions import Fraction
 
-UNIT_ROUNDOFF, UNIT_ROUNDOFF_32 = 2.0**-53, 2.0**-24
+UNIT_ROUNDOFF_32 = 2.0**-24
 _SIGNIFICANT_DIGITS = 3  # of a tolerance
-_COLUMN_BYTES = 16 * 1024 * 1024  # of columns of W_enc that are held at once
 _FEW = 256  # so many columns are not looked through for equal ones
 
 
@@ -305,7 +304,7 @@ def settle(w_enc: Matrix, inputs: np.ndarray, wanted: list[np.ndarray]) -> list[
     features = np.unique(np.concatenate(wanted))
     if not len(features):
         return [Settled.nothing() for _ in wanted]
-    at_once = max(1, _COLUMN_BYTES // (4 * inputs.shape[1]))
+    at_once = max(1, COLUMN_BYTES // (4 * inputs.shape[1]))
     alike = _alike(w_enc, features, at_once) if len(features) > _FEW else np.arange(len(features))
     distinct = np.unique(alike)
     exact: list[dict[int, Fraction]] = [{} for _ in wanted]
@@ -351,17 +350,6 @@ def _alike(w_enc: Matrix, features: np.ndarray, at_once: int) -> np.ndarray:
 
 def _bits(values: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(values, "<f4").view("<u4")
-
-
-def exact_product(column: np.ndarray, values: np.ndarray) -> Fraction:
-    """Of float32 vectors, exact: math.fsum rounds the sum once, and what that rounding left is summed the same way until nothing is."""
-    from fractions import Fraction
-
-    terms, total = (column.astype(np.float64) * values.astype(np.float64)).tolist(), Fraction(0)
-    while part := math.fsum(terms):
-        total += Fraction(part)
-        terms.append(-part)
-    return total
 
 
 def round_to_float32(value: float | Fraction) -> float:

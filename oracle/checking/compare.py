@@ -26,7 +26,7 @@ def compare(reference: Reference, candidate: Candidate) -> Comparison:
             )
         answer = candidate.cases.get(case.id)
         if answer is None:
-            verdicts.append(CaseVerdict(case.id, MISSING, ("the candidate does not have this case",)))
+            verdicts.append(CaseVerdict(case.id, MISSING, ("the candidate does not have this case",), tolerance=case.tolerance))
             continue
         problems = reconstruction_problems(case.outputs, answer.outputs, reference.d_out) if decodes else []
         verdict = compare_case(reference, case, answer).with_problems(problems)
@@ -42,4 +42,5 @@ def residual_problems(case: Case, answer: Case) -> list[str]:
     expected, fingerprint = case.residual_fingerprint, answer.residual_fingerprint
     if expected is None or fingerprint is None or fingerprint.lower() == expected.lower():
         return []
-    return [f"residual_fingerprint is {shown(fingerprint)}, the reference has {expected}: the generator, not the encoder, gives another residual"]
+    source = "what reads the row" if case.id.kind == "row" else "the generator"
+    return [f"residual_fingerprint is {shown(fingerprint)}, the reference has {expected}: {source}, not the encoder, gives another residual"]

@@ -23,7 +23,7 @@ from oracle.weights.layer import LayerWeights
 def inspect(
     weights: RecordedWeights, layer: int, number: int, feature: int, candidate: Candidate | None = None, *, with_generator: bool = False
 ) -> Inspection:
-    """The steps of a feature of the case of a layer and a seed; with a candidate, where its number stands among them.
+    """The steps of a feature of the case of a layer and a seed, or a row; with a candidate, where its number stands among them.
 
     Raises BadUse for a case or a feature that there is not, and as verify does.
     """
@@ -31,7 +31,7 @@ def inspect(
     case = _case(reference, layer, number)
     if feature >= reference.n_features:
         raise BadUse(f"--feature {feature}: the reference has the features 0 to {reference.n_features - 1}")
-    if with_generator and not reference.is_ours:
+    if with_generator and not reference.has_generator:
         raise BadUse("--residual: this reference's residuals are on record, the generator has no part in them: leave it out")
     residual = residual_of(reference, case)
     with weights.opened(layer) as layer_weights:
@@ -44,7 +44,7 @@ def _case(reference: Reference, layer: int, number: int) -> Case:
     cases = {(case.id.layer, case.id.number): case for case in reference.cases}
     if (layer, number) not in cases:
         shown = ", ".join(str(case.id) for case in reference.cases[:6]) + (", ..." if len(cases) > 6 else "")
-        raise BadUse(f"the reference has no case of layer {layer} seed {number}; it has {shown}")
+        raise BadUse(f"the reference has no case of layer {layer} {reference.cases[0].id.kind} {number}; it has {shown}")
     return cases[layer, number]
 
 
@@ -53,10 +53,10 @@ class _Steps:
 
     def __init__(self, reference: Reference, case: Case, feature: int, residual: np.ndarray, weights: LayerWeights):
         self.reference, self.case, self.feature, self.residual, self.weights = reference, case, feature, residual, weights
-        self.encoder = weights.encoder
+        self.encoder, self.tolerance = weights.encoder, reference.tolerance_of(case)
         self.input = weights.encoder_input.apply(residual[np.newaxis]).values[0]  # float32 [d_model]
         try:
-            encoded = encoder.encode(self.encoder, self.input[np.newaxis], k=reference.top_k, tolerance=reference.tolerance, feature=feature)
+            encoded = encoder.encode(self.encoder, self.input[np.newaxis], k=reference.top_k, tolerance=self.tolerance, feature=feature)
         except NotFiniteError as error:
             raise WeightsError(f"{weights.label}: {error}") from error
         self.exact, self.encoding = encoded.steps[0], encoded.encodings[0]
@@ -79,7 +79,8 @@ class _Steps:
             repo=reference.repo.name,
             schema=weights.schema,
             formula=reference.encoder_formula,
-            tolerance=reference.tolerance,
+            tolerance=self.tolerance,
+            scale=reference.residuals.scale,
             pairs=tuple(pairs),
             residual_fingerprint=fingerprint(self.residual),
             input_words=None if is_identity else weights.encoder_input.formula("residual"),
@@ -140,7 +141,7 @@ class _Steps:
         value = listed(answer)[places[0] - 1].activation
         off = abs(value - right)
         return Standing(
-            f"the feature is at place {places[0]} of its list", value, off, off <= self.reference.tolerance, tuple(self._equal_sums(value))
+            f"the feature is at place {places[0]} of its list", value, off, off <= self.tolerance, tuple(self._equal_sums(value))
         )
 
     def _equal_sums(self, value: float) -> Iterator[str]:

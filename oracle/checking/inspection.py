@@ -100,6 +100,7 @@ class Inspection:
     schema: str
     formula: str | None
     tolerance: float
+    scale: float | None
     pairs: tuple[Pair, ...]
     residual_fingerprint: str
     input_words: str | None
@@ -121,7 +122,7 @@ class Inspection:
         return [
             f"{self.id} feature {self.feature} of {self.repo} ({self.schema})",
             *([self.formula] if self.formula else []),
-            *(("", f"generator: the pairs of seed {self.id.number}, stream {self.stream}") if self.pairs else ()),
+            *(("", f"generator: the pairs of seed {self.id.number}, stream {self.stream}{self._times}") if self.pairs else ()),
             *(line for number, pair in enumerate(self.pairs, 1) for line in _pair_lines(number, pair)),
             "",
             f"residual: {self.n_inputs} values, fingerprint {self.residual_fingerprint}",
@@ -139,6 +140,10 @@ class Inspection:
             *([] if self.rank is None else [f"rank        {self.rank} of {self.n_active} that fire; the list has {self.list_length}"]),
             *self._standing_lines(),
         ]
+
+    @property
+    def _times(self) -> str:
+        return "" if self.scale is None else f", whose values times {self.scale:.9g} are the residual's"
 
     def _input_lines(self) -> Iterator[str]:
         columns = ("residual", "encoder input", "W_enc") if self.input_words else ("residual", "W_enc")

@@ -28,6 +28,7 @@ def compare_case(reference: Reference, case: Case, answer: Case, right: str = "t
     """One case of a reference against its answer; see the module for the rules. `right` introduces its side in words."""
     expected, answered = listed(case), listed(answer)
     fewest, most = case.bounds
+    tolerance = reference.tolerance_of(case)
     problems, notes = [], []
     if not fewest <= answer.n_active <= most:
         within = f" ({fewest} to {most} within rounding)" if fewest < most else ""
@@ -49,7 +50,7 @@ def compare_case(reference: Reference, case: Case, answer: Case, right: str = "t
     # Written so that NaN is off.
     off = [
         index for index, difference in differences.items()
-        if not difference <= reference.tolerance + stored(right_values[index], values[index])
+        if not difference <= tolerance + stored(right_values[index], values[index])
     ]  # fmt: skip
     if off:
         worst = max(off, key=lambda index: differences[index])
@@ -68,10 +69,10 @@ def compare_case(reference: Reference, case: Case, answer: Case, right: str = "t
         else:
             notes.append("features that tie stand in another order, or one came or went where it may")
     if problems:
-        return CaseVerdict(case.id, DIFFERS, tuple(problems), (), max_difference, feature)
+        return CaseVerdict(case.id, DIFFERS, tuple(problems), (), max_difference, feature, case.tolerance)
     if max_difference:
         notes.append(f"values differ by up to {max_difference:.3g}, feature {feature}")
-    return CaseVerdict(case.id, ROUNDING if notes else SAME, (), tuple(notes), max_difference, feature)
+    return CaseVerdict(case.id, ROUNDING if notes else SAME, (), tuple(notes), max_difference, feature, case.tolerance)
 
 
 def _sum_problems(case: Case, answer: Case, right: str) -> list[str]:
@@ -98,7 +99,7 @@ def _list_problem(
     reference: Reference, case: Case, expected: list[TopFeature], answered: list[TopFeature], n_active: int
 ) -> str | None:
     """Why a list whose common values agree cannot be a rounding of the expected one, or None; `n_active` is the answer's."""
-    k, tolerance = reference.top_k, reference.tolerance
+    k, tolerance = reference.top_k, reference.tolerance_of(case)
     if len(answered) != min(k, n_active):
         return f"with n_active {n_active} the list has {min(k, n_active)} features, not {len(answered)}"
     right_values, values = dict(expected), dict(answered)

@@ -22,7 +22,8 @@ def stored(*values: float) -> float:
 class CaseVerdict:
     """One case of the reference. `problems` says what rounding cannot explain, `notes` what it can.
 
-    `max_difference` is the largest of an activation, None where no feature is on both lists; `feature` is where.
+    `max_difference` is the largest of an activation, None where no feature is on both lists; `feature` is where. `tolerance` is
+    the case's own, None where it has none.
     """
 
     id: CaseId
@@ -31,6 +32,7 @@ class CaseVerdict:
     notes: tuple[str, ...] = ()
     max_difference: float | None = None
     feature: int | None = None
+    tolerance: float | None = None
 
     @property
     def agrees(self) -> bool:
@@ -67,8 +69,8 @@ class FlagVerdict:
 class Comparison:
     """Every case of the reference in its order, and the candidate's cases that the reference does not have.
 
-    `not_compared` names what the reference has and no case of the candidate; `edited` is whether the reference was edited.
-    `flags` are those of exact vectors.
+    `tolerance` is the least of any case. `not_compared` names what the reference has and no case of the candidate; `edited` is
+    whether the reference was edited. `flags` are those of exact vectors.
     """
 
     cases: tuple[CaseVerdict, ...]
@@ -106,8 +108,20 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        how = "bit for bit" if self.flags else f"tolerance {self.tolerance:g}"
+        how = "bit for bit" if self.flags else self.tolerances
         return f"the candidate {'agrees' if self.agrees else 'DISAGREES'} ({how})"
+
+    @property
+    def tolerances(self) -> str:
+        """What cases are held to, in words."""
+        own = [case.tolerance for case in self.cases if case.tolerance is not None]
+        if not own:
+            return f"tolerance {self.tolerance:g}"
+        return f"each case has its own tolerance, {min(own):g} to {max(own):g}"
+
+    def share(self, case: CaseVerdict) -> float | None:
+        """A case's largest difference in its own tolerances; None where it has none."""
+        return None if case.max_difference is None or case.tolerance is None else case.max_difference / case.tolerance
 
     @property
     def facts(self) -> list[str]:

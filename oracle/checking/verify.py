@@ -80,7 +80,8 @@ def _formula_problems(reference: Reference, weights: LayerWeights) -> list[str]:
 
 def _verify_layer(reference: Reference, layer: RecordedLayer, weights: LayerWeights) -> dict[CaseId, CaseVerdict]:
     residuals = np.stack([residual_of(reference, case) for case in layer.cases])  # [n_cases, d_model]
-    encodings = encode_residuals(weights, residuals, reference.top_k, reference.tolerance, decode=reference.decodes)
+    own = "tolerance" in reference.residuals.own_keys
+    encodings = encode_residuals(weights, residuals, reference.top_k, reference.tolerance, own_tolerances=own, decode=reference.decodes)
     verdicts = {}
     for case, values, right in zip(layer.cases, residuals, encodings.cases([case.id for case in layer.cases])):
         verdict = compare_case(reference, right, case, RIGHT).with_problems(
@@ -94,9 +95,13 @@ def _seed_problems(reference: Reference, layer: RecordedLayer, weights: LayerWei
     """What is wrong with the seeds of a layer, and with those that the reference says it passed over."""
     if not reference.is_ours:
         return []
+    if reference.residuals.is_of_file:
+        rows = sorted(case.id.number for case in layer.cases)
+        lost = next((number for number, row in enumerate(rows) if number != row), None)
+        return [] if lost is None else [f"row {lost} is not that of a case, and row {rows[-1]} is"]
     skipped = [record for record in reference.skipped_seeds or () if record.id.layer == layer.layer]
     numbers = [record.id.number for record in skipped]
-    recomputed = skipped_seeds(weights, numbers, reference.top_k, reference.tolerance) if numbers else []
+    recomputed = skipped_seeds(weights, numbers, reference.top_k, reference.tolerance, reference.residuals.scale) if numbers else []
     problems = [
         f"skipped seed {right.id.number}: the weights give flags {list(right.flags)}, and its record is another"
         for right, record in zip(recomputed, skipped)
@@ -117,10 +122,12 @@ def _seed_problems(reference: Reference, layer: RecordedLayer, weights: LayerWei
 def _exact_verdict(reference: Reference, right: Case, case: Case, values: np.ndarray, verdict: CaseVerdict) -> CaseVerdict:
     """Of our own references every number can be made again: what rounding would excuse in a port was edited here."""
     problems = []
+    source = "its residual" if reference.residuals.is_of_file else "its generator"
     if case.residual_fingerprint != fingerprint(values):
-        problems.append(f"wrong fingerprint: {str(case.residual_fingerprint)[:18]}, its generator gives {fingerprint(values)}")
+        problems.append(f"wrong fingerprint: {str(case.residual_fingerprint)[:18]}, {source} gives {fingerprint(values)}")
     if case.residual is not None and not np.array_equal(np.array(case.residual, np.float64), values):
-        problems.append("wrong residual: its values are not those that its generator gives")
+        what = "no float32" if reference.residuals.is_of_file else "not those that its generator gives"
+        problems.append(f"wrong residual: its values are {what}")
     lacking = () if any(getattr(case, name) is not None for name in ADDED) else ADDED
     wrong = [name for name in RECOMPUTED if name not in lacking and getattr(case, name) != getattr(right, name)]
     if wrong:

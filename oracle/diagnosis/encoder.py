@@ -11,7 +11,6 @@ import numpy as np
 from oracle.arithmetic.chain import Gated, Largest
 from oracle.arithmetic.constants import SEED_STRIDE
 from oracle.arithmetic.products import Matrix
-from oracle.arithmetic.residual import residual
 from oracle.checking.lists import listed
 from oracle.diagnosis.explanation import Match
 from oracle.diagnosis.layers import ExaminedLayer
@@ -19,12 +18,13 @@ from oracle.diagnosis.mistakes import MISTAKES
 from oracle.diagnosis.port import ENCODER_FIELDS, ENCODER_PRODUCT, RESHAPED, W_DEC, Port, Selection, Source, right_index, same
 from oracle.diagnosis.products import Roundings, reshaped
 from oracle.references.document import Case, Reference
+from oracle.references.layer import scaled_residual
 from oracle.weights.layer import LayerWeights
 
 MOST_ANSWERS_PER_CASE = 12  # of a long list, that are screened
 INDEX_MAPS = (right_index, *(row.value for row in MISTAKES if row.field == "index"))
 
-_generated = lru_cache(maxsize=256)(residual)  # twenty of each case
+_generated = lru_cache(maxsize=256)(scaled_residual)  # twenty of each case
 
 
 class EncoderTrial:
@@ -38,6 +38,7 @@ class EncoderTrial:
 
     def __init__(self, reference: Reference, layer: ExaminedLayer):
         self.layer, self._reference = layer, reference
+        self._tolerances = np.array([reference.tolerance_of(item.case) for item in layer.cases])
         self.n_inputs = reference.input_length
         self._answers = [_indices_and_values(item.answer) for item in layer.cases]
         self._screened, self._right = _Lists(self._answers), _Lists([_indices_and_values(item.case) for item in layer.cases])
@@ -69,7 +70,8 @@ class EncoderTrial:
             row = item.residual
             if port.source != Source():
                 layer, _, seed = item.case.id
-                row = _generated(*port.source.of((seed - layer) // SEED_STRIDE, layer), len(row))
+                scale = self._reference.residuals.scale if port.source.is_scaled else None
+                row = _generated(*port.source.of((seed - layer) // SEED_STRIDE, layer), len(row), scale or 1.0)
             row = port.input(row, weights.encoder_input, weights.b_dec)
             for step in (port.norm, port.residual_rounding, port.product_rounding):
                 row = step(row)
@@ -91,16 +93,16 @@ class EncoderTrial:
         level = port.gate.level(weights.threshold[features].astype(np.float64))
         values = np.full(len(lists.values), np.nan)
         values[places] = _measure(port.selection.value, pre, pre - level.subtracted)
-        return values, lists.values, np.where(lists.values == 0, np.inf, self._reference.tolerance)
+        return values, lists.values, np.where(lists.values == 0, np.inf, self._tolerances[lists.rows])
 
     def evaluate(self, port: Port, product: np.ndarray, weights: LayerWeights) -> Match | None:
         """How a port matches the whole of every case; None where rounding cannot explain a difference."""
         match = Match()
-        for item, row, (indices, values) in zip(self.layer.cases, product, self._answers):
+        for item, row, (indices, values), tolerance in zip(self.layer.cases, product, self._answers, self._tolerances.tolist()):
             fired = firing(port, row, weights)
             printed = port.index(indices, len(fired.pre))
             difference = max_difference(
-                fired, port.selection, printed, values, item.answer.n_active, self._reference.top_k, self._reference.tolerance
+                fired, port.selection, printed, values, item.answer.n_active, self._reference.top_k, tolerance
             )
             if difference is None:
                 return None

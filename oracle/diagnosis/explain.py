@@ -61,7 +61,7 @@ def explain(reference: Reference, candidate: Candidate, comparison: Comparison, 
         layers = [_examined(layer, answers, wrong, reference, trial) for layer in weights.layers()]
         return _Search(trial, [layer for layer in layers if layer.cases], weights, label).run()
     if not label and _differs_beside(reference, answers):
-        beside = "the lists agree, and no mistake is tried of what stands beside them: what a sum has is below the lists, a fingerprint is the generator's"
+        beside = "the lists agree, and no mistake is tried of what stands beside them: what a sum has is below the lists, a fingerprint is the residual's"
         return Explanation((), (), len(verdicts), (beside,))
     if not label or not verdicts:
         what = "cases" if len(verdicts) < len(reference.cases) else "reconstructions"
@@ -152,7 +152,7 @@ class _Search:
         k = 0
         for layer in self._layers:
             with layer.opened(OWN) as weights:
-                possible.append(mistakes.possible(weights, self._weights.reference.is_ours))
+                possible.append(mistakes.possible(weights, self._weights.reference))
                 k = weights.settings.k or 0
         # One layer with W_skip, or a negative threshold, is enough; all else has to be so in all of them.
         available = set.intersection(*possible) | set.union(*possible) & {NEGATIVE, W_SKIP}

@@ -32,11 +32,13 @@ from oracle.diagnosis.port import (
     right_index,
     right_input,
 )  # fmt: skip
+from oracle.references.document import Reference
 from oracle.weights.layer import LayerWeights
 from oracle.weights.sidefiles import LOG_THRESHOLD
 
 # What there must be for a port to make a mistake. Without a threshold a mistake about it gives the right numbers.
-GENERATOR, THRESHOLD, NEGATIVE, W_SKIP = "a residual generator", "a threshold", "a negative threshold", "W_skip"
+GENERATOR, FACTOR = "a residual generator", "generated residuals that are scaled"
+THRESHOLD, NEGATIVE, W_SKIP = "a threshold", "a negative threshold", "W_skip"
 LOG, LARGEST, RAW, POSITIVE = "a threshold's logarithm", "a gate of the largest", "a top k of pre-activations", "a top k of ReLU"
 MAGNITUDE = "a top k of magnitudes"
 GATED_GATE, UNGATED, NORMS = "a gated gate", "no gated gate", "a gate by the decoder's norms"
@@ -44,11 +46,12 @@ B_DEC_GOES, B_DEC_STAYS, NORMALISED, SCALED_INPUT = "b_dec subtracted", "no b_de
 ONE_TARGET, SEVERAL_TARGETS = "a W_dec of one target layer", "a W_dec of several target layers"
 
 
-def possible(weights: LayerWeights, is_ours: bool) -> set[str]:
-    """What there is in a layer's weights that mistakes need."""
+def possible(weights: LayerWeights, reference: Reference) -> set[str]:
+    """What there is in a layer's weights, and behind a reference's residuals, that mistakes need."""
     settings, gate = weights.settings, weights.gate
     has = {
-        GENERATOR: is_ours, THRESHOLD: weights.has_threshold, NEGATIVE: weights.n_negative_thresholds > 0, W_SKIP: weights.w_skip is not None,
+        GENERATOR: reference.has_generator, FACTOR: reference.residuals.scale is not None,
+        THRESHOLD: weights.has_threshold, NEGATIVE: weights.n_negative_thresholds > 0, W_SKIP: weights.w_skip is not None,
         SEVERAL_TARGETS: weights.format.has_targets, ONE_TARGET: not weights.format.has_targets,
         LOG: weights.has_threshold and bool(weights.format.of_part(LOG_THRESHOLD)), LARGEST: isinstance(gate, Largest),
         RAW: isinstance(gate, Largest) and not gate.has_floor, POSITIVE: isinstance(gate, Largest) and gate.relu,
@@ -154,6 +157,7 @@ _SOURCES = (
     _source("stream - 1", "the stream is off by -1", Source(stream=(0, 1, -1))),
     *(_source(f"stream {value}", f"the stream is always {value}", Source(stream=(0, 0, value))) for value in (0, 1, 54)),
     _source("seed and stream swapped", "seed and stream are swapped", Source(seed=(0, 1, 0), stream=(SEED_STRIDE, 1, 0))),
+    Mistake("scale left out", "source", "the residual is the generator's as it is, not times the scale", Source(is_scaled=False), (GENERATOR, FACTOR)),
 )
 
 def _moved(times: int) -> Callable[[np.ndarray, EncoderInput, np.ndarray], np.ndarray]:

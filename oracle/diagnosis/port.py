@@ -25,10 +25,11 @@ OWN, RESHAPED, W_DEC, LAYER_BELOW, LAYER_ABOVE = "own", "reshaped", "W_dec", "la
 @dataclass(frozen=True)
 class Source:
     """The generator's seed and stream: how many times i, the number of a layer's residual, and how many times the layer
-    go into each, and what is added."""
+    go into each, and what is added; and whether its numbers are scaled, where that is right."""
 
     seed: tuple[int, int, int] = (SEED_STRIDE, 1, 0)
     stream: tuple[int, int, int] = (0, 1, 0)
+    is_scaled: bool = True
 
     def of(self, i: int, layer: int) -> tuple[int, int]:
         """Seed and stream, modulo 2^64."""

@@ -50,20 +50,24 @@ def _cause(explanation: Explanation | None) -> str:
 
 
 def _chart(comparison: Comparison) -> str:
-    marks = ((case.id, case.max_difference, rough(case.max_difference), not case.agrees) for case in comparison.cases)
+    is_own = any(case.tolerance is not None for case in comparison.cases)
+    differences = [comparison.share(case) if is_own else case.max_difference for case in comparison.cases]
+    marks = ((case.id, value, rough(case.max_difference), not case.agrees) for case, value in zip(comparison.cases, differences))
     rows, values = charts.layer_rows(marks)
     without = len(comparison.cases) - len(values)
     none = f" Not drawn: {count(without, 'case')} missing, or with no feature on both lists." if without else ""
-    most = f" The largest is {rough(max(values))}." if values else ""
+    most = f" The largest is {rough(max(values))}{' tolerances' if is_own else ''}." if values else ""
+    what = "the case's own tolerance = 1" if is_own else f"tolerance = {comparison.tolerance:g}"
+    where = "in tolerances, stands at the largest difference" if is_own else "stands at the largest difference"
     return charts.strip(
         "chart-differences",
         "The largest difference of each case against the tolerance, on a logarithmic axis",
         f"{count(len(values), 'case')}.{most}{none}",
         rows,
-        caption="<figcaption>A mark is a case, and stands at the largest difference of an activation that is on both lists. A "
+        caption=f"<figcaption>A mark is a case, and {where} of an activation that is on both lists. A "
         "diamond is a case that differs; left of the line it does so by its count, its choice, its order or its output."
         f"{none}</figcaption>",
-        limit=Limit(comparison.tolerance, f"tolerance = {comparison.tolerance:g}", below=False),
+        limit=Limit(1.0 if is_own else comparison.tolerance, what, below=False),
     )
 
 
@@ -87,7 +91,7 @@ def _features(reference: Reference, candidate: Candidate, comparison: Comparison
         if answer is None:
             content = "".join(f"<p>{sentence(problem)}</p>" for problem in verdict.problems)
         else:
-            content = _values(case, answer, reference.n_features, comparison.tolerance)
+            content = _values(case, answer, reference.n_features, reference.tolerance_of(case))
         if len(verdict.problems) > MOST_PROBLEMS:
             heading = f"All {len(verdict.problems)} things that rounding cannot explain"
             content += markup.details(heading, markup.bullets(map(escape, verdict.problems)))

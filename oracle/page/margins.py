@@ -16,17 +16,19 @@ def gaps_of(case: Case) -> list[float]:
 
 def section(reference: Reference) -> str:
     """The section."""
-    tolerance = reference.tolerance
+    # Where each case has its own tolerance, margins are drawn in these.
+    is_own = any(case.tolerance is not None for case in reference.cases)
+    tolerance, unit = (1.0, "the case's own tolerance") if is_own else (reference.tolerance, "tolerance")
     intro = (
-        f"<p>A port whose numbers are off by no more than the tolerance, {tolerance:g}, may still give another order, "
+        f"<p>A port whose numbers are off by no more than {f'the tolerance, {tolerance:g},' if not is_own else unit} may still give another order, "
         "or another count, where two features stand close to each other or one stands close to its gate.</p>"
     )
     if not reference.is_ours:
         return intro + _unrecorded(reference)
-    limit = Limit(2 * tolerance, f"2 \u00d7 tolerance = {2 * tolerance:g}", below=True)
+    limit = Limit(2 * tolerance, f"2 \u00d7 {unit}" + ("" if is_own else f" = {2 * tolerance:g}"), below=True)
     what = "The smallest gap between neighbours on the list, and from its last to the next feature."
     drawn = _chart("Rank margin", what, limit, [(case, case.rank_margin) for case in reference.cases], RANK_TIE)
-    limit = Limit(tolerance, f"tolerance = {tolerance:g}", below=True)
+    limit = Limit(tolerance, unit + ("" if is_own else f" = {tolerance:g}"), below=True)
     what = "The smallest distance of any feature of the layer from its gate."
     drawn += _chart("Gate margin", what, limit, [(case, case.gate_margin) for case in reference.cases], GATE_TIE)
     return (
@@ -37,10 +39,14 @@ def section(reference: Reference) -> str:
 
 def _chart(title: str, what: str, limit: Limit, margins: list[tuple[Case, float | None]], tie: str) -> str:
     """The margins of all cases; `tie` is the flag of those at or below the limit."""
-    rows, values = charts.layer_rows((case.id, value, margin(value), tie in (case.flags or ())) for case, value in margins)
+    rows, values = charts.layer_rows(
+        (case.id, value if value is None or case.tolerance is None else value / case.tolerance, margin(value), tie in (case.flags or ()))
+        for case, value in margins
+    )
     without = len(margins) - len(values)
     n_fragile = sum(mark.stands_out for row in rows for mark in row.marks)
-    lowest = f" The smallest is {margin(min(values))}." if values else ""
+    is_own = any(case.tolerance is not None for case, _ in margins)
+    lowest = f" The smallest is {rough(min(values)) + ' tolerances' if is_own else margin(min(values))}." if values else ""
     none = f" {count(without, 'case')} without one: fewer than two features fire." if without else ""
     return charts.strip(
         f"chart-{title.lower().replace(' ', '_')}",
@@ -85,7 +91,7 @@ def _unrecorded(reference: Reference) -> str:
 
 def _fragile(reference: Reference) -> str:
     items = [
-        f'<a href="#{anchor(case.id)}">{str(case.id).capitalize()}</a>: {flag(text)}{_why(case, text, reference.tolerance)}'
+        f'<a href="#{anchor(case.id)}">{str(case.id).capitalize()}</a>: {flag(text)}{_why(case, text, reference.tolerance_of(case))}'
         for case in reference.cases
         for text in case.flags or ()
     ]
@@ -121,7 +127,7 @@ def _margin_table(reference: Reference) -> str:
         rows.append(markup.row(case.id.layer, case.id.number, *cells, flag(", ".join(case.flags or ()))))
     table = markup.table(
         "In brackets, how few and how many fire if every pre-activation moves by the tolerance",
-        ("layer", "seed", "fire", "rank margin", "gate margin", "flags"),
+        ("layer", reference.cases[0].id.kind, "fire", "rank margin", "gate margin", "flags"),
         rows,
         style="num",
     )

@@ -14,7 +14,8 @@ from oracle.page import charts, differences, margins, markup
 from oracle.page.charts import Limit, Mark, Row
 from oracle.page.margins import gaps_of
 from oracle.page.markup import OPEN_AT_MOST, anchor, code, count, escape, exact, flag, rough, share
-from oracle.references.document import RANK_TIE, Candidate, Case, LayerRecord, Reference
+from oracle.references.document import RANK_TIE, Candidate, Case, Reference
+from oracle.references.origins import LayerRecord
 
 if TYPE_CHECKING:
     from oracle.diagnosis.explanation import Explanation
@@ -69,7 +70,8 @@ def _figures(reference: Reference) -> str:
     cases, n_features, tolerance = reference.cases, reference.n_features, reference.tolerance
     layers, firing = reference.by_layer, [case.n_active for case in cases]
     fragile = sum(bool(case.flags) for case in cases)
-    known = (f"{fragile:,}", f"of {len(cases):,}, at a tolerance of {tolerance:g}")
+    is_own = any(case.tolerance is not None for case in cases)
+    known = (f"{fragile:,}", f"of {len(cases):,}, at {'their own tolerances' if is_own else f'a tolerance of {tolerance:g}'}")
     shown = [
         ("Cases", f"{len(cases):,}", f"{count(len(layers), 'layer')}: {_numbers(layers)}"),
         ("Features", f"{n_features:,}", f"in a layer; d_model is {reference.d_model:,}"),
@@ -78,6 +80,7 @@ def _figures(reference: Reference) -> str:
     ]
     if (error := _float32_error(reference)) is not None:
         of_tolerance = f"{share(error, tolerance)} of the tolerance" if tolerance > 0 else "and no tolerance"
+        of_tolerance = f"and the largest tolerance is {rough(_largest_tolerance(reference))}" if is_own else of_tolerance
         shown.append(("float32 is off by", rough(error), of_tolerance))
     items = []
     for name, value, note in shown:
@@ -125,15 +128,19 @@ def _encoded(reference: Reference) -> str:
         caption = "The environment: all that may differ from one machine to the next"
         tables.append(markup.facts(caption, _scalars(reference.environment)))
     parts = [f'<div class="two">{"".join(tables)}</div>', "<h3>The weight files</h3>", _files(reference), "<h3>The residuals</h3>"]
-    if reference.is_ours:
+    origin = reference.residuals
+    if reference.has_generator:
         generator = generator_record()
+        scaled = f" Each of its numbers is multiplied by {origin.scale:.9g} and rounded to float32." if origin.scale is not None else ""
         parts.append(
             f"<p>Every residual comes out of the generator <code>{generator['name']}, version {generator['version']}</code>, from its "
-            "seed and its stream, bit for bit in any language. The record in the reference is enough to port it.</p>"
+            f"seed and its stream, bit for bit in any language. The record in the reference is enough to port it.{scaled}</p>"
         )
         steps = "<ol>" + "".join(f"<li>{escape(step)}</li>" for step in generator["steps"]) + "</ol>"
         pairs = [(key, steps if key == "steps" else code(value)) for key, value in generator.items() if key not in ("name", "version")]
         parts.append(markup.details("The record", markup.facts("Constants and steps", pairs)))
+    elif origin.is_of_file:
+        parts.append(f"<p>They are rows of the file {code(origin.name)}, sha256 {code(origin.sha256)}, and each is in its case.</p>")
     else:
         parts.append("<p>This reference names no generator: its residuals can be read, but not made again.</p>")
     return "\n".join(parts)
@@ -202,7 +209,8 @@ def _float32_error(reference: Reference) -> float | None:
 
 
 def _float32(reference: Reference) -> str:
-    error, tolerance = _float32_error(reference), reference.tolerance
+    error, tolerance = _float32_error(reference), _largest_tolerance(reference)
+    is_own = any(case.tolerance is not None for case in reference.cases)
     if error is None:
         return "<p>This reference does not record how far float32 was from float64 when it was made.</p>"
     settled = (reference.environment or {}).get("n_settled")
@@ -213,13 +221,17 @@ def _float32(reference: Reference) -> str:
         "The largest error of float32 against the tolerance, on a logarithmic axis",
         f"float32 is off by {rough(error)}; the tolerance is {tolerance:g}.",
         [Row("float32", [Mark(error, rough(error))])],
-        limit=Limit(tolerance, f"tolerance = {tolerance:g}", below=False),
+        limit=Limit(tolerance, f"{'largest ' if is_own else ''}tolerance = {tolerance:g}", below=False),
         of_rows="",
     )
     return (
         f"<p>Where this reference was made, a float32 pre-activation was off from the float64 one by at most "
-        f"{rough(error)}: {left} the tolerance goes to rounding alone, and the rest is a port's.{exactly}</p>\n{chart}"
+        f"{rough(error)}: {left} the {'largest ' if is_own else ''}tolerance goes to rounding alone, and the rest is a port's.{exactly}</p>\n{chart}"
     )
+
+
+def _largest_tolerance(reference: Reference) -> float:
+    return max(map(reference.tolerance_of, reference.cases))
 
 
 def _cases(reference: Reference) -> str:
@@ -249,8 +261,10 @@ def _card(reference: Reference, case: Case) -> str:
         f"<p>{case.n_active:,} fire ({share(case.n_active, reference.n_features)}){flags}</p>",
     ]
     if case.residual_fingerprint is not None:
-        parts.append(f'<p class="m">stream {case.stream}, residual {code(case.residual_fingerprint)}</p>')
-    parts.append(_top(case, 2 * reference.tolerance) if case.top else '<p class="m">No feature is on the list.</p>')
+        own = f"tolerance {rough(case.tolerance)}, " if case.tolerance is not None else ""
+        stream = f"stream {case.stream}, " if case.stream is not None else ""
+        parts.append(f'<p class="m">{own}{stream}residual {code(case.residual_fingerprint)}</p>')
+    parts.append(_top(case, 2 * reference.tolerance_of(case)) if case.top else '<p class="m">No feature is on the list.</p>')
     return "\n".join([*parts, "</article>"])
 
 
@@ -298,6 +312,6 @@ def _outputs(reference: Reference) -> str:
             for case in cases
             for output in case.outputs
         ]
-        table = markup.table(f"The outputs of layer {layer}", ("seed", "to layer", "norm", "sum", "each value within"), rows)
+        table = markup.table(f"The outputs of layer {layer}", (cases[0].id.kind, "to layer", "norm", "sum", "each value within"), rows)
         parts.append(_layer(layer, count(len(rows), "output"), table, is_open))
     return "\n".join(parts)

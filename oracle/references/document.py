@@ -13,15 +13,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from oracle.arithmetic.constants import MAX_U64, NAME, SELECTIONS, VERSION, generator_record
+from oracle.arithmetic.constants import MAX_U64, SELECTIONS
 from oracle.job import MAX_TOLERANCE
+from oracle.references.origins import LayerRecord, Residuals, WeightsRepo, generator, weights_repo
 from oracle.references.rows import (
+    CANDIDATE,
     FORMAT_VERSION,
     NOBODY,
     OURS,
     REFERENCE,
+    Check,
     Document,
     Fields,
+    an_object,
     as_json,
     check,
     each,
@@ -38,7 +42,7 @@ from oracle.references.rows import (
     text,
     texts,
 )
-from oracle.weights.formats import EXTENT_LIMIT, REPO_KEYS
+from oracle.weights.formats import EXTENT_LIMIT
 
 SCHEMA_ID = schema_id("reference")
 DEFAULT_TOLERANCE = 1e-4  # of references that torch wrote, which record none
@@ -48,7 +52,7 @@ RANK_TIE, GATE_TIE, NO_ACTIVE_FEATURES = "rank-tie", "gate-tie", "no-active-feat
 
 
 class CaseId(NamedTuple):
-    """Which case it is: of which layer, and which residual: by its seed."""
+    """Which case it is: of which layer, and which residual: by its seed, or by its row in a file."""
 
     layer: int
     kind: str
@@ -63,17 +67,43 @@ def seed_case(layer: int, seed: int) -> CaseId:
     return CaseId(layer, "seed", seed)
 
 
-@check({"properties": {"layer": integer().schema(OURS), "seed": integer().schema(OURS)}, "required": ["layer", "seed"]}, is_of_object=True)
+def row_case(layer: int, number: int) -> CaseId:
+    """The id of a case whose residual is a row of a file."""
+    return CaseId(layer, "row", number)
+
+
+def _schema_of_id(kind: int) -> Document:
+    ways = (["seed", "stream"], ["row", "tolerance", "residual"]) if kind == OURS else (["seed"], ["row"])
+    properties = dict.fromkeys(("layer", "seed", "row"), integer().schema(kind))
+    return {"properties": properties, "required": ["layer"], "allOf": [{"oneOf": [{"required": way} for way in ways]}]}
+
+
+@check(_schema_of_id, is_of_object=True)
 def _case_id(fields: Fields, _: str) -> CaseId:
-    case_id = seed_case(integer()(fields, "layer"), integer()(fields, "seed"))
-    if fields.kind == OURS and case_id.layer not in fields.set_above("layers", "layer"):
-        raise fields.error(f"{case_id.layer}, which `layers` does not list", "layer")
-    return case_id
+    if fields.kind == CANDIDATE:
+        by_row = "row" in fields
+        if by_row and "seed" in fields:
+            raise fields.error("there beside seed: a case has one of them", "row")
+    else:
+        by_row = fields.above("residuals").is_of_file
+    return row_case(_layer(fields), integer()(fields, "row")) if by_row else _seed_id(fields, "")
 
 
-def _id_row() -> Any:
+@check({"properties": dict.fromkeys(("layer", "seed"), integer().schema(OURS)), "required": ["layer", "seed"]}, is_of_object=True)
+def _seed_id(fields: Fields, _: str) -> CaseId:
+    return seed_case(_layer(fields), integer()(fields, "seed"))
+
+
+def _layer(fields: Fields) -> int:
+    layer = integer()(fields, "layer")
+    if fields.kind == OURS and layer not in fields.set_above("layers", "layer"):
+        raise fields.error(f"{layer}, which `layers` does not list", "layer")
+    return layer
+
+
+def _id_row(check: Check[CaseId]) -> Any:
     # Two keys hold it, so that none is looked for under its own name.
-    return row(_case_id, "layer", write=lambda case, _: {"layer": case.id.layer, case.id.kind: case.id.number})
+    return row(check, "layer", write=lambda case, _: {"layer": case.id.layer, case.id.kind: case.id.number})
 
 
 class TopFeature(NamedTuple):
@@ -154,13 +184,14 @@ class Case:
     """A case of a candidate: `id`, `n_active`, `top` and perhaps a fingerprint, sums, `reconstructions`; or of a reference, which says more.
 
     `residual` is float32 [d_model] where oracle made it. What a reference does not say is None: those that torch wrote
-    have neither margins nor flags.
+    have neither margins nor flags. `tolerance` is None where it is that of the reference, see Reference.tolerance_of.
     """
 
-    id: CaseId = _id_row()
-    stream: int | None = row(integer(), since=OURS)
+    id: CaseId = _id_row(_case_id)
+    stream: int | None = row(integer(), since=OURS, required=NOBODY)
     residual_fingerprint: str | None = row(text, required=OURS)
     encoder_input_fingerprint: str | None = row(text, since=OURS, required=NOBODY)
+    tolerance: float | None = row(number(0), since=OURS, required=NOBODY)
     n_active: int = row(integer())
     n_active_bounds: tuple[int, int] | None = row(_bounds, since=OURS)
     rank_margin: float | None = row(or_none(number(0)), since=OURS)
@@ -193,65 +224,11 @@ class Case:
 class SkippedSeed:
     """A seed that --robust passed over, with the margins and flags of its case."""
 
-    id: CaseId = _id_row()
+    id: CaseId = _id_row(_seed_id)
     n_active_bounds: tuple[int, int] = row(_bounds)
     rank_margin: float | None = row(or_none(number(0)))
     gate_margin: float = row(number(0))
     flags: tuple[str, ...] = row(texts)
-
-
-@check({"type": "string"}, optional=True)
-def _repo(fields: Fields, key: str) -> str:
-    return text(fields, key) if key in fields else str(fields.above("repo").name)
-
-
-@check({"type": ["string", "null"]}, optional=True)
-def _revision(fields: Fields, key: str) -> str | None:
-    revision: str | None = or_none(text)(fields, key) if key in fields else fields.above("weights_revision")
-    return revision
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerRecord:
-    """The weight files of a layer; sha256 is None where one was streamed in part. The JSON leaves out the reference's own repo."""
-
-    layer: int = row(integer())
-    path: str = row(text)
-    sha256: str | None = row(or_none(text))
-    repo: str = row(
-        _repo,
-        write=lambda record, known: {} if record.repo == known["repo"].name else {"repo": record.repo},
-    )
-    revision: str | None = row(
-        _revision,
-        write=lambda record, known: {} if record.revision == known["weights_revision"] else {"revision": record.revision},
-    )
-    decoder_path: str | None = row(text, required=NOBODY)
-    decoder_sha256: str | None = row(
-        or_none(text), required=NOBODY,
-        write=lambda record, _: {"decoder_sha256": record.decoder_sha256} if record.decoder_path else {},
-    )  # fmt: skip
-    side_path: str | None = row(text, required=NOBODY)
-    side_sha256: str | None = row(
-        or_none(text), required=NOBODY,
-        write=lambda record, _: {"side_sha256": record.side_sha256} if record.side_path else {},
-    )  # fmt: skip
-
-
-class WeightsRepo(NamedTuple):
-    """The repo of the weights, and what the JSON calls it."""
-
-    key: str
-    name: str
-
-
-@check({"properties": dict.fromkeys(REPO_KEYS, text.schema(OURS)), "allOf": [{"oneOf": [{"required": [key]} for key in REPO_KEYS]}]}, is_of_object=True)
-def _weights_repo(fields: Fields, _: str) -> WeightsRepo:
-    repos = [WeightsRepo(key, text(fields, key)) for key in REPO_KEYS if key in fields]
-    if len(repos) != 1:
-        problem = f"names {len(repos)} repos" if repos else "names no repo"
-        raise fields.problem(f"the reference {problem} of its weights: it has one of {', '.join(REPO_KEYS)}")
-    return repos[0]
 
 
 @check({"const": SCHEMA_ID})
@@ -268,17 +245,6 @@ def _format_version(fields: Fields, key: str) -> int:
     if not is_integer(fields.get(key)) or fields.get(key) != FORMAT_VERSION:
         raise fields.problem(f"format_version is {shown(fields.get(key))}; {FORMAT_VERSION} is read")
     return FORMAT_VERSION
-
-
-@check({"const": generator_record()})
-def _generator(fields: Fields, key: str) -> Document:
-    record = mapping(fields, key)
-    named = record.get("name"), record.get("version")
-    if named != (NAME, VERSION):
-        raise fields.error(f"{shown(named[0])} version {shown(named[1])}; {NAME} version {VERSION} is known", key)
-    if json.dumps(record, sort_keys=True) != json.dumps(generator_record(), sort_keys=True):  # 1 is True in Python, and not in JSON
-        raise fields.error("not the record of its name and version: it was edited", key)
-    return record
 
 
 @check({"type": "string"})
@@ -298,7 +264,7 @@ class Reference:
 
     schema_id: str | None = row(_schema_id, "$schema", since=OURS, required=NOBODY)
     format_version: int | None = row(_format_version, since=OURS)
-    repo: WeightsRepo = row(_weights_repo, write=lambda reference, _: {reference.repo.key: reference.repo.name})
+    repo: WeightsRepo = row(weights_repo, write=lambda reference, _: {reference.repo.key: reference.repo.name})
     weights_revision: str | None = row(or_none(text), since=OURS)
     curation_repo: str | None = row(
         text, since=REFERENCE, required=NOBODY,
@@ -323,8 +289,12 @@ class Reference:
     top_k: int = row(integer(1), since=OURS, default=DEFAULT_TOP_K)
     tolerance: float = row(number(0, MAX_TOLERANCE), since=OURS, default=DEFAULT_TOLERANCE)
     layers: tuple[LayerRecord, ...] = row(objects(LayerRecord, "layer"), since=OURS, default=())
+    residuals: Residuals = row(an_object(Residuals), since=OURS, required=NOBODY, default=Residuals())
     skipped_seeds: tuple[SkippedSeed, ...] | None = row(objects(SkippedSeed, "id"), since=OURS, required=NOBODY)
-    residual_generator: Document | None = row(_generator, since=OURS)
+    residual_generator: Document | None = row(
+        generator, since=OURS,
+        write=lambda reference, _: {"residual_generator": reference.residual_generator} if reference.residual_generator else {},
+    )  # fmt: skip
     cases: tuple[Case, ...] = row(objects(Case, "id"), "test_cases")
     environment: Document | None = row(mapping, since=OURS)
     edited: bool = row(_edited, "digest", since=OURS, default=False, write=lambda *_: {})
@@ -334,6 +304,15 @@ class Reference:
     def is_ours(self) -> bool:
         """Whether oracle wrote it: then every number can be made again."""
         return self.format_version is not None
+
+    @property
+    def has_generator(self) -> bool:
+        """Whether seeds and streams give its residuals."""
+        return self.is_ours and not self.residuals.is_of_file
+
+    def tolerance_of(self, case: Case) -> float:
+        """What each number of a case of a port's may be off by: the case's own, or that of all."""
+        return self.tolerance if case.tolerance is None else case.tolerance
 
     @property
     def input_length(self) -> int:

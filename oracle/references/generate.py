@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""One job from end to end: the plan, its layers, and the reference that holds them."""
+"""One job from end to end: the plan, its layers, and the reference that holds them.
+
+Layers are encoded here, by other threads, or wherever a concurrent.futures executor takes them. What travels is plain data: a
+LayerTask there, and what it gives or why it failed back. So one layer can't take another's run with it, and an exception needs
+not be known on the other side.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +15,7 @@ import posixpath
 import re
 import traceback
 from collections.abc import Iterator
-from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,14 +24,16 @@ import numpy as np
 from oracle import errors
 from oracle.arithmetic.constants import generator_record
 from oracle.errors import BadUse, LayersFailed, WeightsError
+from oracle.executors import is_loss
 from oracle.job import Job
-from oracle.references.document import SCHEMA_ID, Case, Reference, WeightsRepo
+from oracle.references.document import SCHEMA_ID, Case, Reference
 from oracle.references.layer import LayerResult, LayerTask, encode_layer, input_record
+from oracle.references.origins import FILE, Residuals, WeightsRepo
 from oracle.references.plan import Plan, plan
 from oracle.references.rows import FORMAT_VERSION, Document
-from oracle.references.workers import LOST, LayerFailure, run
 from oracle.sources.curation import HubFile
 from oracle.sources.listing import Listing
+from oracle.sources.residuals import ResidualFile
 from oracle.sources.source import FileEvents, Source
 from oracle.version import VERSION
 from oracle.weights.sidefiles import Context
@@ -61,6 +68,7 @@ class Run:
     plan: Plan
     events: Events
     results: Iterator[LayerResult]
+    residuals: ResidualFile | None = None
 
     def reference(self) -> Reference:
         """The reference, its residuals as arrays. Raises as `start` does, and LayersFailed where an executor's layers did."""
@@ -77,7 +85,7 @@ class Run:
                     f"layer {result.record.layer}: {result.arithmetic.n_negative_thresholds} thresholds are negative; nothing negative is let "
                     "through here, as SAELens has it; circuit-tracer lets it through"
                 )
-        return _assemble(self.job, self.plan, results)
+        return _assemble(self.job, self.plan, results, self.residuals)
 
 
 @contextlib.contextmanager
@@ -87,15 +95,18 @@ def start(job: Job, events: Events = Events(), executor: Executor | None = None)
     Raises LayerError, CurationError, WeightsError, MirrorError, or an exception of vendored_hf.
     """
     source = Source(job.origin, events)
+    residuals = None if job.residuals is None else ResidualFile.of(job.residuals, job.seeds)
     job_plan = plan(job, source)
+    if residuals:
+        residuals.check(list(job_plan.layers))
     events.planned(job_plan.output)
     events.layers(len(job_plan.layers))
     if executor is None:
-        yield Run(job, job_plan, events, _in_turn(job, job_plan, source))
+        yield Run(job, job_plan, events, _in_turn(job, job_plan, source, residuals), residuals)
         return
-    futures = _submit(job, job_plan, source, executor, events)
+    futures = _submit(job, job_plan, source, executor, events, residuals)
     try:
-        yield Run(job, job_plan, events, _gather(futures))
+        yield Run(job, job_plan, events, _gather(futures), residuals)
     finally:
         for future in futures.values():
             future.cancel()
@@ -117,12 +128,12 @@ def _files_read(job: Job, job_plan: Plan) -> list[HubFile]:
     return [file for layer in job_plan.layers.values() for file in layer.read(job.decode).files.values()]
 
 
-def _in_turn(job: Job, job_plan: Plan, source: Source) -> Iterator[LayerResult]:
+def _in_turn(job: Job, job_plan: Plan, source: Source, residuals: ResidualFile | None) -> Iterator[LayerResult]:
     """Layers one after the other; the next one's file is fetched meanwhile."""
     with contextlib.closing(source.open_in_turn(_files_read(job, job_plan))) as opened:
         for task in _tasks(job, job_plan):
             with contextlib.ExitStack() as stack:
-                yield encode_layer(task, {role: stack.enter_context(next(opened)) for role in task.files.files})
+                yield encode_layer(_with_rows(task, residuals), {role: stack.enter_context(next(opened)) for role in task.files.files})
 
 
 def _tasks(job: Job, job_plan: Plan) -> list[LayerTask]:
@@ -138,8 +149,12 @@ def _tasks(job: Job, job_plan: Plan) -> list[LayerTask]:
     ]  # fmt: skip
 
 
+def _with_rows(task: LayerTask, residuals: ResidualFile | None) -> LayerTask:
+    return replace(task, rows=residuals.rows(task.files.layer)) if residuals else task
+
+
 def _submit(
-    job: Job, job_plan: Plan, source: Source, executor: Executor, events: Events
+    job: Job, job_plan: Plan, source: Source, executor: Executor, events: Events, residuals: ResidualFile | None
 ) -> dict[int, Future[LayerResult | LayerFailure]]:
     """A task for each layer. All of a branch is to be of one commit, whoever fetches it."""
     heard = (events,) if isinstance(executor, ThreadPoolExecutor) else ()  # other executors' tasks run where nobody hears them
@@ -147,8 +162,29 @@ def _submit(
     futures = {}
     for task in _tasks(job, job_plan):
         resolved = replace(task.files, files={role: source.resolve_commit(file) for role, file in task.files.files.items()})
-        futures[task.files.layer] = executor.submit(run, replace(task, files=resolved), *heard)
+        futures[task.files.layer] = executor.submit(run, _with_rows(replace(task, files=resolved), residuals), *heard)
     return futures
+
+
+@dataclass(frozen=True)
+class LayerFailure:
+    """Why a layer has no cases: a line, the exit code that goes with it, and the chain for --debug."""
+
+    layer: int
+    line: str
+    code: int
+    chain: str
+
+
+def run(task: LayerTask, events: FileEvents = FileEvents()) -> LayerResult | LayerFailure:
+    """Fetch a layer's files and encode it. It depends on the task alone, and raises nothing."""
+    try:
+        source = Source(task.job.origin, events)
+        with contextlib.ExitStack() as stack:
+            files = {role: stack.enter_context(source.open(file)) for role, file in task.files.files.items()}
+            return encode_layer(task, files)
+    except Exception as error:
+        return LayerFailure(task.files.layer, errors.one_line(error), errors.exit_code(error), traceback.format_exc())
 
 
 def _gather(futures: dict[int, Future[LayerResult | LayerFailure]]) -> Iterator[LayerResult]:
@@ -172,12 +208,12 @@ def _result_of(layer: int, future: Future[LayerResult | LayerFailure]) -> LayerR
     except Exception as error:  # the executor's own, or a worker's that could not begin: of the layer's errors none is raised
         name = type(error).__name__
         line = f"its worker failed with {name}: {' '.join(str(error).split())[:300]}"
-        if isinstance(error, (BrokenExecutor, CancelledError)) or name in LOST:
+        if is_loss(error):
             line = f"its worker is lost ({name}), for want of memory perhaps: try fewer, or again"
         return LayerFailure(layer, line, errors.SOURCE, "".join(traceback.format_exception(error)))
 
 
-def _assemble(job: Job, job_plan: Plan, results: list[LayerResult]) -> Reference:
+def _assemble(job: Job, job_plan: Plan, results: list[LayerResult], residuals: ResidualFile | None) -> Reference:
     """The reference of a job's layers. Raises WeightsError where they are not of one shape."""
     first = results[0]
     for result in results:
@@ -220,7 +256,10 @@ def _assemble(job: Job, job_plan: Plan, results: list[LayerResult]) -> Reference
         tolerance=job.tolerance,
         layers=tuple(result.record for result in results),
         skipped_seeds=tuple(seed for result in results for seed in result.skipped) if job.robust else None,
-        residual_generator=generator_record(),
+        residuals=Residuals(kind=FILE, name=residuals.name, sha256=residuals.sha256) if residuals else Residuals(
+            scale=float(job.scale) if job.has_own_tolerances else None
+        ),
+        residual_generator=None if residuals else generator_record(),
         cases=tuple(case for result in results for case in result.cases),
         environment=_environment(
             max(result.float32_max_abs_error for result in results), sum(result.n_settled for result in results)

@@ -17,7 +17,8 @@ from oracle.arithmetic.products import NotFiniteError
 from oracle.arithmetic.residual import fingerprint, residual
 from oracle.errors import BadData, WeightsError
 from oracle.job import Job
-from oracle.references.document import Case, CaseId, LayerRecord, Reconstruction, SkippedSeed, TopFeature, seed_case
+from oracle.references.document import Case, CaseId, Reconstruction, SkippedSeed, TopFeature, row_case, seed_case
+from oracle.references.origins import LayerRecord
 from oracle.references.plan import LayerFiles
 from oracle.references.rows import Document
 from oracle.sources.source import SourceFile
@@ -34,14 +35,18 @@ class RobustError(BadData, ValueError):
     """No seed gives a case without a flag."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LayerTask:
-    """All that a layer's cases depend on: the job, those of the layer's files that it reads, and what is said of it elsewhere."""
+    """All that a layer's cases depend on: the job, those of the layer's files that it reads, and what is said of it elsewhere.
+
+    `rows` are its residuals, float32 [n, input_length], where the job names a file of them: the values travel, not the path.
+    """
 
     job: Job
     format: Format
     files: LayerFiles
     context: Context
+    rows: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -116,9 +121,13 @@ class LayerResult:
 
 @dataclass
 class Encodings:
-    """Encodings and reconstructions, in the order of the residuals; float32's largest error, and how many were settled."""
+    """Encodings and reconstructions, in the order of the residuals; float32's largest error, and how many were settled.
+
+    `tolerances` are the cases' own, where they were asked for.
+    """
 
     encodings: list[Encoding] = field(default_factory=list)
+    tolerances: list[float] = field(default_factory=list)
     reconstructions: list[tuple[Reconstruction, ...]] = field(default_factory=list)
     float32_max_abs_error: float = 0.0
     n_settled: int = 0
@@ -134,6 +143,7 @@ class Encodings:
         return [
             Case(
                 id=case_id,
+                tolerance=self.tolerances[number] if self.tolerances else None,
                 n_active=encoding.n_active,
                 top=tuple(TopFeature(*top) for top in encoding.top),
                 reconstructions=self.reconstructions[number] if self.reconstructions else None,
@@ -164,9 +174,19 @@ def encode_layer(task: LayerTask, files: Mapping[str, SourceFile]) -> LayerResul
             raise WeightsError(f"{weights.label}: {option} {value} has no part in what is computed of this {task.format.name} file: leave it out")
     if job.origin.schema == task.format.jumprelu_name is not None and not weights.has_threshold:
         raise WeightsError(f"{weights.label}: it has no threshold, so that it is no {task.format.jumprelu_name}: leave --schema out")
-    chosen, skipped, searched = _robust_seeds(job, weights) if job.robust else (seeds(layer, range(job.seeds)), [], Encodings())
-    residuals = _residuals(chosen, weights)
-    encodings = encode_residuals(weights, residuals, job.top_k, job.tolerance, decode=job.decode)
+    own, skipped, searched = job.has_own_tolerances, list[SkippedSeed](), Encodings()
+    if task.rows is None:
+        chosen = seeds(layer, range(job.n_seeds))
+        if job.robust:
+            chosen, skipped, searched = _robust_seeds(job, weights)
+        residuals, ids = _residuals(chosen, weights, job.scale), [seed_case(layer, seed) for seed in chosen]
+    else:
+        residuals, ids = task.rows, [row_case(layer, number) for number in range(len(task.rows))]
+        if residuals.shape[1] != weights.input_length:
+            of_layers = f", {weights.n_input_layers} layers of {weights.d_model}" if weights.n_input_layers else ""
+            problem = f"its residuals of layer {layer} have {residuals.shape[1]} values each, and {weights.label} takes {weights.input_length}"
+            raise WeightsError(f"{job.residuals}: {problem}{of_layers}")
+    encodings = encode_residuals(weights, residuals, job.top_k, job.tolerance, own_tolerances=own, decode=job.decode)
     encodings.count(searched.float32_max_abs_error, searched.n_settled)
     main, apart, side = files[ENCODER], files.get(DECODER), files.get(SIDE)
     record = LayerRecord(layer=layer, path=main.open.path, sha256=main.sha256, repo=main.repo, revision=main.commit)
@@ -175,8 +195,8 @@ def encode_layer(task: LayerTask, files: Mapping[str, SourceFile]) -> LayerResul
     if side:
         record = replace(record, side_path=side.open.path, side_sha256=side.sha256)
     cases = [
-        replace(case, stream=layer, residual=values, residual_fingerprint=fingerprint(values))
-        for case, values in zip(encodings.cases([seed_case(layer, seed) for seed in chosen]), residuals)
+        replace(case, stream=layer if task.rows is None else None, residual=values, residual_fingerprint=fingerprint(values))
+        for case, values in zip(encodings.cases(ids), residuals)
     ]
     return LayerResult(
         record,
@@ -192,7 +212,9 @@ def encode_layer(task: LayerTask, files: Mapping[str, SourceFile]) -> LayerResul
     )
 
 
-def encode_residuals(weights: LayerWeights, residuals: np.ndarray, k: int, tolerance: float, *, decode: bool) -> Encodings:
+def encode_residuals(
+    weights: LayerWeights, residuals: np.ndarray, k: int, tolerance: float, *, own_tolerances: bool, decode: bool
+) -> Encodings:
     """What float32 residuals [n, d_model] give, a group of them in each pass over W_enc. Raises WeightsError."""
     encodings = Encodings()
     at_once = max(1, min(SEEDS_AT_ONCE, VALUES_AT_ONCE // weights.n_features))
@@ -201,20 +223,33 @@ def encode_residuals(weights: LayerWeights, residuals: np.ndarray, k: int, toler
         inputs = weights.encoder_input.apply(group)
         if not weights.encoder_input.is_identity:
             encodings.input_fingerprints += map(fingerprint, inputs.values)
+            bad = np.flatnonzero(~np.isfinite(inputs.values).all(axis=1))
+            if len(bad):
+                problem = f"has no input that is finite: it is of zeros, or too large to be {weights.encoder_input.normalised}"
+                raise WeightsError(f"{weights.label}: residual {start + int(bad[0])} of the layer {problem}")
         try:
-            encoded = encoder.encode(weights.encoder, inputs.values, k=k, tolerance=tolerance, with_active=decode)
+            encoded = encoder.encode(
+                weights.encoder, inputs.values, k=k, tolerance=tolerance,
+                own_tolerances=own_tolerances, removed=inputs.removed, with_active=decode,
+            )  # fmt: skip
         except NotFiniteError as error:
             raise WeightsError(f"{weights.label}: {error}") from error
         if decode:
             encodings.reconstructions += _reconstructions(weights, group, inputs, encoded.encodings)
+        encodings.tolerances += encoded.tolerances if own_tolerances else []
         encodings.encodings += [replace(encoding, active=None) for encoding in encoded.encodings]
         encodings.count(encoded.float32_max_abs_error, encoded.n_settled)
     return encodings
 
 
-def _residuals(chosen: list[int], weights: LayerWeights) -> np.ndarray:
+def _residuals(chosen: list[int], weights: LayerWeights, scale: float) -> np.ndarray:
     """float32 [n_seeds, input_length]."""
-    return np.stack([residual(seed, weights.layer, weights.input_length) for seed in chosen])
+    return np.stack([scaled_residual(seed, weights.layer, weights.input_length, scale) for seed in chosen])
+
+
+def scaled_residual(seed: int, stream: int, length: int, scale: float) -> np.ndarray:
+    """The generator's numbers times a float32, each product rounded once: float32 [length]."""
+    return residual(seed, stream, length) * np.float32(scale)
 
 
 def _robust_seeds(job: Job, weights: LayerWeights) -> tuple[list[int], list[SkippedSeed], Encodings]:
@@ -222,15 +257,15 @@ def _robust_seeds(job: Job, weights: LayerWeights) -> tuple[list[int], list[Skip
     kept: list[int] = []
     skipped: list[SkippedSeed] = []
     searched, number = Encodings(), 0
-    while len(kept) < job.seeds:
+    while len(kept) < job.n_seeds:
         # Each pass over W_enc tries as many as are lacking, and as were passed over: a second pass is often the last.
-        count = min(job.seeds - len(kept) + len(skipped), SEEDS_AT_ONCE)
+        count = min(job.n_seeds - len(kept) + len(skipped), SEEDS_AT_ONCE)
         tried = seeds(weights.layer, range(number, number + count))
         number += count
-        encodings = encode_residuals(weights, _residuals(tried, weights), job.top_k, job.tolerance, decode=False)
+        encodings = encode_residuals(weights, _residuals(tried, weights, job.scale), job.top_k, job.tolerance, own_tolerances=job.has_own_tolerances, decode=False)
         searched.count(encodings.float32_max_abs_error, encodings.n_settled)
         for record in _skipped_seeds(weights, tried, encodings):
-            if len(kept) == job.seeds:
+            if len(kept) == job.n_seeds:
                 break
             if not record.flags:
                 kept.append(record.id.number)
@@ -241,9 +276,10 @@ def _robust_seeds(job: Job, weights: LayerWeights) -> tuple[list[int], list[Skip
     return kept, skipped, searched
 
 
-def skipped_seeds(weights: LayerWeights, numbers: list[int], k: int, tolerance: float) -> list[SkippedSeed]:
+def skipped_seeds(weights: LayerWeights, numbers: list[int], k: int, tolerance: float, scale: float | None) -> list[SkippedSeed]:
     """What a reference says of seeds that it passed over. Raises WeightsError."""
-    return _skipped_seeds(weights, numbers, encode_residuals(weights, _residuals(numbers, weights), k, tolerance, decode=False))
+    residuals = _residuals(numbers, weights, scale or 1.0)
+    return _skipped_seeds(weights, numbers, encode_residuals(weights, residuals, k, tolerance, own_tolerances=scale is not None, decode=False))
 
 
 def _skipped_seeds(weights: LayerWeights, numbers: list[int], encodings: Encodings) -> list[SkippedSeed]:
@@ -266,7 +302,7 @@ def _hopeless(job: Job, weights: LayerWeights, n_kept: int, skipped: list[Skippe
     at_gate = np.median([most - fewest for fewest, most in (record.n_active_bounds for record in skipped)])
     why = f"; half of them have {at_gate:g} or more of {weights.n_features} features within {job.tolerance:g} of their gate"
     return (
-        f"layer {weights.layer}: {n_kept} of {job.seeds} cases found, and {MOST_SKIPPED} seeds gave one with a flag: "
+        f"layer {weights.layer}: {n_kept} of {job.n_seeds} cases found, and {MOST_SKIPPED} seeds gave one with a flag: "
         f"{shown}{why if reasons['gate-tie'] else ''}. A smaller --tolerance or --top-k leaves fewer, or leave out --robust"
     )
 

@@ -50,15 +50,19 @@ def parse_reference(document: Any, name: str = "the reference") -> Reference:
         item.kind = OURS
     reference = parse(Reference, item)
     _refuse_empty(item, reference.cases)
-    if not reference.is_ours and any(case.residual is None for case in reference.cases):
-        raise item.error("missing", "test_cases: a residual")
+    if reference.residuals.is_of_file and None in (reference.residuals.name, reference.residuals.sha256):
+        raise item.error("a file without its name, or its sha256", "residuals")
+    for key in reference.residuals.own_keys if reference.is_ours else ("residual",):
+        place = next((place for place, case in enumerate(reference.cases) if getattr(case, key) is None), None)
+        if place is not None:
+            raise item.error("missing", f"test_cases[{place}].{key}")
     known = {rule.metadata["key"] or rule.name for rule in fields(Reference) if rule.metadata} | set(REPO_KEYS)
     other = {key: value for key, value in item.value.items() if key not in known and not isinstance(value, (dict, list))}
     return replace(reference, other=other)
 
 
 def parse_candidate(document: Any, top_k: int, name: str = "the candidate") -> Candidate:
-    """A candidate: `test_cases` with layer, seed, n_active and the list of the `top_k` features. Raises DataError."""
+    """A candidate: `test_cases` with layer, seed or row, n_active and the list of the `top_k` features. Raises DataError."""
     item = Fields(document, name, CANDIDATE)
     item.known["top_k"] = top_k
     cases = _CANDIDATE_CASES(item, "test_cases")

@@ -13,11 +13,11 @@ import numpy as np
 
 import vendored_hf
 from oracle.arithmetic.constants import TOPK
-from oracle.arithmetic.residual import residual
 from oracle.job import NORMALIZE, Job, Origin
-from oracle.references.document import Case, LayerRecord, Reference
+from oracle.references.document import Case, Reference
 from oracle.references.generate import Events
-from oracle.references.layer import input_of
+from oracle.references.layer import input_of, scaled_residual
+from oracle.references.origins import LayerRecord
 from oracle.references.plan import LayerFiles, plan, sibling_files
 from oracle.references.rows import DataError
 from oracle.sources import curation, hashes
@@ -219,12 +219,12 @@ class RecordedWeights:
 
 
 def residual_of(reference: Reference, case: Case) -> np.ndarray:
-    """The residual of a case, float32 [input_length]: from the generator where oracle wrote the reference, else the recorded one.
+    """The residual of a case, float32 [input_length]: from the generator where the reference names it, else the recorded one.
 
     Raises DataError where the recorded one overflows float32.
     """
-    if reference.is_ours:
-        return residual(case.id.number, case.stream or 0, reference.input_length)
+    if reference.has_generator:
+        return scaled_residual(case.id.number, case.stream or 0, reference.input_length, reference.residuals.scale or 1.0)
     with np.errstate(over="ignore"):
         values = np.array(case.residual, np.float64).astype(np.float32)
     if not np.all(np.isfinite(values)):

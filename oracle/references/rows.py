@@ -237,6 +237,17 @@ def text(fields: Fields, key: str) -> str:
     return value
 
 
+def one_of(*words: str) -> Check[str]:
+    @check({"enum": list(words)})
+    def word(fields: Fields, key: str) -> str:
+        value = fields.get(key)
+        if value not in words:
+            raise fields.error(f"{shown(value)}; {' and '.join(words)} are known", key)
+        return str(value)
+
+    return word
+
+
 @check({"type": "object"})
 def mapping(fields: Fields, key: str) -> Document:
     value = fields.get(key)
@@ -269,6 +280,16 @@ def or_none(other: Check[T]) -> Check[T | None]:
         return None if fields.get(key) is None else other(fields, key)
 
     return or_null
+
+
+def an_object(kind: type[T]) -> Check[T]:
+    """One object."""
+
+    @check(lambda document_kind: schema(kind, document_kind))
+    def one_object(fields: Fields, key: str) -> T:
+        return parse(kind, Fields(fields.get(key), fields.file, fields.kind, fields, key))
+
+    return one_object
 
 
 def objects(kind: type[T], name: str, wanted: str = "") -> Check[tuple[T, ...]]:

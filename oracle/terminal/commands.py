@@ -57,19 +57,21 @@ def main(argv: list[str] | None = None) -> int:
 
 def _generate(options: argparse.Namespace, job: Job | None = None) -> None:
     """Run a job, by default the one that the options ask for, and write its reference, by default where the plan has it."""
-    from oracle.references import workers
+    from oracle import executors
     from oracle.references.document import to_json
     from oracle.references.generate import generate
     from oracle.terminal.progress import ProgressReporter
 
     job = job or job_of(options)
+    if job.residuals is not None and options.omit_residuals:
+        raise BadUse("--omit-residuals leaves out what can be made again, and the rows of a file of residuals cannot: leave it out")
     if options.output != "-":
         check_output(ANY_OUTPUT if options.output is None else options.output)
     executor: AbstractContextManager[Executor | None] = contextlib.nullcontext()
     if options.dask:
-        executor = workers.dask(options.dask)
+        executor = executors.dask(options.dask)
     elif options.workers > 1:
-        executor = workers.threads(options.workers)
+        executor = executors.threads(options.workers)
     with ProgressReporter(quiet=options.quiet, output=options.output) as reporter, executor as pool:
         reference = generate(job, reporter, pool)
     path = reporter.output or ANY_OUTPUT

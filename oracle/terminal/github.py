@@ -30,7 +30,7 @@ def annotate(title: str, message: str) -> None:
 def summarize_reference(reference: Reference, output: str) -> None:
     """Add a reference to the step's summary: a row per case."""
     rows = [(case.id.layer, case.id.number, case.n_active, *case_texts(case)) for case in reference.cases]
-    heading = ("layer", "seed", "active", "top feature", "rank margin", "gate margin", "flags")
+    heading = ("layer", reference.cases[0].id.kind, "active", "top feature", "rank margin", "gate margin", "flags")
     closing = [f"... and {len(rows) - MOST_ROWS} cases more"] if len(rows) > MOST_ROWS else []
     closing.append(f"{len(rows)} cases of {reference.repo.name}, {reference.n_features} features a layer, in {output}")
     _summarize("oracle generate", heading, rows[:MOST_ROWS], closing)

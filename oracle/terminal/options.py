@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from oracle.job import (
     ALL,
+    LEAST_FACTOR,
     MAX_CONNECTIONS,
     MAX_FEATURES,
     MAX_LAYER,
@@ -23,10 +24,13 @@ from oracle.job import (
     MAX_TOP_K,
     MIN_SCALE,
     MIN_TOLERANCE,
+    MOST_FACTOR,
     NORMALIZE,
     SAMPLE,
     Job,
     Origin,
+    float32,
+    is_factor,
 )  # fmt: skip
 from oracle.terminal import github
 from oracle.version import VERSION
@@ -104,6 +108,17 @@ def scale(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r} is not a number from {MIN_SCALE:g} to {MAX_SCALE:g}")
 
 
+def factor(text: str) -> float:
+    """What generated residuals may be multiplied by."""
+    with contextlib.suppress(ValueError):
+        value = float(text)
+        if is_factor(value):
+            return value
+        if LEAST_FACTOR <= value <= MOST_FACTOR:
+            raise argparse.ArgumentTypeError(f"{text!r} is no float32, so that ports would differ: {float32(value)!r} is the nearest")
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number from {LEAST_FACTOR:g} to {MOST_FACTOR:g}")
+
+
 class _Parser(argparse.ArgumentParser):
     """argparse's, whose complaints are errors like ours."""
 
@@ -135,7 +150,10 @@ def parser() -> argparse.ArgumentParser:
     generate = command("generate", "Write a reference: fetch the weights, encode, say how near each answer is to flipping.")
     add = generate.add_argument
     add("--layers", type=layers, default=Job.layers, help=layers_help)
-    add("--seeds", type=integer(1, MAX_SEEDS), default=Job.seeds, metavar="N", help="residuals per layer (3)")
+    add("--seeds", type=integer(1, MAX_SEEDS), default=Job.seeds, metavar="N", help="residuals per layer (3; of --residuals the first N rows, or all)")
+    mine = "your own residuals: .npy, .npz or .safetensors, [rows, d_model] for all layers, or layer_N or blocks.N... for each; float64 is rounded"
+    add("--residuals", metavar="FILE", help=mine)
+    add("--scale", type=factor, default=Job.scale, metavar="X", help="what generated residuals are multiplied by; a power of two is exact (1)")
     add("--top-k", type=integer(1, MAX_TOP_K), default=Job.top_k, metavar="K", help="features per case (10)")
     add("--tolerance", type=tolerance, default=Job.tolerance, help="what a port may be off by, absolute (1e-4)")
     add("-o", "--output", metavar="FILE", help="`-` is standard output (by weights and model: plt_gemma_reference.json)")
@@ -159,7 +177,7 @@ def parser() -> argparse.ArgumentParser:
     described = "One feature of one case, step by step, from the weights: where a port's number leaves the right one."
     inspect = command("inspect", described, "A port that prints the same lines is bisected by the first that differs.", reference=True)
     inspect.add_argument("--layer", type=integer(0, MAX_LAYER), required=True, metavar="L", help="the layer of the case")
-    inspect.add_argument("--seed", type=integer(0, 2**64 - 1), required=True, metavar="S", help="its seed")
+    inspect.add_argument("--seed", "--row", dest="seed", type=integer(0, 2**64 - 1), required=True, metavar="S", help="its seed, or its row in a file")
     inspect.add_argument("--feature", type=integer(0, MAX_FEATURES), required=True, metavar="J", help="the feature, from 0")
     inspect.add_argument("--candidate", metavar="FILE", help="a port's JSON: where its number stands; `-` is standard input")
     inspect.add_flag("--residual", "show the generator's first steps too")

@@ -70,6 +70,7 @@ def comparison_json(comparison: Comparison, explanation: Explanation | None = No
                 "notes": case.notes,
                 "largest_difference": case.max_difference,
                 "feature": case.feature,
+                **({} if case.tolerance is None else {"tolerance": case.tolerance}),
             }
             for case in comparison.cases
         ],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""Named tensors out of an .npz archive, a block of rows at a time; and the zip that it shares with what torch.save writes.
+"""Named tensors out of an .npz archive, a block of rows at a time, and the one of a .npy; the zip that torch.save shares is here.
 
 The zip module reads the directory; everything in it is held against the file before it is believed. np.load is not used:
 it reads a stored member through the zip module's 256 KiB reader and holds the whole of it, and the data of a stored member
@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import ast
 import io
+import math
 import struct
 import zipfile
 import zlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import BinaryIO
 
@@ -85,15 +86,6 @@ class Archive(TensorFile):
             self.members[name] = info
         if len({info.header_offset for info in self.members.values()}) < len(self.members):
             raise self.error("two members begin at one place")
-
-    def rows(self, tensor: Tensor, wanted: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """As TensorFile has it. The whole member is read, since its CRC-32 is that of the whole."""
-        start = 0
-        for block in self.blocks(tensor):
-            first, last = np.searchsorted(wanted, (start, start + len(block)))
-            if first < last:
-                yield wanted[first:last], block[wanted[first:last] - start]
-            start += len(block)
 
     def member_data(self, member: str, name: str) -> MemberData:
         """A member from its first byte, unchecked: enough for a look at a header. Messages call it `name`."""
@@ -245,48 +237,72 @@ class Npz(Archive):
     def tensor(self, name: str) -> Tensor:
         if name not in self.members:
             raise self.error(f"it has no tensor {name}; it has {listed(self.members)}")
-        member = self.member_data(name, name)
-        preamble = member.take(8)
-        if preamble[:6] != b"\x93NUMPY":
-            raise self.error(f"{name} is not a .npy array")
-        if preamble[6] not in (1, 2, 3):
-            raise self.error(f"{name} has .npy version {preamble[6]}.{preamble[7]}; 1 to 3 are known")
-        length_bytes = member.take(2 if preamble[6] == 1 else 4)
-        length = int.from_bytes(length_bytes, "little")
-        if length > HEADER_LIMIT:
-            raise self.error(f"{name} has a header of {length} bytes; at most {HEADER_LIMIT} are read")
-        dtype, shape = self._parse_header(member.take(length), name)
-        offset = 8 + len(length_bytes) + length
-        n_bytes = dtype.itemsize
-        for extent in shape:
-            n_bytes *= extent
-        member_bytes = self.members[name].file_size
-        if offset + n_bytes != member_bytes:
-            raise self.error(
-                f"{name} has {member_bytes - offset} bytes of data, but its shape {list(shape)} "
-                f"of {dtype.name} takes {n_bytes}"
-            )
-        return Tensor(name, dtype, False, shape, offset)
+        return _tensor(self, name, self.member_data(name, name).take, self.members[name].file_size)
 
     def data(self, tensor: Tensor) -> Data:
         """As TensorFile has it."""
         return self.checked_data(tensor.name, tensor.name, tensor.offset)
 
-    def _parse_header(self, header: bytes, name: str) -> tuple[np.dtype, tuple[int, ...]]:
-        try:
-            fields = ast.literal_eval(header.decode("utf-8").strip())
-            descr, fortran_order, shape = fields["descr"], fields["fortran_order"], fields["shape"]
-            repr((descr, shape))  # a number of 30,000 digits cannot be printed
-        except Exception as error:  # whatever Python's own parser makes of it
-            raise self.error(f"{name} has an unreadable .npy header") from error
-        if isinstance(descr, str) and descr.lstrip("|<>=").startswith("O"):
-            raise self.error(f"{name} is a pickled Python object; nothing is unpickled")
-        if not isinstance(descr, str) or descr not in _DTYPES:
-            raise self.error(f"{name} is of dtype {descr!r}; float16, float32 and float64 are read")
-        if fortran_order is not False:
-            raise self.error(f"{name} is in Fortran order; C order is read")
-        if not isinstance(shape, tuple) or len(shape) not in (1, 2):
-            raise self.error(f"{name} has shape {shape!r}; 1 or 2 dimensions are read")
-        if not all(type(extent) is int and 0 < extent <= EXTENT_LIMIT for extent in shape):
-            raise self.error(f"{name} has shape {shape!r}; each extent must be 1 to {EXTENT_LIMIT}")
-        return _DTYPES[descr], shape
+
+class Npy(TensorFile):
+    """The one tensor of a .npy file, by the name of ARRAY. It has no checksum."""
+
+    ARRAY = "its array"
+
+    def __init__(self, reader: BinaryIO, label: str):
+        super().__init__(reader, label)
+        self.names = [self.ARRAY]
+
+    def tensor(self, name: str) -> Tensor:
+        """As TensorFile has it."""
+        header = Data(self, name, Section(self._reader, 0, self._size))
+
+        def take(count: int) -> bytes:
+            content = np.empty(count, np.uint8)
+            header.fill(content)
+            return content.tobytes()
+
+        return _tensor(self, name, take, self._size)
+
+    def data(self, tensor: Tensor) -> Data:
+        """As TensorFile has it."""
+        return Data(self, tensor.name, Section(self._reader, tensor.offset, tensor.n_bytes))
+
+
+def _tensor(file: TensorFile, name: str, take: Callable[[int], bytes], size: int) -> Tensor:
+    """The header of a .npy of `size` bytes, of which `take` gives the next ones. Raises WeightsError."""
+    preamble = take(8)
+    if preamble[:6] != b"\x93NUMPY":
+        raise file.error(f"{name} is not a .npy array")
+    if preamble[6] not in (1, 2, 3):
+        raise file.error(f"{name} has .npy version {preamble[6]}.{preamble[7]}; 1 to 3 are known")
+    length_bytes = take(2 if preamble[6] == 1 else 4)
+    length = int.from_bytes(length_bytes, "little")
+    if length > HEADER_LIMIT:
+        raise file.error(f"{name} has a header of {length} bytes; at most {HEADER_LIMIT} are read")
+    dtype, shape = _parse_header(file, take(length), name)
+    offset = 8 + len(length_bytes) + length
+    n_bytes = dtype.itemsize * math.prod(shape)
+    if offset + n_bytes != size:
+        raise file.error(f"{name} has {size - offset} bytes of data, but its shape {list(shape)} of {dtype.name} takes {n_bytes}")
+    return Tensor(name, dtype, False, shape, offset)
+
+
+def _parse_header(file: TensorFile, header: bytes, name: str) -> tuple[np.dtype, tuple[int, ...]]:
+    try:
+        fields = ast.literal_eval(header.decode("utf-8").strip())
+        descr, fortran_order, shape = fields["descr"], fields["fortran_order"], fields["shape"]
+        repr((descr, shape))  # a number of 30,000 digits cannot be printed
+    except Exception as error:  # whatever Python's own parser makes of it
+        raise file.error(f"{name} has an unreadable .npy header") from error
+    if isinstance(descr, str) and descr.lstrip("|<>=").startswith("O"):
+        raise file.error(f"{name} is a pickled Python object; nothing is unpickled")
+    if not isinstance(descr, str) or descr not in _DTYPES:
+        raise file.error(f"{name} is of dtype {descr!r}; float16, float32 and float64 are read")
+    if fortran_order is not False:
+        raise file.error(f"{name} is in Fortran order; C order is read")
+    if not isinstance(shape, tuple) or len(shape) not in (1, 2):
+        raise file.error(f"{name} has shape {shape!r}; 1 or 2 dimensions are read")
+    if not all(type(extent) is int and 0 < extent <= EXTENT_LIMIT for extent in shape):
+        raise file.error(f"{name} has shape {shape!r}; each extent must be 1 to {EXTENT_LIMIT}")
+    return _DTYPES[descr], shape

@@ -67,7 +67,7 @@ class TensorFile:
     """The tensors of one weight file over a seekable binary reader; `label` names it in messages.
 
     A subclass knows how the file tells of its tensors: `names`, in the order of the file, `tensor` and `data`; and, since
-    `data` may have to be read whole, `rows`. Every method raises WeightsError, which says what is wrong with the file.
+    `data` may have to be read whole, `rows` where less can be read. Every method raises WeightsError, which says what is wrong.
     """
 
     names: list[str]
@@ -92,8 +92,16 @@ class TensorFile:
         raise NotImplementedError
 
     def rows(self, tensor: Tensor, wanted: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Some rows of a tensor as they lie: parts of `wanted`, which ascends, and float32 [len(part), ...] for each."""
-        raise NotImplementedError
+        """Some rows of a tensor as they lie: parts of `wanted`, which ascends, and float32 [len(part), ...] for each.
+
+        All of it is read, since a checksum is that of the whole; a part is valid until the next.
+        """
+        start = 0
+        for block in self.blocks(tensor):
+            first, last = np.searchsorted(wanted, (start, start + len(block)))
+            if first < last:
+                yield wanted[first:last], block[wanted[first:last] - start]
+            start += len(block)
 
     def read(self, tensor: Tensor) -> np.ndarray:
         """The whole of a small tensor, a vector or one number: float32 of its shape."""

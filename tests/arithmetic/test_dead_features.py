@@ -116,6 +116,7 @@ def test_four_million_zeros() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize("kind", ["relu", "topk"])
 def test_half_of_16384_cost_no_more_than_a_fifth(tmp_path: Path, kind: str) -> None:
     """Whole processes in turn, 3 seeds: the median of the ratios of neighbours."""

@@ -24,7 +24,7 @@ from tests.support import rust
 from tests.support.planting import bf16
 from tests.support.process import oracle, python
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 MOST_TIMES_GENERATE = 10
 MOST_MEBIBYTES = 250

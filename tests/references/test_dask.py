@@ -19,7 +19,7 @@ from tests.support.process import oracle
 from tests.support.scripted import head, scripted
 from tests.support.small_scope import fill
 
-HASTY = "import sys\nfrom oracle.references import workers\nworkers.CONNECT = 2\nfrom oracle.__main__ import run\nrun()"
+HASTY = "import sys\nfrom oracle import executors\nexecutors.CONNECT = 2\nfrom oracle.__main__ import run\nrun()"
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 from tests.support.encodings import DESIGN_FINGERPRINTS
 from tests.support.process import cores, oracle
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 # The package's own bars, held with room for a noisy machine; bench.py prints the figures.
 MOST_OF_FLOOR = 2.5

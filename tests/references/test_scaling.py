@@ -13,7 +13,7 @@ import pytest
 
 from tests.bench import scaling
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 FOLDER = Path(tempfile.gettempdir()) / "oracle-bench"
 ATTEMPTS = 5  # one on a busy machine is no measurement

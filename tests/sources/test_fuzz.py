@@ -36,6 +36,14 @@ FILE = st.fixed_dictionaries({}, optional={
     "repo": st.just("org/repo") | JSON, "revision": st.just("main") | JSON, "path": st.text(max_size=12) | JSON, "commit": st.just("a" * 40) | JSON,
     "size": st.integers() | JSON, "sha256": st.just("b" * 64) | JSON,
 })
+# Keys and texts that look like the one that is packed.
+RESIDUAL = st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=5) | st.lists(st.floats() | st.integers() | st.booleans(), max_size=3) | JSON
+LIKE_IT = st.sampled_from(["residual", 'a "residual": [1.5]', '"residual": [0.5]', '\\"residual": [0.5', "\\", '"', 'residual"'])
+WITH_RESIDUALS = st.recursive(
+    RESIDUAL | LIKE_IT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(LIKE_IT | st.text(max_size=3), inner, max_size=3) | st.fixed_dictionaries({"residual": RESIDUAL, "x": inner}),
+    max_leaves=10,
+)
 MANIFEST = st.fixed_dictionaries({"format_version": st.just(1) | JSON}, optional={
     "files": st.lists(FILE | JSON, max_size=3) | JSON, "listings": st.lists(FILE | JSON) | JSON,
 })
@@ -89,6 +97,21 @@ def of_json(text: str) -> None:
         assert value == json.loads(content)
 
 
+def of_json_file(values: tuple[Any, int, int | None]) -> None:
+    """What is read a piece at a time is what Python's own reader gives of the whole, with arrays for lists of floats; NaN and infinities are refused."""
+    document, piece, indent = values
+    content = json.dumps(document, indent=indent, ensure_ascii=piece % 2 == 0).encode("utf-8", "surrogatepass")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(strict_json, "PIECE", piece)
+        try:
+            value = strict_json.load(io.BytesIO(content), len(content))
+        except ValueError:
+            with pytest.raises(ValueError):
+                strict_json.loads(content)
+            return
+    assert repr(value).replace("array('d', ", "").replace("])", "]") == repr(strict_json.loads(content)).replace("])", "]")
+
+
 def of_document(document: Any) -> None:
     for parse in (parse_reference, lambda value: parse_candidate(value, 10)):
         try:
@@ -137,6 +160,7 @@ DOORS: dict[str, tuple[Callable[[Any], None], st.SearchStrategy[Any]]] = {
     "config.yaml": (of_yaml, YAML),
     "manifest.json": (of_manifest, MANIFEST | JSON),
     "JSON": (of_json, st.text('[]{}",:0123456789eE+-.truefalsnNaIity \\u\n', max_size=60) | JSON.map(json.dumps) | st.text()),
+    "JSON files": (of_json_file, st.tuples(WITH_RESIDUALS, st.integers(4, 60), st.none() | st.integers(0, 2))),
     "references and candidates": (of_document, DOCUMENT | JSON),
     ".npy headers": (of_npy, LITERAL | st.text(max_size=30)),
     "safetensors headers": (of_safetensors, st.dictionaries(st.text(max_size=5), ENTRY | JSON, max_size=3) | JSON),

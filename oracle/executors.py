@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""Layers encoded elsewhere: by other threads, or wherever a concurrent.futures executor takes them.
-
-What travels is plain data: a LayerTask there, and what it gives or why it failed back. So one layer can't take
-another's run with it, and an exception needs not be known on the other side.
-"""
+"""Executors of concurrent.futures that layers are encoded by: threads, or a Dask cluster. They know nothing of layers."""
 
 from __future__ import annotations
 
@@ -14,47 +10,18 @@ import logging
 import pickle
 import re
 import threading
-import traceback
 import types
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
-
-from oracle import errors
 from oracle.errors import BadUse
-from oracle.references.layer import LayerResult, LayerTask, encode_layer
-from oracle.sources.source import FileEvents, Source
-from oracle.version import VERSION
 
 CONNECT = 10  # seconds
 IDLE = 3  # seconds without a worker after which that is said
 LOST = ("KilledWorker", "CommClosedError", "FutureCancelledError", "WorkerClosedError")  # Dask's errors of workers that are gone
 
 logger = logging.getLogger("vendored_hf")
-
-
-@dataclass(frozen=True)
-class LayerFailure:
-    """Why a layer has no cases: a line, the exit code that goes with it, and the chain for --debug."""
-
-    layer: int
-    line: str
-    code: int
-    chain: str
-
-
-def run(task: LayerTask, events: FileEvents = FileEvents()) -> LayerResult | LayerFailure:
-    """Fetch a layer's files and encode it. It depends on the task alone, and raises nothing."""
-    try:
-        source = Source(task.job.origin, events)
-        with contextlib.ExitStack() as stack:
-            files = {role: stack.enter_context(source.open(file)) for role, file in task.files.files.items()}
-            return encode_layer(task, files)
-    except Exception as error:
-        return LayerFailure(task.files.layer, errors.one_line(error), errors.exit_code(error), traceback.format_exc())
 
 
 @contextlib.contextmanager
@@ -67,6 +34,11 @@ def threads(count: int) -> Iterator[Executor]:
         pool.shutdown(wait=False, cancel_futures=True)
         raise
     pool.shutdown()
+
+
+def is_loss(error: BaseException) -> bool:
+    """Whether an executor's error says that a worker is gone, rather than what it failed of."""
+    return isinstance(error, (BrokenExecutor, CancelledError)) or type(error).__name__ in LOST
 
 
 @contextlib.contextmanager
@@ -152,13 +124,14 @@ def _versions() -> tuple[str, str]:
 
 def _check_workers(versions: dict[str, Any]) -> None:
     """Raises BadUse where a worker cannot run what is sent to it."""
+    own = _versions()
     for worker, version in versions.items():
         if isinstance(version, Exception):
             raise BadUse(f"the Dask worker at {worker} cannot import what it needs: {version}: install oracle there too")
-        if version[0] != VERSION:
-            raise BadUse(f"the Dask worker at {worker} has oracle {version[0]}, and here it is {VERSION}: install the same on both")
-        if version[1].split(".")[0] != np.__version__.split(".")[0]:
-            raise BadUse(f"the Dask worker at {worker} has NumPy {version[1]}, and here it is {np.__version__}: install the same on both")
+        if version[0] != own[0]:
+            raise BadUse(f"the Dask worker at {worker} has oracle {version[0]}, and here it is {own[0]}: install the same on both")
+        if version[1].split(".")[0] != own[1].split(".")[0]:
+            raise BadUse(f"the Dask worker at {worker} has NumPy {version[1]}, and here it is {own[1]}: install the same on both")
 
 
 def _say_while_idle(client: Any, address: str, ended: threading.Event) -> None:
