@@ -91,12 +91,12 @@ BAD = {
 
 @pytest.mark.parametrize("text, message", BAD.values(), ids=BAD)
 def test_bad_lists_are_refused(text: bytes, message: str) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(CurationError) as error:
         parse_config(text)
     assert message in str(error.value)
     assert "\n" not in str(error.value) and len(str(error.value)) < 500
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 @settings(deadline=None, max_examples=300)

@@ -52,6 +52,7 @@ def measured(*arguments: str, **options: Any) -> tuple[int, str]:
     seconds = time.monotonic() - began
     assert ran.stdout, ran.stderr[-2000:]
     code, memory = map(int, ran.stdout.split()[-2:])
+    print(f"{memory} MiB, {seconds:.1f} s, exit {code}: {ran.stderr.strip()[-160:]}")  # as pytest -rP shows it
     assert memory < MOST_MEMORY and seconds < 3 * MOST_TIME, (memory, seconds)  # this machine has other things to do
     return code, ran.stderr
 
