@@ -231,11 +231,11 @@ def test_17_negative_thresholds_are_said(tmp_path: Path) -> None:
     arrays = layer_arrays(0)
     arrays["threshold"][:40] = -0.5
     path = "layer_0/width_16k/average_l0_5/params.npz"
-    ran = run(*lay_out(tmp_path, {path: npz(arrays)}), "--path", path)
+    ran = run(*lay_out(tmp_path, {path: npz(arrays)}), "--path", path, "--seeds", "5")
     assert "40 thresholds are negative" in ran.stderr and "circuit-tracer" in ran.stderr
     reference = parsed(ran)
     assert reference["gate"] == {"kind": "jumprelu", "n_negative_thresholds": 40, "negative_values": "never active"}
-    # A port that lets negative values through, as circuit-tracer does, is told so.
+    # A port that lets negative values through, as circuit-tracer does, is told so, where the counts of enough cases are off.
     answers = []
     for case in reference["test_cases"]:
         r = np.array(case["residual"], np.float32)

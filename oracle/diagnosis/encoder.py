@@ -3,216 +3,311 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 import numpy as np
 
-from oracle.arithmetic.chain import Gated, Largest
+from oracle.arithmetic.chain import Gated
 from oracle.arithmetic.constants import SEED_STRIDE
 from oracle.arithmetic.products import Matrix
-from oracle.checking.lists import listed
-from oracle.diagnosis.explanation import Match
-from oracle.diagnosis.layers import ExaminedLayer
+from oracle.checking.verdict import FLOAT32_ROUNDING
+from oracle.diagnosis.explanation import Reading
+from oracle.diagnosis.layers import ExaminedLayer, Roundings, Survey, multiply, reshaped, rounded
 from oracle.diagnosis.mistakes import MISTAKES
-from oracle.diagnosis.port import ENCODER_FIELDS, ENCODER_PRODUCT, RESHAPED, W_DEC, Port, Selection, Source, right_index, same
-from oracle.diagnosis.products import Roundings, reshaped
-from oracle.references.document import Case, Reference
-from oracle.references.layer import scaled_residual
+from oracle.diagnosis.port import (
+    ENCODER_FIELDS,
+    OWN,
+    RESHAPED,
+    W_DEC,
+    Hypothesis,
+    Match,
+    Port,
+    Source,
+    Vectors,
+    between,
+    firing,
+    match_of,
+    measure_of,
+    pre_activations,
+    right_index,
+    same,
+    stored,
+    through,
+)  # fmt: skip
+from oracle.references.document import Reference
+from oracle.references.rows import DataError
 from oracle.weights.layer import LayerWeights
 
 MOST_ANSWERS_PER_CASE = 12  # of a long list, that are screened
-INDEX_MAPS = (right_index, *(row.value for row in MISTAKES if row.field == "index"))
+MOST_ROWS = 192  # of products that are evaluated of one matrix
+PRODUCT_BYTES = 12 * 1024 * 1024  # of products and factors held at once
+INDEX_MAPS = (right_index, *(value for row in MISTAKES for field, value in row.steps if field == "index"))
 
-_generated = lru_cache(maxsize=256)(scaled_residual)  # twenty of each case
+_generated = lru_cache(maxsize=256)(lambda source, *of: source.sequence(*of))
 
 
 class EncoderTrial:
-    """Ports' encoders and the lists of a layer's cases. Where `weights` are asked for, they are those that a port takes.
+    """Ports' encoders and the lists of a layer's cases.
 
-    A product is a row of residuals times W_enc for each case: float64 [n_cases, n_outputs].
+    `right` are the right products, float64 [n_cases, n_features].
     """
 
-    FIELDS, PRODUCT_FIELDS, MATRIX = ENCODER_FIELDS, ENCODER_PRODUCT, "w_enc"
-    PRINTED = "features"
+    FIELDS, MATRIX = ENCODER_FIELDS, "w_enc"
 
     def __init__(self, reference: Reference, layer: ExaminedLayer):
-        self.layer, self._reference = layer, reference
-        self._tolerances = np.array([reference.tolerance_of(item.case) for item in layer.cases])
-        self.n_inputs = reference.input_length
-        self._answers = [_indices_and_values(item.answer) for item in layer.cases]
-        self._screened, self._right = _Lists(self._answers), _Lists([_indices_and_values(item.case) for item in layer.cases])
-        self.prints = len(self._screened.values) > 0
-        n = reference.n_features
-        features = np.unique(np.concatenate([by(lists.indices, n) for by in INDEX_MAPS for lists in (self._screened, self._right)]))
+        self.layer, self._reference, n = layer, reference, reference.n_features
+        self._first = [tuple(column[:MOST_ANSWERS_PER_CASE] for column in item.printed) for item in layer.cases]
+        wanted = [by(indices, n) for by in INDEX_MAPS for indices, _ in self._first] + [item.expected[0] for item in layer.cases]
+        features = np.unique(np.concatenate(wanted))
         self._features = features[features >= 0]
+        self._factors: dict[tuple[object, ...], np.ndarray] = {}
+        with layer.opened(OWN) as weights:
+            rows = np.stack([self._factor(Port(), number, weights) for number in range(len(layer.cases))])
+            self.survey = Survey.of(weights.w_enc, n, self._features, rows)
+            self.right = self.survey.product
+            self._columns = {OWN: self.survey.columns, RESHAPED: self.survey.reshaped}
+            self._check(weights)
 
-    def matrix(self, array: str, weights: LayerWeights) -> Matrix:
+    def _check(self, weights: LayerWeights) -> None:
+        """Raises DataError where these weights do not give the reference's values."""
+        for item, product in zip(self.layer.cases, self.right):
+            indices, values = item.expected
+            right = pre_activations(Port(), product[indices], weights, self._vectors(Port(), weights), indices)
+            if not np.all((np.abs(right - values) <= self._reference.tolerance_of(item.case) + stored(right, values)) | (values == 0)):
+                raise DataError(
+                    f"layer {self.layer.own.layer}: the reference is not what these weights give, so they cannot explain a "
+                    "difference from it; `verify` says more"
+                )
+
+    def readings(self) -> Iterator[Reading]:
+        """What the candidate printed of each case, beside what is right."""
+        with self.layer.opened(OWN) as weights:
+            vectors = self._vectors(Port(), weights)
+            for number, item in enumerate(self.layer.cases):
+                fired = firing(Port(), self.right[number], weights, vectors)
+                printed, tolerance = item.printed[1], self._reference.tolerance_of(item.case)
+                indices = right_index(item.printed[0], len(fired.pre))
+                right = np.where(indices >= 0, fired.pre[indices], np.nan)
+                wrong = ~(np.abs(right - printed) <= tolerance + stored(right, printed))
+                level = np.maximum(vectors.threshold, 0).astype(np.float64) if weights.has_threshold else None
+                scale = skipped = None
+                if wrong.any() and np.all(indices >= 0) and len(indices) > 2 and not isinstance(weights.gate, Gated) and weights.encoder.scale is None:
+                    scale = _scale(self.right[number][indices], printed - vectors.b_enc[indices], tolerance)
+                    columns = self.survey.columns[:, np.searchsorted(self._features, indices[: len(self._first[number][0])])]
+                    skipped = _skipped(self._factor(Port(), number, weights), columns, (right - printed)[: columns.shape[1]], tolerance)
+                yield Reading(item, tolerance, right, wrong, fired.pre, level, scale, skipped)
+
+    # --- the first values -----------------------------------------------------------------------------------------------
+
+    def screened(self, hypotheses: Iterable[Hypothesis]) -> dict[Hypothesis, set[int]]:
+        """Of which cases the first values do not refute a hypothesis. What leaves more of them than the right ones do is refuted."""
+        passed: dict[Hypothesis, set[int]] = {}
+        for name, array, group in self._by_matrix(hypotheses):
+            products: dict[Port, int] = {}
+            by_value: dict[Port, tuple[list[Hypothesis], list[int]]] = {}
+            for hypothesis in group:
+                place = products.setdefault(hypothesis.encoder_product, len(products))
+                own, places = by_value.setdefault(hypothesis.printed_value, ([], []))
+                own.append(hypothesis)
+                places.append(place)
+            with self.layer.opened(name) as weights:
+                columns = self._columns_of(array, weights)
+                for number in range(len(self.layer.cases)):
+                    for hypothesis in self._screen_case(number, list(products), by_value, columns, weights):
+                        passed.setdefault(hypothesis, set()).add(number)
+        return passed
+
+    def _screen_case(
+        self, number: int, products: list[Port], by_value: dict[Port, tuple[list[Hypothesis], list[int]]], columns: np.ndarray, weights: LayerWeights
+    ) -> Iterator[Hypothesis]:
+        indices, printed = self._first[number]
+        if not len(indices):
+            return
+        features = np.concatenate([by(indices, weights.n_features) for by in INDEX_MAPS])
+        own = np.unique(np.searchsorted(self._features, features[features >= 0]))
+        product = self._first_products(number, products, columns[:, own], own, weights)
+        tolerances = np.array([[self._tolerance(port, number, weights)] for port in products])
+        right, _ = self._left(Port(), number, self.right[number][np.newaxis, self._features[own]], tolerances[:1], own, weights)
+        noise = len(indices) * (4 * FLOAT32_ROUNDING * np.max(np.abs(printed))) ** 2
+        for port, (hypotheses, places) in by_value.items():
+            left, fits = self._left(port, number, product[places], tolerances[places], own, weights)
+            fits &= ~(left > right[0] * (1 + 1e-9) + noise)
+            yield from (hypotheses[place] for place in np.flatnonzero(fits))
+
+    def _left(
+        self, port: Port, number: int, product: np.ndarray, tolerances: np.ndarray, own: np.ndarray, weights: LayerWeights
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Of a case's products [n_ports, n_own] that may be off by `tolerances` [n_ports, 1]: the sum of squares that a port leaves of what
+        is printed, and whether it may print it."""
+        indices, printed = self._first[number]
+        features = port.index(indices, weights.n_features)
+        if np.any(features < 0):
+            return np.full(len(product), np.inf), np.zeros(len(product), bool)
+        product = product[:, np.searchsorted(self._features[own], features)]
+        vectors = self._vectors(port, weights)
+        pre = pre_activations(port, product, weights, vectors, features)
+        value = port.gate.value(pre, vectors.threshold[features].astype(np.float64))
+        values = measure_of(port.selection.value, pre, value, features)
+        off = tolerances + port.slack * np.maximum(np.abs(product), np.abs(values)) + stored(values, printed)
+        fits = np.all(between(port, values, off, printed) | (printed == 0), axis=1)
+        return np.sum((through(port, values) - printed) ** 2, axis=1), fits
+
+    def _first_products(self, number: int, products: list[Port], columns: np.ndarray, own: np.ndarray, weights: LayerWeights) -> np.ndarray:
+        """float64 [n_ports, n_own]."""
+        result = np.empty((len(products), columns.shape[1]))
+        by_rounding: dict[Roundings, list[int]] = {}
+        for place, port in enumerate(products):
+            if port.accumulation is not same:
+                result[place] = self._accumulated(port, number, columns, weights)
+            else:
+                by_rounding.setdefault(self._roundings(port), []).append(place)
+        for key, places in by_rounding.items():
+            wide = rounded(columns, key, self._scales(key, self._features[own]), None).astype(np.float64)
+            result[places] = np.stack([self._factor(products[place], number, weights) for place in places]).astype(np.float64) @ wide
+        return result
+
+    def _scales(self, key: Roundings, features: np.ndarray) -> np.ndarray:
+        """The largest |weight| of the features; for one scale of all weights, of all."""
+        by_feature = any(getattr(rounding, "by_feature", False) for rounding in key)
+        return self.survey.largest[features] if by_feature else np.full(len(features), self.survey.largest.max(initial=0), np.float32)
+
+    def _accumulated(self, port: Port, number: int, columns: np.ndarray, weights: LayerWeights) -> np.ndarray:
+        """A sum that is rounded at each step, input after input: of values that are no such numbers at once NaN."""
+        values = self._first[number][1].astype(np.float32)
+        if not np.array_equal(port.accumulation(values), values):
+            return np.full(columns.shape[1], np.nan)
+        total = np.zeros(columns.shape[1], np.float32)
+        for value, row in zip(self._factor(port, number, weights), columns):
+            total = port.accumulation(total + value * row)
+        return total.astype(np.float64)
+
+    # --- the whole --------------------------------------------------------------------------------------------------------
+
+    def evaluated(self, passed: dict[Hypothesis, set[int]]) -> dict[Hypothesis, dict[int, Match]]:
+        """How the hypotheses match the whole of the cases that they passed; where they do not, they have none."""
+        matches: dict[Hypothesis, dict[int, Match]] = {}
+        for name, array, group in self._by_matrix(passed):
+            with self.layer.opened(name) as weights:
+                for hypothesis, number, product in self._products(array, group, passed, weights):
+                    match = self._evaluate(hypothesis.port, number, product, weights)
+                    if match is not None:
+                        matches.setdefault(hypothesis, {})[number] = match
+        return matches
+
+    def _products(
+        self, array: str, group: list[Hypothesis], passed: dict[Hypothesis, set[int]], weights: LayerWeights
+    ) -> Iterator[tuple[Hypothesis, int, np.ndarray]]:
+        """Hypotheses with their whole products of the cases that they passed; of too many only the first."""
+        by_product: dict[Port, list[Hypothesis]] = {}
+        for hypothesis in group:
+            by_product.setdefault(hypothesis.encoder_product, []).append(hypothesis)
+        wanted: list[tuple[Port, int]] = []
+        for port, own in by_product.items():
+            numbers = set().union(*(passed[hypothesis] for hypothesis in own))
+            if port == Port() or port.accumulation is not same:
+                for number in numbers:
+                    yield from ((hypothesis, number, self.right[number]) for hypothesis in own if number in passed[hypothesis])
+            else:
+                wanted += ((port, number) for number in sorted(numbers))
+        at_once = max(1, PRODUCT_BYTES // (8 * (weights.n_features + self._reference.input_length)))
+        for start in range(0, min(len(wanted), MOST_ROWS), at_once):
+            batch = wanted[start : min(start + at_once, MOST_ROWS)]
+            factors = [self._factor(port, number, weights)[np.newaxis] for port, number in batch]
+            roundings = [self._roundings(port) for port, _ in batch]
+            for (port, number), product in zip(batch, multiply(self._matrix(array, weights), weights.n_features, factors, roundings, self.survey.largest)):
+                yield from ((hypothesis, number, product[0]) for hypothesis in by_product[port] if number in passed[hypothesis])
+
+    def _evaluate(self, port: Port, number: int, product: np.ndarray, weights: LayerWeights) -> Match | None:
+        item, vectors = self.layer.cases[number], self._vectors(port, weights)
+        indices, values = item.printed
+        slack = np.full(len(product), port.slack) * np.abs(product) if port.slack else np.zeros(1)
+        if port.accumulation is not same:
+            sums = self._accumulated(port, number, self._columns[OWN], weights)
+            if not np.all(np.isfinite(sums)):
+                return None
+            slack = slack + 2 * np.max(np.abs(sums - product[self._features]))
+            product = product.copy()
+            product[self._features] = sums
+        fired = firing(port, product, weights, vectors, slack)
+        printed = port.index(indices, len(fired.pre))
+        return match_of(fired, port, printed, values, item.answer.n_active, self._reference.top_k, self._tolerance(port, number, weights))
+
+    # --- what a port takes ------------------------------------------------------------------------------------------------
+
+    def _by_matrix(self, hypotheses: Iterable[Hypothesis]) -> Iterator[tuple[str, str, list[Hypothesis]]]:
+        """Hypotheses by the file and the array that they take for W_enc; those whose files are not there are left out."""
+        groups: dict[str, list[Hypothesis]] = {}
+        for hypothesis in hypotheses:
+            port = hypothesis.port
+            if all(self.layer.has(name) for name in (port.w_enc, port.bias_of, port.threshold_of)):
+                groups.setdefault(port.w_enc, []).append(hypothesis)
+        for array, group in groups.items():
+            yield self.layer.file_of(array), array, group
+
+    def _matrix(self, array: str, weights: LayerWeights) -> Matrix:
         """What a port takes for W_enc."""
         if array == W_DEC:
             return Matrix(weights.w_dec.blocks, features_first=weights.w_dec.features_first)
         return reshaped(weights.w_enc, weights.input_length, weights.n_features) if array == RESHAPED else weights.w_enc
 
-    def n_outputs(self, weights: LayerWeights) -> int:
-        return weights.n_features
+    def _columns_of(self, array: str, weights: LayerWeights) -> np.ndarray:
+        if array not in self._columns:
+            self._columns[array] = self._matrix(array, weights).columns(self._features)
+        return self._columns[array]
 
-    def screened(self, weights: LayerWeights) -> np.ndarray:
-        """The outputs that the first values need, ascending."""
-        return self._features
+    def forget(self) -> None:
+        """Let go of what other files have, and can be read again."""
+        self._columns = {OWN: self.survey.columns, RESHAPED: self.survey.reshaped}
+        self._factors.clear()
 
-    def roundings(self, port: Port) -> Roundings:
+    def _vectors(self, port: Port, weights: LayerWeights) -> Vectors:
+        own = Vectors(weights.b_enc, weights.threshold, weights.b_dec)
+        bias, threshold = (own if name == OWN else self.layer.vectors_of(name) or own for name in (port.bias_of, port.threshold_of))
+        return Vectors(bias.b_enc, threshold.threshold, own.b_dec)
+
+    def _roundings(self, port: Port) -> Roundings:
         return tuple(rounding for rounding in (port.weight_rounding, port.product_rounding) if rounding is not same)
 
-    def factors(self, port: Port, weights: LayerWeights) -> np.ndarray:
-        """What a port multiplies by W_enc, float32 [n_cases, d_model]."""
-        rows = []
-        for item in self.layer.cases:
-            row = item.residual
-            if port.source != Source():
-                layer, _, seed = item.case.id
-                scale = self._reference.residuals.scale if port.source.is_scaled else None
-                row = _generated(*port.source.of((seed - layer) // SEED_STRIDE, layer), len(row), scale or 1.0)
-            row = port.input(row, weights.encoder_input, weights.b_dec)
-            for step in (port.norm, port.residual_rounding, port.product_rounding):
-                row = step(row)
-            rows.append(row)
-        return np.stack(rows)
+    def _tolerance(self, port: Port, number: int, weights: LayerWeights) -> float:
+        """What a number of a port's may be off by: the case's own tolerance, less where what the port multiplies is smaller than what is right."""
+        own, least = self._reference.tolerance_of(self.layer.cases[number].case), self._reference.tolerance
+        if own <= least:
+            return own
+        norm, right = (float(np.linalg.norm(self._factor(factor, number, weights).astype(np.float64))) for factor in (port, Port()))
+        return max(least, own * norm / right) if norm < right else own
 
-    def first_values(
-        self, port: Port, product: np.ndarray, weights: LayerWeights, *, of_reference: bool = False
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Values that a port prints, those on the candidate's lists or the reference's, and how far apart they may be.
-
-        `product` has the outputs that are screened. A value is NaN where an index stands for no feature.
-        """
-        lists = self._right if of_reference else self._screened
-        features = port.index(lists.indices, weights.n_features)
-        places = np.flatnonzero(features >= 0)
-        features = features[places]
-        pre = pre_activations(port, product[lists.rows[places], np.searchsorted(self._features, features)], weights, features)
-        level = port.gate.level(weights.threshold[features].astype(np.float64))
-        values = np.full(len(lists.values), np.nan)
-        values[places] = _measure(port.selection.value, pre, pre - level.subtracted)
-        return values, lists.values, np.where(lists.values == 0, np.inf, self._tolerances[lists.rows])
-
-    def evaluate(self, port: Port, product: np.ndarray, weights: LayerWeights) -> Match | None:
-        """How a port matches the whole of every case; None where rounding cannot explain a difference."""
-        match = Match()
-        for item, row, (indices, values), tolerance in zip(self.layer.cases, product, self._answers, self._tolerances.tolist()):
-            fired = firing(port, row, weights)
-            printed = port.index(indices, len(fired.pre))
-            difference = max_difference(
-                fired, port.selection, printed, values, item.answer.n_active, self._reference.top_k, tolerance
-            )
-            if difference is None:
-                return None
-            match += Match(difference, frozenset({item.case.id}), int(item.is_wrong))
-        return match
+    def _factor(self, port: Port, number: int, weights: LayerWeights) -> np.ndarray:
+        """What a port multiplies by W_enc, float32 [d_model]."""
+        key = (number, port.source, port.input, port.norm, port.residual_rounding, port.product_rounding)
+        if key in self._factors and port.w_enc == OWN:
+            return self._factors[key]
+        item = self.layer.cases[number]
+        row = item.residual
+        if port.source != Source():
+            layer, _, seed = item.case.id
+            row = _generated(port.source, *port.source.of((seed - layer) // SEED_STRIDE, layer), len(row))
+            if port.source.is_scaled and self._reference.residuals.scale is not None:
+                row = row * np.float32(self._reference.residuals.scale)
+        row = port.input(row, weights.encoder_input, weights.b_dec)
+        for step in (port.norm, port.residual_rounding, port.product_rounding):
+            row = step(row)
+        if port.w_enc == OWN and len(self._factors) < 512:
+            self._factors[key] = row
+        return row
 
 
-class _Lists:
-    """The first places of a layer's lists, one behind the other: `rows` are the numbers of their cases."""
-
-    def __init__(self, lists: list[tuple[np.ndarray, np.ndarray]]):
-        lists = [(indices[:MOST_ANSWERS_PER_CASE], values[:MOST_ANSWERS_PER_CASE]) for indices, values in lists]
-        self.rows = np.repeat(np.arange(len(lists)), [len(values) for _, values in lists])
-        self.indices, self.values = (np.concatenate(column) for column in zip(*lists))
-
-
-def _indices_and_values(case: Case) -> tuple[np.ndarray, np.ndarray]:
-    """A case's list: int64 [n] and float64 [n]."""
-    top = listed(case)
-    indices = np.array([index for index, _ in top], object)
-    return np.clip(indices, -1, 1 << 62).astype(np.int64), np.array([activation for _, activation in top], np.float64)
+def _scale(right: np.ndarray, printed: np.ndarray, tolerance: float) -> float | None:
+    """By what right products are multiplied where they give all that is printed; None where no one number does it."""
+    square = float(right @ right)
+    factor = float(right @ printed) / square if square > 0 else 0.0
+    off = tolerance + FLOAT32_ROUNDING * 2 * np.abs(printed)
+    return factor if factor and np.all(np.abs(factor * right - printed) <= off) else None
 
 
-def _measure(name: str, pre: np.ndarray, activation: np.ndarray) -> np.ndarray:
-    """The key or value of a Selection."""
-    places = np.arange(len(pre), dtype=np.float64)
-    measures = {"activation": activation, "-activation": -activation, "pre": pre, "|pre|": np.abs(pre), "-index": -places}
-    return np.asarray(measures[name])
-
-
-def max_difference(
-    fired: Firing, selection: Selection, printed: np.ndarray, values: np.ndarray, n_active: int, k: int, tolerance: float
-) -> float | None:
-    """The largest difference of a printed value from what a port prints; None where rounding cannot explain it.
-
-    `printed` are the features on the candidate's list, with `values`.
-    """
-    pre, distance, off = fired.pre, fired.distance, fired.reach * tolerance
-    if not np.count_nonzero(distance > off) <= n_active <= np.count_nonzero(distance > -off):
-        return None
-    if len(printed) != min(k, len(pre) if selection.of_all else n_active) or np.any(printed < 0):
-        return None
-    if not len(printed):
-        return 0.0
-    key, value = (_measure(name, pre, fired.value) for name in (selection.key, selection.value))
-    largest = float(np.max(np.abs(value[printed] - values)))
-    pool = np.ones(len(pre), bool)
-    if not selection.of_all:
-        # A feature at its gate is active iff the candidate has it on its list.
-        pool = distance > off
-        pool[printed[distance[printed] > -off]] = True
-    if largest > tolerance or not np.all(pool[printed]):
-        return None
-    keys = key[pool]
-    if len(keys) < len(printed):
-        return None
-    chosen = np.sort(np.partition(keys, len(keys) - len(printed))[len(keys) - len(printed) :])
-    if np.any(np.abs(np.sort(key[printed]) - chosen) > 2 * tolerance):
-        return None
-    in_order = printed.astype(np.float64) if selection.order == "by index" else key[printed]
-    steps = np.diff(in_order) * (-1 if selection.order == "descending" else 1)
-    return largest if np.all(steps > (0 if selection.order == "by index" else -2 * tolerance)) else None
-
-
-@dataclass(frozen=True)
-class Firing:
-    """Of one case, float64 [n_features] each: pre-activations, what a feature prints where it fires, and how far above its gate it is.
-
-    It fires for sure where its `distance` is more than `reach` tolerances, and surely does not below as many less than 0.
-    """
-
-    pre: np.ndarray
-    value: np.ndarray
-    distance: np.ndarray
-    reach: int = 1
-
-
-def pre_activations(port: Port, product: np.ndarray, weights: LayerWeights, features: np.ndarray | slice = slice(None)) -> np.ndarray:
-    """float64 [n]: of the products of some features, or of all."""
-    encoder = weights.encoder
-    scale = 1.0 if encoder.scale is None else encoder.scale[features]
-    if isinstance(weights.gate, Gated):
-        return np.asarray(product * scale + encoder.offset[features])
-    pre = product + port.b_enc * weights.b_enc[features]
-    return np.asarray(pre * scale if port.gate.by_decoder_norm else pre)
-
-
-def firing(port: Port, product: np.ndarray, weights: LayerWeights) -> Firing:
-    """What fires of products float64 [n_features]."""
-    pre = pre_activations(port, product, weights)
-    gate, right = port.gate, weights.gate
-    level = gate.level(weights.threshold.astype(np.float64))
-    value = pre - level.subtracted
-    if isinstance(right, Gated):
-        condition = product + port.b_enc * weights.b_enc
-        return Firing(pre, value, np.minimum(condition, pre) if gate.is_gated else pre)
-    if not isinstance(right, Largest) or not gate.selects:
-        return Firing(pre, value, pre - level.least)
-    relu = right.relu if gate.relu is None else gate.relu
-    by_magnitude = right.magnitude and gate.by_magnitude
-    measure = np.abs(pre) if by_magnitude else pre
-    distance = _above_boundary(measure, gate.k or right.k, right.grouped)
-    return Firing(pre, value, np.minimum(distance, measure) if relu or by_magnitude else distance, 2)
-
-
-def _above_boundary(measure: np.ndarray, k: int, grouped: bool) -> np.ndarray:
-    """How far each is above the largest that does not fire, or below the smallest that does."""
-    groups, limit = (measure.reshape(k, -1), 1) if grouped and len(measure) % k == 0 else (measure[np.newaxis], k)
-    if limit >= groups.shape[1]:
-        return np.full(len(measure), np.inf)
-    ordered = np.sort(groups, axis=1)[:, ::-1]
-    last, following = ordered[:, limit - 1, np.newaxis], ordered[:, limit, np.newaxis]
-    return np.asarray(groups - np.where(groups >= last, following, last)).reshape(-1)
+def _skipped(factor: np.ndarray, columns: np.ndarray, lacking: np.ndarray, tolerance: float) -> tuple[int, int] | None:
+    """The block of 8 inputs whose part in the products, float32 [d_model] and [d_model, n], is what lacks; None where it is none."""
+    firsts = np.arange(0, len(factor), 8)
+    parts = np.add.reduceat(factor[:, np.newaxis].astype(np.float64) * columns, firsts, axis=0)  # [blocks, n]
+    fits = np.flatnonzero(np.all(np.abs(parts - lacking) <= 2 * tolerance, axis=1))
+    return (int(firsts[fits[0]]), min(int(firsts[fits[0]]) + 8, len(factor))) if len(fits) == 1 else None

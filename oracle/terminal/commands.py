@@ -127,12 +127,19 @@ def _compared(options: argparse.Namespace, document: Any) -> tuple[Reference, Ca
     if comparison.agrees or not options.explain:
         return reference, candidate, comparison, None
     from oracle.diagnosis.explain import explain
+    from oracle.diagnosis.explanation import Explanation
     from oracle.references.recorded import RecordedWeights
     from oracle.terminal.progress import ProgressReporter
 
     with ProgressReporter(quiet=options.quiet) as reporter:
-        weights = RecordedWeights.of(reference, origin_of(options), reporter)
-        return reference, candidate, comparison, explain(reference, candidate, comparison, weights)
+        try:
+            weights = RecordedWeights.of(reference, origin_of(options), reporter)
+            explanation = explain(reference, candidate, comparison, weights)
+        except Exception as error:  # the comparison needs no weights, and stands
+            if errors.exit_code(error) != errors.SOURCE:
+                raise
+            explanation = Explanation((), 0, unsearched=errors.one_line(error))
+        return reference, candidate, comparison, explanation
 
 
 def _conclude(outcome: Comparison | Verification, options: argparse.Namespace, explanation: Explanation | None = None) -> int:

@@ -78,22 +78,7 @@ def comparison_json(comparison: Comparison, explanation: Explanation | None = No
         "not_compared": comparison.not_compared,
     }
     if explanation is not None:
-        document["explanation"] = {
-            "cases_examined": explanation.examined,
-            "named": [
-                {
-                    "name": fit.name,
-                    "mistakes": fit.mistakes,
-                    "description": fit.description,
-                    "cases_matched": fit.matched,
-                    "largest_difference_left": fit.max_difference,
-                }
-                for fit in explanation.named
-            ],
-            "within_tolerance": [fit.name for fit in explanation.also],
-            "known": explanation.known,
-            "not_tried": explanation.not_tried,
-        }
+        document["explanation"] = explanation.to_dict()
     return json_text(document, 2) + "\n"
 
 

@@ -21,7 +21,7 @@ from oracle.errors import WeightsError
 BLOCK_BYTES = 1024 * 1024  # of float32: blocks of this size, and the products' operands, stay in the L2 cache
 MIN_BLOCK_ROWS = 8
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-ROW_BYTES_LIMIT = 16 * 1024 * 1024  # of float32: a block is at least MIN_BLOCK_ROWS of them
+ROW_BYTES_LIMIT = 16 * 1024 * 1024  # of float32: so much is a block that has fewer than MIN_BLOCK_ROWS
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ class StoredTensor:
 def rows_at_once(tensor: Tensor) -> int:
     """How many rows make a block."""
     float32_bytes = tensor.row_bytes // tensor.raw.itemsize * 4
-    return max(MIN_BLOCK_ROWS, BLOCK_BYTES // float32_bytes)
+    return max(BLOCK_BYTES // float32_bytes, min(MIN_BLOCK_ROWS, ROW_BYTES_LIMIT // float32_bytes))
 
 
 class Float32Converter:

@@ -41,6 +41,7 @@ D_MODEL, N_FEATURES = 2304, 16384
 LAYERS = (0, 12, 25)
 BENCH = [sys.executable, "-m", "tests.bench"]
 FLOOR_ROWS = 64
+FOLDER = os.path.join(tempfile.gettempdir(), "oracle-bench")
 
 
 def path_of(layer: int) -> str:
@@ -204,6 +205,15 @@ def snapshot_of(cache: Path, repo: str) -> Path:
     return cache / f"models--{repo.replace('/', '--')}" / "snapshots" / COMMIT
 
 
+def weights_in(folder: str) -> Path:
+    """Where the weights are, which are made if they are not."""
+    weights = snapshot_of(Path(folder) / "hub", WEIGHTS_REPO)
+    if not all((weights / path_of(layer)).exists() for layer in LAYERS):
+        print(f"making 900 MB of weights in {folder} ...", file=sys.stderr)
+        subprocess.run([*BENCH, "make", folder], check=True, cwd=ROOT)
+    return weights
+
+
 def make_llama(cache: Path) -> None:
     cache.mkdir(parents=True, exist_ok=True)
     config = cache / "config.yaml.tmp"
@@ -239,7 +249,7 @@ def measure_settling(runs: int, environment: dict[str, str], folder: str) -> Non
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", default=os.path.join(tempfile.gettempdir(), "oracle-bench"))
+    parser.add_argument("--folder", default=FOLDER)
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--torch-python", metavar="PATH", help="a Python that has torch and huggingface_hub")
     parser.add_argument("--torch-script", metavar="FILE", default=ROOT.parent / "shared/peers/plt_gemma_validation.py")
@@ -263,10 +273,7 @@ def main() -> None:
     if options.llama:
         measure_llama(cache, environment, options.runs)
         return
-    weights = cache / f"models--{WEIGHTS_REPO.replace('/', '--')}" / "snapshots" / COMMIT
-    if not all((weights / path_of(layer)).exists() for layer in LAYERS):
-        print(f"making 900 MB of weights in {options.folder} ...", file=sys.stderr)
-        subprocess.run([*BENCH, "make", options.folder], check=True, cwd=ROOT)
+    weights = weights_in(options.folder)
     if options.scaling:
         scaling.link_layers(weights, path_of, LAYERS)
         if "layers" in options.scaling:

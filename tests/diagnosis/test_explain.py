@@ -21,20 +21,22 @@ from tests.diagnosis import test_explain_chain, test_explain_scopes
 from tests.support.hub import Hub
 from tests.support.independent import float64_encode
 from tests.support.planting import PLANTS, World, candidate, check, plant_all
+from tests.support.planting_steps import ESTIMATED
 from tests.support.process import run
 from tests.support.small_scope import fill, layer_arrays
 
+TOGETHER = sorted(PLANTS.keys() - {row.name for row in MISTAKES if row.alone} - set(ESTIMATED))  # what is tried in pairs
 SHAPES = ((24, 96), (64, 512), (130, 70))
 
 
 def table_names() -> list[str]:
-    return [row.name for row in MISTAKES if row.field not in DECODER_FIELDS] + ["other L0 (1)"]
+    return [row.name for row in MISTAKES if not row.fields <= set(DECODER_FIELDS)] + ["other L0 (1)"]
 
 
 def test_every_row_is_planted() -> None:
     # The first is planted in test_trust.py, the second in test_explain_residuals.py.
     elsewhere = {"negative let through", "scale left out", *test_explain_scopes.PLANTED, *(name for *_, name in test_explain_chain.PLANTED)}
-    assert set(table_names()) - elsewhere == set(PLANTS) - elsewhere
+    assert set(table_names()) - elsewhere == set(PLANTS) - elsewhere - set(ESTIMATED)
     assert len(table_names()) == len(set(table_names()))
 
 
@@ -44,7 +46,7 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> list[World]:
 
 
 def test_every_mistake_is_named_first(worlds: list[World]) -> None:
-    for number, name in list(enumerate(PLANTS))[::3]:  # a third of them, each in one shape; the slow test below has them all in every shape
+    for number, name in list(enumerate(PLANTS))[::7]:  # a seventh of them, each in one shape; the slow test below has them all in every shape
         check(plant_all([worlds[number % len(worlds)]], [(name,)]))
 
 
@@ -53,7 +55,7 @@ def random_pairs(seed: int, how_many: int, world: World) -> list[tuple[str, ...]
     rng = random.Random(seed)
     pairs: list[tuple[str, ...]] = []
     while len(pairs) < how_many:
-        pair = tuple(rng.sample(sorted(PLANTS), 2))
+        pair = tuple(rng.sample(TOGETHER, 2))
         if PLANTS[pair[0]][0] != PLANTS[pair[1]][0] and pair not in pairs:
             answers = candidate(world.weights, pair)
             prints = any(case["top_10"] for case in answers["test_cases"])
@@ -62,9 +64,9 @@ def random_pairs(seed: int, how_many: int, world: World) -> list[tuple[str, ...]
     return pairs
 
 
-def test_nine_random_pairs_are_named_first(worlds: list[World]) -> None:
+def test_random_pairs_are_named_first(worlds: list[World]) -> None:
     for number, world in enumerate(worlds):
-        check(plant_all([world], random_pairs(number, 3, world)))
+        check(plant_all([world], random_pairs(number, 2, world)))
 
 
 def test_a_right_port_is_never_explained(worlds: list[World]) -> None:

@@ -31,6 +31,7 @@ class Port:
     relu: bool = True
     selects: bool = True
     has_gate: bool = True
+    has_sign: bool = True
     by_norm: bool = False
     input: str = "none"
     times: int = 1  # that the input is normalised
@@ -67,7 +68,7 @@ def encode(port: Port, arrays: Arrays, residual: np.ndarray) -> np.ndarray:
     measure = np.abs(pre) if port.gate == "abstopk" else np.maximum(pre, 0) if port.relu else pre
     kept = np.argsort(-measure, kind="stable")[: port.k]
     activations = np.zeros_like(pre)
-    activations[kept] = np.maximum(pre, 0)[kept] if port.gate == "topk" and port.relu else pre[kept]
+    activations[kept] = np.maximum(pre, 0)[kept] if port.gate == "topk" and port.relu else pre[kept] if port.has_sign else measure[kept]
     return activations
 
 
@@ -185,6 +186,7 @@ PLANTED = [
     (TOPK, but(TOPK, b_enc=0, k=20), "b_enc left out and k of 20"),
     (ABSTOPK, but(ABSTOPK, gate="topk", relu=True), "top k by value"),
     (ABSTOPK, but(ABSTOPK, k=30), "k of 30"),
+    (ABSTOPK, but(ABSTOPK, has_sign=False), "|pre|"),
     (PLAIN, but(PLAIN, b_dec=1), "b_dec subtracted"),
     (STANDARD, but(STANDARD, b_dec=0), "b_dec not subtracted"),
     (GATED, but(GATED, has_gate=False), "gate left out"),

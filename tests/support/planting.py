@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ from oracle.checking.compare import compare
 from oracle.diagnosis.explain import explain
 from oracle.diagnosis.explanation import Explanation
 from oracle.job import Job, Origin
+from oracle.references.document import CaseId
 from oracle.references.generate import generate
 from oracle.references.reading import parse_candidate
 from oracle.references.recorded import RecordedWeights
 from tests.support import worlds
+from tests.support.planting_steps import MORE, of_constants
+from tests.support.planting_unlisted import UNLISTED
 from tests.support.small_scope import CURATION_REPO, WEIGHTS_REPO, npz
 
 Arrays = dict[str, np.ndarray]
@@ -119,6 +123,9 @@ PLANTS: dict[str, tuple[str, Any]] = {
     "features shifted down": ("index", lambda j, n: (j - 1) % n),
     "indices from 1": ("index", lambda j, n: j + 1),
     "layers from 1": ("layer label", 1),
+    **MORE,
+    "weights in TF32": ("weight rounding", tf32),
+    "residual in TF32": ("residual rounding", tf32),
 }
 
 
@@ -180,7 +187,7 @@ def encode_case(
     weights: dict[Any, Arrays], layer: int, i: int, names: Sequence[str], k: int = 10, scale: float = 1, rows: np.ndarray | None = None
 ) -> dict[str, Any]:
     """What a port with the named mistakes answers for the i-th case of a layer: of the generator's, times `scale`, or of `rows`."""
-    steps = dict(PLANTS[name] for name in names)
+    steps = dict(PLANTS.get(name) or UNLISTED.get(name) or of_constants(name) for name in names)
     assert len(steps) == len(names)
 
     def same(v: np.ndarray) -> np.ndarray:
@@ -193,23 +200,35 @@ def encode_case(
     else:
         w_enc = matrix(arrays)
     seed, stream = steps.get("source", lambda i, layer: (100 * i + layer, layer))(i, layer)
-    r = residual(seed & MASK, stream & MASK, len(w_enc)) * np.float32(scale) if rows is None else rows[i]
+    sequence = steps.get("sequence", lambda *_: residual(seed & MASK, stream & MASK, len(w_enc)))
+    r = sequence(i, layer, len(w_enc)) * np.float32(scale) if rows is None else rows[i]
     r = steps.get("input", lambda r, a: r)(r, arrays)
     for step in ("normalisation", "residual rounding", "products"):
         r = steps.get(step, same)(r)
     for step in ("weight rounding", "products"):
         w_enc = steps.get(step, same)(w_enc)
-    pre = float32_sums(r, w_enc) + np.float32(steps.get("bias", 1)) * arrays["b_enc"]
-    gate, taken = steps.get("gate", lambda t: (t, 0 * t))(np.maximum(arrays["threshold"], 0))
+    model, printed = steps.get("model", same), steps.get("printed", steps.get("model", same))
+    bias, b_enc = steps.get("bias", 1), weights.get(layer + steps.get("bias layer", 0), arrays)["b_enc"] if "bias layer" in steps else arrays["b_enc"]
+    b_enc = bias(b_enc) if callable(bias) else np.float32(bias) * b_enc
+    products = model(steps.get("sums", float32_sums)(model(r), model(w_enc)))
+    pre = model(products + model(b_enc))
+    if "sums" in steps:
+        printed = bf16 if "bfloat16" in names[0] else half
+        pre = printed(pre)
+    threshold = weights.get(layer + steps["threshold layer"], arrays)["threshold"] if "threshold layer" in steps else arrays["threshold"]
+    gate, taken = steps.get("gate", lambda t: (t, 0 * t))(np.maximum(model(threshold), 0))
     on = np.flatnonzero(pre > gate)
     act = pre - taken
+    if "activation" in steps:
+        act, fires = steps["activation"](pre, gate)
+        on = np.flatnonzero(fires)
     chosen = steps.get("selection", lambda pre, act, on, k: [(j, act[j]) for j in best(act, on, k)])(pre, act, on, k)
     relabel = steps.get("index", lambda j, n: j)
     return {
         "layer": layer + steps.get("layer label", 0),
         **({"seed": 100 * i + layer} if rows is None else {"row": i}),
-        "n_active": len(on),
-        f"top_{k}": [{"index": int(relabel(int(j), len(pre))), "activation": float(value)} for j, value in chosen],
+        "n_active": int(steps.get("count", lambda pre, on, chosen: len(on))(pre, on, chosen)),
+        f"top_{k}": [{"index": int(relabel(int(j), len(pre))), "activation": float(printed(np.float32(value)))} for j, value in chosen],
     }
 
 
@@ -219,22 +238,28 @@ def candidate(
     return {"test_cases": [encode_case(weights, layer, i, names, **residuals) for layer in layers for i in range(seeds)]}
 
 
+def mixed(weights: dict[Any, Arrays], names_of: Callable[[int, int], Sequence[str]], layers: Sequence[int] = (0, 1, 2)) -> dict[str, Any]:
+    """What a port answers whose mistakes are others in each case."""
+    return {"test_cases": [encode_case(weights, layer, i, names_of(layer, i)) for layer in layers for i in range(3)]}
+
+
 class World:
     """Synthetic weights in a cache, their reference, and ports of it."""
 
     def __init__(self, weights: dict[Any, Arrays], job: Job):
-        self.weights = weights
+        self.weights, self.layers = weights, job.layers
         rows = {} if job.residuals is None else {"rows": np.load(job.residuals)}
-        self.residuals = {"scale": job.scale, **rows}  # of its cases, as encode_case takes them
+        self.residuals = {"seeds": job.n_seeds, "scale": job.scale, **rows}  # of its cases, as candidate takes them
         self.reference = generate(job)
         # As compare has it, unless it is told more.
         self.recorded_weights = RecordedWeights.of(self.reference, Origin(cache_dir=job.origin.cache_dir, offline=True))
 
     @classmethod
-    def make(cls, folder: Path, seed: int, shape: tuple[int, int], **more: Any) -> World:
-        weights = make_weights(seed, *shape)
+    def make(cls, folder: Path, seed: int, shape: tuple[int, int], layers: Sequence[int] = (0, 1, 2), **more: Any) -> World:
+        """With a layer above them."""
+        weights = make_weights(seed, *shape, n_layers=len(layers) + 1)
         origin = Origin(CURATION_REPO, cache_dir=make_cache(folder, weights), offline=True)
-        return cls(weights, Job(origin, layers=(0, 1, 2), **more))
+        return cls(weights, Job(origin, layers=tuple(layers), **more))
 
     @classmethod
     def of(cls, folder: Path, repo: worlds.World) -> World:
@@ -253,7 +278,7 @@ class World:
 
     def explain(self, names: Sequence[str]) -> tuple[dict[str, Any], Explanation | None]:
         """What a port with these mistakes answers, and its explanation; None where it agrees."""
-        answers = candidate(self.weights, names, **self.residuals)
+        answers = candidate(self.weights, names, self.layers, **self.residuals)
         return answers, self.explain_answers(answers)
 
     def explain_answers(self, answers: dict[str, Any]) -> Explanation | None:
@@ -261,40 +286,57 @@ class World:
         comparison = compare(self.reference, port)
         return None if comparison.agrees else explain(self.reference, port, comparison, self.recorded_weights)
 
-    def gives(self, names: Sequence[str], answers: dict[str, Any]) -> bool:
-        """Whether a port with these mistakes would print the same, but for rounding."""
-        other = candidate(self.weights, names, **self.residuals)["test_cases"]
+    def gives(self, names: Sequence[str], answers: dict[str, Any], among: Collection[CaseId] = ()) -> bool:
+        """Whether a port with these mistakes would print the same, but for rounding; in all cases, or `among` some."""
+        other = candidate(self.weights, names, self.layers, **self.residuals)["test_cases"]
         return all(
-            {**a, "top_10": []} == {**b, "top_10": []}
+            bool(among) and _id(a) not in among or
+            (_id(a), a["n_active"]) == (_id(b), b["n_active"])
             and [t["index"] for t in a["top_10"]] == [t["index"] for t in b["top_10"]]
-            and all(abs(s["activation"] - t["activation"]) < 0.1 * self.reference.tolerance_of(case) for s, t in zip(a["top_10"], b["top_10"]))
+            and all(abs(s["activation"] - t["activation"]) < self.reference.tolerance_of(case) for s, t in zip(a["top_10"], b["top_10"]))
             for a, b, case in zip(answers["test_cases"], other, self.reference.cases)
         )
 
     def judge(self, names: Sequence[str]) -> str:
         """`first`: named first. `equal`: named, among others that give the same numbers. Else what went wrong."""
         answers, explanation = self.explain(names)
-        return judge(names, explanation, lambda other: self.gives(other, answers))
+        return judge(names, explanation, lambda other, among: self.gives(other, answers, among))
 
 
-def judge(names: Sequence[str], explanation: Explanation | None, gives: Callable[[Sequence[str]], bool]) -> str:
-    """`first`: named first. `equal`: named, among others that give the same numbers. Else what went wrong."""
+def _id(case: dict[str, Any]) -> CaseId:
+    kind = "row" if "row" in case else "seed"
+    return CaseId(case["layer"], kind, case[kind])
+
+
+def judge(names: Sequence[str], explanation: Explanation | None, gives: Callable[[Sequence[str], Collection[CaseId]], bool]) -> str:
+    """`first`: named first. `equal`: named, among others that give the same numbers in the same cases. Else what went wrong."""
     if explanation is None:
         return "agrees"
     if not explanation.named:
         return f"not found: {explanation.known}"
     sets = [set(fit.mistakes) for fit in explanation.named]
+    for cause in explanation.causes:
+        for fit in cause.named:
+            if {_without_constants(name) for name in fit.mistakes} == {_without_constants(name) for name in names}:
+                sets = [set(names) if own == set(fit.mistakes) else own for own in sets]
+            elif not gives(fit.mistakes, cause.cases):
+                return f"wrongly named: {fit.name}"
     others = [named for named in sets if named != set(names)]
-    for other in others:
-        if not gives(sorted(other)):
-            return f"wrongly named: {other}"
     if set(names) in sets:
         return "equal" if others else "first"
     return "equal" if others and all(len(other) < len(names) for other in others) else f"not named: {sets}"
 
 
+def _without_constants(name: str) -> str:
+    """Of an estimate any constant does that gives the numbers: 2.4 for 2.5."""
+    return re.sub(r"\b[0-9.]+ (?=dropped|halved)|(?<=times )[0-9.]+", "#", name)
+
+
 # Where more than k features fire in every case, or no more than k: the port is right then.
-MAY_CHANGE_NOTHING = {("before the gate",), ("top k decoded",)}
+MAY_CHANGE_NOTHING = {("before the gate",), ("top k decoded",), ("residual clipped at 3",), ("remainder skipped",), ("activations up to 6",)}
+MAY_CHANGE_NOTHING |= {("n_active of the list",), ("b_enc in bfloat16",), ("b_enc in float16",), ("activations below 5 halved",), ("last 8 features skipped",)}
+# What differs in a few counts alone, and is not named where these could be so by chance.
+MAY_BE_SILENT = {("first feature skipped",), ("last feature skipped",), ("last 8 features skipped",), ("threshold times 1.1",), ("activations below 2.5 dropped",)}
 
 
 def plant_all(worlds: list[World], groups: list[tuple[str, ...]]) -> dict[tuple[str, ...], list[str]]:
@@ -310,6 +352,7 @@ def check(results: dict[tuple[str, ...], list[str]]) -> None:
     wrong = {
         names: outcome
         for names, outcome in results.items()
-        if set(outcome) - (right | {"agrees"} if names in MAY_CHANGE_NOTHING else right)
-    }
-    assert not wrong
+        if {"silent" if one.startswith("not found") and names in MAY_BE_SILENT else one for one in outcome}
+        - right - ({"agrees"} if names in MAY_CHANGE_NOTHING | MAY_BE_SILENT else set()) - {"silent"}
+    }  # fmt: skip
+    assert not wrong, wrong

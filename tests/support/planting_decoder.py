@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from oracle.checking.compare import compare
 from oracle.diagnosis.explain import explain
 from oracle.diagnosis.explanation import Explanation
 from oracle.job import Job, Origin
-from oracle.references.document import to_json
+from oracle.references.document import CaseId, to_json
 from oracle.references.generate import generate
 from oracle.references.reading import parse_candidate
 from oracle.references.recorded import RecordedWeights
@@ -46,6 +46,12 @@ PLANTS: dict[str, tuple[str, Any, str]] = {
     "residual for W_skip": ("skip", lambda r, w, own: own * r, "skip"),
     "target below": ("target", -1, "targets"),
     "target above": ("target", 1, "targets"),
+    "targets reversed": ("order", "reversed", "targets"),
+    "targets cumulative": ("order", "cumulative", "targets"),
+    "W_dec target-major": ("decoder", "target-major", "targets"),
+    "b_dec of the layer below": ("b_dec layer", -1, ""),
+    "b_dec of the layer above": ("b_dec layer", 1, ""),
+    "W_dec of unit norm": ("rounding", lambda v: v / np.linalg.norm(v, axis=-1, keepdims=True), "one"),
     "W_dec reshaped": ("decoder", "reshaped", "one"),
     "W_dec of the layer below": ("decoder", -1, ""),
     "W_dec of the layer above": ("decoder", 1, ""),
@@ -65,14 +71,17 @@ PLANTS: dict[str, tuple[str, Any, str]] = {
 class Decoders:
     """A repo of worlds.py in a cache, its reference with reconstructions, and ports of it."""
 
-    def __init__(self, folder: Path, seed: int = 0, n_layers: int = 4, **kind: Any):
-        self.kind = kind
-        self.repo = repo = worlds.make(n_layers=n_layers, seed=seed, **kind)
+    def __init__(self, repo: worlds.World, job: Job, **kind: Any):
+        self.repo, self.kind = repo, kind
+        self.reference = generate(job)
+        self.recorded_weights = RecordedWeights.of(self.reference, Origin(cache_dir=job.origin.cache_dir, offline=True))
+
+    @classmethod
+    def make(cls, folder: Path, seed: int = 0, n_layers: int = 4, **kind: Any) -> Decoders:
+        repo = worlds.make(n_layers=n_layers, seed=seed, **kind)
         cache = write_cache(folder, [(name, path, content) for name, of in repo.files.items() for path, content in of.items()])
         path = tuple(repo.files[repo.repo])[:3] if repo.schema == "Sae" else ()
-        origin = Origin(repo.repo, path=path, cache_dir=cache, offline=True)
-        self.reference = generate(Job(origin, layers=(0, 1, 2), seeds=2, decode=True))
-        self.recorded_weights = RecordedWeights.of(self.reference, Origin(cache_dir=cache, offline=True))
+        return cls(repo, Job(Origin(repo.repo, path=path, cache_dir=cache, offline=True), layers=(0, 1, 2), seeds=2, decode=True), **kind)
 
     def possible(self) -> list[str]:
         """The mistakes that change something here."""
@@ -96,20 +105,26 @@ class Decoders:
         n_targets = w_dec.shape[1]
         if which == "reshaped":
             w_dec = w_dec.reshape(w_dec.shape[2], 1, -1).transpose(2, 1, 0)
+        elif which == "target-major":
+            w_dec = w_dec.reshape(n_targets, len(w_dec), -1).transpose(1, 0, 2)
         elif layer + which in self.repo.weights:
             w_dec = self.repo.weights[layer + which]["w_dec"]
         w_dec = steps.get("rounding", lambda v: v)(w_dec)
-        outputs = []
+        order = steps.get("order", "")
+        b_dec = self.repo.weights.get(layer + steps.get("b_dec layer", 0), weights)["b_dec"]
+        outputs, before = [], np.zeros(len(r), np.float32)
         for target in range(n_targets):
             place, own = target + steps.get("target", 0), int(target == 0)
             if not 0 <= place < w_dec.shape[1]:
                 continue
             out = np.zeros(len(r), np.float32)
-            for activation, row in zip(act, w_dec[:, place]):
+            for activation, row in zip(act, w_dec[:, n_targets - 1 - place if order == "reversed" else place]):
                 out += activation * row
+            before = before + out
+            out = before if order == "cumulative" else out
             w_skip = weights.get("w_skip", np.zeros((len(r), len(r)), np.float32))
             out = out + steps.get("skip", lambda r, w, own: own * (r @ w))(r, w_skip, own)
-            out = (out + steps.get("b_dec", lambda own: own)(own) * weights["b_dec"]).astype(np.float32)
+            out = (out + steps.get("b_dec", lambda own: own)(own) * b_dec).astype(np.float32)
             wide = out.astype(np.float64)
             outputs.append(
                 {
@@ -135,7 +150,7 @@ class Decoders:
         comparison = compare(self.reference, port)
         return None if comparison.agrees else explain(self.reference, port, comparison, self.recorded_weights)
 
-    def gives(self, names: Sequence[str], answers: dict[str, Any]) -> bool:
+    def gives(self, names: Sequence[str], answers: dict[str, Any], among: Collection[CaseId] = ()) -> bool:
         """Whether a port with these mistakes gives the same first values, within the tolerance, where it gives any."""
         other = self.candidate(names)["test_cases"]
         return all(
@@ -144,10 +159,10 @@ class Decoders:
             for a in case["reconstructions"]
             for b in theirs["reconstructions"]
             for right in ours.outputs
-            if a["target_layer"] == b["target_layer"] == right.target_layer
+            if a["target_layer"] == b["target_layer"] == right.target_layer and (not among or ours.id in among)
         )
 
     def judge(self, names: Sequence[str]) -> str:
         """`first`: named first. `equal`: named, among others that give the same numbers. Else what went wrong."""
         answers = self.candidate(names)
-        return judge(names, self.explain_answers(answers), lambda other: self.gives(other, answers))
+        return judge(names, self.explain_answers(answers), lambda other, among: self.gives(other, answers, among))
