@@ -252,7 +252,7 @@ def test_two_million_features_by_16_seeds(tmp_path: Path) -> None:
     folder = tmp_path / "tree/org/repo/resolve/main/layer_0"
     folder.mkdir(parents=True)
     np.savez(
-        folder / "params.npz", W_enc=encoder, b_enc=encoder[0], threshold=np.full(n_features, 3, np.float32), W_dec=encoder.T, b_dec=np.zeros(d_model, np.float32),
+        folder / "params.npz", W_enc=encoder, b_enc=encoder[0], threshold=np.full(n_features, 3, np.float32), W_dec=np.zeros((n_features, d_model), np.float32), b_dec=np.zeros(d_model, np.float32),
     )  # fmt: skip
     size = (folder / "params.npz").stat().st_size >> 20
     place = ["--mirror", str(tmp_path / "tree"), "--quiet"]
