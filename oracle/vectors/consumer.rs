@@ -171,7 +171,7 @@ fn layer_weights(
                 "{}: .safetensors and .npz are read; your port has a reader of its own",
                 path.display()
             )
-            .into())
+            .into());
         }
     };
     let mut weights = BTreeMap::new();
@@ -206,11 +206,10 @@ fn safetensors(bytes: &[u8]) -> Result<BTreeMap<String, Tensor>, Failure> {
             .iter()
             .map(Json::whole)
             .collect::<Result<Vec<usize>, Failure>>()?;
-        let (from, to) = (
-            ends.first().ok_or("no offset")?,
-            ends.last().ok_or("no offset")?,
-        );
-        let content = data.get(*from..*to).ok_or("offsets past the end")?;
+        let &[from, to] = ends.as_slice() else {
+            return Err("no offsets".into());
+        };
+        let content = data.get(from..to).ok_or("offsets past the end")?;
         let values = match spec.get("dtype")?.text()? {
             "F32" => floats(content),
             "BF16" => content
@@ -237,10 +236,8 @@ fn npz(bytes: &[u8]) -> Result<BTreeMap<String, Tensor>, Failure> {
     let mut rest = bytes;
     while let Some(member) = rest.strip_prefix(b"PK\x03\x04") {
         let size = usize::try_from(little_endian(member, 14, 4)?)?;
-        let (name_length, extra) = (
-            usize::try_from(little_endian(member, 22, 2)?)?,
-            usize::try_from(little_endian(member, 24, 2)?)?,
-        );
+        let name_length = usize::try_from(little_endian(member, 22, 2)?)?;
+        let extra = usize::try_from(little_endian(member, 24, 2)?)?;
         let name = std::str::from_utf8(member.get(26..26 + name_length).ok_or("too short")?)?
             .trim_end_matches(".npy")
             .to_owned();
@@ -369,24 +366,27 @@ impl Json {
     }
 
     fn members(&self) -> Result<&[(String, Self)], Failure> {
-        match self {
-            Self::Map(members) => Ok(members),
-            _ => Err("no object".into()),
+        if let Self::Map(members) = self {
+            Ok(members)
+        } else {
+            Err("no object".into())
         }
     }
 
     fn list(&self) -> Result<&[Self], Failure> {
-        match self {
-            Self::List(items) => Ok(items),
-            _ => Err("no list".into()),
+        if let Self::List(items) = self {
+            Ok(items)
+        } else {
+            Err("no list".into())
         }
     }
 
     /// A text, or the digits of a number.
     fn text(&self) -> Result<&str, Failure> {
-        match self {
-            Self::Text(text) | Self::Number(text) => Ok(text),
-            _ => Err("no text".into()),
+        if let Self::Text(text) | Self::Number(text) = self {
+            Ok(text)
+        } else {
+            Err("no text".into())
         }
     }
 

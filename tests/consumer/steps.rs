@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
 //! One feature step by step, printed as `python -m oracle inspect` prints it: the first line that differs is where a
-//! port leaves the right numbers. Exact sums are left out; they stand to the right of these.
+//! port leaves the right numbers. What is exact is left out: sums that stand to the right of these, and what becomes of the last.
+
+use crate::residual::fingerprint;
 
 const FIRST: usize = 8;
 
@@ -63,6 +65,7 @@ fn ln(s: f64) -> f64 {
 
 /// Inputs and weights, the sums of the first 1, 2, 4, ... products in f32, and what becomes of the last.
 pub fn show_feature(residual: &[f32], column: &[f32], b_enc: f32, threshold: f32) {
+    println!("residual: {} values, fingerprint {}", residual.len(), fingerprint(residual));
     for (place, (r, w)) in residual.iter().zip(column).take(FIRST).enumerate() {
         println!("{place:10}  {}    {}", in_32(*r), in_32(*w));
     }

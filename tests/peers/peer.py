@@ -120,6 +120,8 @@ def circuit_tracer(load: Task) -> Coder:
     def coder(x: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         if isinstance(whole, CrossLayerTranscoder):
             acts = whole.encode_layer(x, layer)
+            if not acts.any():  # of which its decode makes an exception
+                return acts, torch.full((len(x), whole.n_layers - layer, whole.d_model), torch.nan)
             features = torch.zeros(whole.n_layers, *acts.shape)
             features[layer] = acts
             inputs = torch.zeros(whole.n_layers, *x.shape)

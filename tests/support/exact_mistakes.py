@@ -197,9 +197,9 @@ def above_cut(layer: Layer, active: list[int], values: Array) -> list[int]:
     return [place for place in active if abs(values[place]) > 0.01 * np.abs(values).max()]
 
 
-def ungated_first(layer: Layer, active: list[int], values: Array) -> list[int]:
-    """The first ten of what is largest before the gate."""
-    return active[:10]
+def largest_ten(value: Array, level: Array) -> Array:
+    """The ten that are largest before the gate, and of them those that pass it."""
+    return (value > level) & np.isin(np.arange(len(value)), np.lexsort([np.arange(len(value)), -value])[:10])
 
 
 def halved(value: Array, level: Array) -> Array:
@@ -233,12 +233,11 @@ ROUNDED = "bfloat16 float16 tf32 wide-weights"
 
 MISTAKES = (
     Mistake("`>=` for `>`", GATE, Port(fires=lambda value, level: value >= level), lambda v: has_floor(v) and special(v)),
-    Mistake("ties by index descending", "tie-order", Port(key=lambda value, index: [-index, -value]), special),
-    Mistake("stable sort, then reversed", "tie-order", Port(key=lambda value, index: [-index, -value]), special),
+    Mistake("ties by index descending: a stable sort, reversed", "tie-order", Port(key=lambda value, index: [-index, -value]), special),
     Mistake("ties at the k-th by index descending", "tie-order", Port(ties="last"), lambda v: ranks(v) and special(v)),
     Mistake("`>=` the k-th value", "tie-order k-boundary", Port(ties="all"), lambda v: ranks(v) and special(v)),
     Mistake("ten of the list alone", "all-active each-block first-input k-boundary", Port(keep=at_most(10)), lambda v: special(v) and not in_groups(v)),
-    Mistake("top k before the gate", "all-active each-block first-input", Port(keep=ungated_first), lambda v: special(v) and not selects(v)),
+    Mistake("top k before the gate", "all-active each-block first-input", Port(fires=largest_ten), lambda v: special(v) and not selects(v)),
     Mistake("top k before the magnitude", "magnitudes", changed(gate="topk", relu=False), lambda v: v.settings.gate == "abstopk"),
     Mistake("count is k", "fewer-than-k none-active", Port(count=lambda layer, active: layer.settings.k or 0),
             lambda v: ranks(v) and has_floor(v) and special(v) and v.settings.gate != "abstopk"),
@@ -302,7 +301,7 @@ MISTAKES = (
     Mistake("the deviation for the norm", "input-norm", Port(inputs=biased_deviation), lambda v: v.settings.normalised == "unit_rms"),
     Mistake("the mean not subtracted", "input-norm", Port(inputs=no_mean), lambda v: v.settings.normalised == "layer_norm"),
     Mistake("the input in float64", "float64-input", Port(inputs=in_float64, keeps_float64=True), lambda v: wide(v) and v.settings.minus_b_dec),
-    Mistake("W_enc reshaped", "orientation", Port(w_enc=reshaped)),
+    Mistake("W_enc reshaped", "orientation", Port(w_enc=reshaped), special),
     Mistake("W_enc transposed, square", "orientation", Port(w_enc=transposed_square), lambda v: v.is_square),
     Mistake("W_dec for W_enc", "w_dec-not-w_enc", Port(w_enc=w_dec_for), lambda v: v.d_out == 16 or v.row.folder == "crosscoder"),
     Mistake("weights in bfloat16", "bfloat16 wide-weights", Port(w_enc=lambda layer: bfloat16(layer.tensors["W_enc"])), wide),
@@ -319,7 +318,7 @@ MISTAKES = (
     Mistake("residual layer-normalised", "input", Port(residual=layer_norm), is_plain),
     Mistake("subnormals flushed", "subnormal", Port(pre=flushed), lambda v: wide(v) and (not is_jump(v) or has_levels(v) and not has_log(v))),
     Mistake("clamped at 65504", "large-magnitude", Port(activation=lambda value, level: np.minimum(value, F32(65504))), wide),
-    Mistake("top k by |pre|", "negative-pre", Port(pre=np.abs), lambda v: special(v) and v.settings.gate == "topk"),
+    Mistake("top k by |pre|", "negative-pre", changed(gate="abstopk"), lambda v: special(v) and v.settings.gate == "topk"),
     Mistake("list ascending", "tie-order each-block", Port(key=lambda value, index: [index, value]), special),
     Mistake("smallest k", "each-block k-boundary first-input", Port(keep=lambda layer, active, values: active[::-1][:10]), special),
     Mistake("list by index", "each-block first-input", Port(key=lambda value, index: [index]), special),

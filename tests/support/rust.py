@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -15,6 +16,8 @@ from tests.support.process import run
 
 # rustup's rustc looks for its toolchain in the real home, and tests have one of their own.
 RUSTUP_HOME = os.environ.get("RUSTUP_HOME") or os.path.expanduser("~/.rustup")
+
+REGISTRY = Path("/usr/share/cargo/registry")  # where Debian's packages of crates put their sources
 
 
 def generator(folder: Path) -> Path:
@@ -33,6 +36,25 @@ def consumer(folder: Path) -> Path:
     for source in (ROOT / "tests/consumer").glob("*.rs"):
         shutil.copy(source, folder)
     return build(folder / "main.rs", "-O")
+
+
+def crates(folder: Path, *names: str) -> list[str]:
+    """rustc's options for crates that Debian packages (librust-serde-json-dev), compiled into `folder` in the order of their dependencies.
+
+    The test is skipped where they are not installed.
+    """
+    options = ["-L", str(folder)]
+    for name in names:
+        sources = sorted(REGISTRY.glob(f"{name}-1.*"))
+        if not sources or not shutil.which("rustc"):
+            pytest.skip(f"rustc, or {name} in {REGISTRY}, is not installed: librust-serde-json-dev brings it")
+        edition = re.search(r'^edition = "(\d+)"', (sources[-1] / "Cargo.toml").read_text(), re.MULTILINE)
+        command = ["rustc", "--crate-name", name, "--crate-type", "rlib", "--edition", edition[1] if edition else "2015", "--cap-lints", "allow", "-O"]
+        # What Cargo.toml has by default, and what serde_json's build script finds on 64 bits.
+        command += ["--cfg", 'feature="std"', "--cfg", "limb_width_64", *options, "--out-dir", str(folder), str(sources[-1] / "src/lib.rs")]
+        subprocess.run(command, check=True)
+        options += ["--extern", f"{name}={folder}/lib{name}.rlib"]
+    return options
 
 
 def build(source: Path, *options: str) -> Path:

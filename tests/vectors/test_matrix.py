@@ -94,14 +94,14 @@ def test_each_mistake_fails_a_flag_that_names_it(name: str) -> None:
 
 
 def test_the_matrix(capsys: pytest.CaptureFixture[str]) -> None:
-    """Each mistake, in how many formats it is planted above, and what compare names first in the first of them."""
+    """Each mistake, in how many folders it is planted above, and what compare names first in the first of them."""
     lines, total = [], 0
     for mistake in MISTAKES:
         places = [name for name in NAMES if applies(name, mistake)]
         assert places, mistake.name
         total += len(places)
         failed = failing(places[0], mistake)
-        lines.append(f"{mistake.name:42} {len(places):3} formats; {places[0]:20} {', '.join(failed[:3])}{' ...' if len(failed) > 3 else ''}")
-    lines.append(f"{len(MISTAKES)} mistakes, {total} ports with one each, {len(RIGHT)} right ports on each of {len(NAMES)} rows")
+        lines.append(f"{mistake.name:50} {len(places):3} folders; {places[0]:20} {', '.join(failed[:3])}{' ...' if len(failed) > 3 else ''}")
+    lines.append(f"{len(MISTAKES)} mistakes, {total} ports with one each, {len(RIGHT)} right ports on each of {len(NAMES)} folders")
     with capsys.disabled():
         print("\n" + "\n".join(lines))
