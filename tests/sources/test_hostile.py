@@ -65,8 +65,7 @@ LARGE = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", LARGE)
-@pytest.mark.parametrize("size", [60_000_000, 200_000_000])
+@pytest.mark.parametrize("name, size", [*((name, 200_000_000) for name in LARGE), ("digits", 60_000_000)])
 @pytest.mark.slow
 def test_a_candidate_of_200_mb(name: str, size: int, demo_folder: Path, tmp_path: Path) -> None:
     piece = LARGE[name]
@@ -161,10 +160,10 @@ PIECES = ["[", "{", '"', "'", '""', "''", "[]", "{}", "[],", '"a",', "- a\n", "a
 @pytest.mark.slow
 def test_a_config_of_1_mib(piece: str, start: str) -> None:
     text = (start.encode() + piece.encode() * (1 << 20))[: 1 << 20]
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(CurationError):
         parse_config(text)
-    assert time.monotonic() - began < MOST_TIME
+    assert time.process_time() - began < MOST_TIME
 
 
 @pytest.mark.parametrize("text", [
