@@ -101,6 +101,20 @@ def test_memory_is_estimated_from_above() -> None:
             assert strict_json.memory_of(text) >= 0.8 * size(json.loads(text)), piece
 
 
+@pytest.mark.slow
+def test_250_mb_of_residuals_are_read(demo_folder: Path, tmp_path: Path) -> None:
+    """The demo's reference, whose first case has a residual that is as long as a file may be, in lists as a layer's are."""
+    document = json.loads((demo_folder / "plt_gemma_reference.json").read_text())
+    residual = json.dumps({"residual": np.random.default_rng(0).standard_normal(2304).astype(np.float32).tolist()})
+    with (tmp_path / "r.json").open("w") as file:
+        file.write(json.dumps(document)[:-1] + ', "more": [')
+        for _ in range(250_000_000 // len(residual)):
+            file.write(residual + ",\n")
+        file.write("0]}")
+    code, said = measured("compare", str(tmp_path / "r.json"), str(demo_folder / "plt_gemma_reference.json"), "--quiet")
+    assert code in (0, 1), said
+
+
 @pytest.fixture(scope="module")
 def long_reference(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], tuple[Path, Path]]:
     def build(count: int) -> tuple[Path, Path]:
