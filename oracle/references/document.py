@@ -249,7 +249,11 @@ def _format_version(fields: Fields, key: str) -> int:
 
 @check({"type": "string"})
 def _edited(fields: Fields, key: str) -> bool:
-    return text(fields, key) != digest(fields.value)
+    recorded = text(fields, key)
+    try:
+        return recorded != digest(fields.value)
+    except TypeError:  # lists that strict_json has packed: residuals, where no reference of ours has any
+        return True
 
 
 @dataclass(frozen=True, kw_only=True)

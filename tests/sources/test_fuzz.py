@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import io
 import json
 import math
@@ -42,7 +43,9 @@ RESIDUAL = st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=5
 LIKE_IT = st.sampled_from(["residual", 'a "residual": [1.5]', '"residual": [0.5]', '\\"residual": [0.5', "\\", '"', 'residual"'])
 WITH_RESIDUALS = st.recursive(
     RESIDUAL | LIKE_IT,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(LIKE_IT | st.text(max_size=3), inner, max_size=3) | st.fixed_dictionaries({"residual": RESIDUAL, "x": inner}),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(LIKE_IT | st.text(max_size=3), inner, max_size=3), st.fixed_dictionaries({"residual": RESIDUAL, "x": inner})
+    ),
     max_leaves=10,
 )
 MANIFEST = st.fixed_dictionaries({"format_version": st.just(1) | JSON}, optional={
@@ -51,11 +54,12 @@ MANIFEST = st.fixed_dictionaries({"format_version": st.just(1) | JSON}, optional
 CASE = st.fixed_dictionaries({}, optional={
     "layer": st.integers(-1, 3) | JSON, "seed": st.integers() | JSON, "n_active": st.integers() | JSON,
     "top_10": st.lists(st.fixed_dictionaries({"index": st.integers() | JSON, "activation": st.floats() | JSON}) | JSON, max_size=3) | JSON,
-    "n_active_bounds": JSON, "flags": JSON, "residual": JSON, "reconstructions": JSON,
+    "n_active_bounds": JSON, "flags": JSON, "residual": RESIDUAL, "reconstructions": JSON,
 })
 DOCUMENT = st.fixed_dictionaries({"test_cases": st.lists(CASE | JSON, max_size=3) | JSON}, optional={
     "format_version": st.just(1) | JSON, "weights_repo": st.text() | JSON, "d_model": st.integers() | JSON, "n_features_per_layer": st.integers() | JSON, "layers": JSON,
     "top_k": JSON, "tolerance": JSON, "gate": JSON, "digest": JSON,
+    "residual_generator": WITH_RESIDUALS, "residuals": WITH_RESIDUALS, "more": WITH_RESIDUALS,
 })
 YAML = st.lists(st.sampled_from([
     "transcoders", ":", " ", "\n", "- ", "  ", "hf://org/repo/layer_0/x.npz", '"', "'", "[", "]", "{", "}", ",", "&a", "*a", "!!int", "|", ">", "#", "%", "---", "...",
@@ -114,11 +118,16 @@ def of_json_file(values: tuple[Any, int, int | None]) -> None:
 
 
 def of_document(document: Any) -> None:
+    """As the library is handed it, and as it comes out of a file."""
+    documents = [document]
+    with contextlib.suppress(ValueError):
+        documents.append(strict_json.load(io.BytesIO(json.dumps(document).encode("utf-8", "surrogatepass")), 1 << 20))
     for parse in (parse_reference, lambda value: parse_candidate(value, 10)):
-        try:
-            parse(document)
-        except BadData as error:
-            assert "\n" not in str(error)
+        for value in documents:
+            try:
+                parse(value)
+            except BadData as error:
+                assert "\n" not in str(error)
 
 
 def of_npy(shape: str) -> None:
