@@ -21,7 +21,7 @@ from tests.support.places import ROOT
 from tests.support.process import run
 from tests.support.small_scope import fill
 
-SECONDS = 45  # for each command
+SECONDS = 30  # for each command
 
 COMMANDS = {
     "generate": (["--mirror", "{hub}", "--layers", "0", "-o", "{place}/out.json"], "out.json"),
