@@ -7,9 +7,9 @@ a sha256 is verified while the bytes arrive; proxies that drop headers and plain
 
     path = hf_hub_download("org/repo", "config.yaml", revision="main")
 
-To take it along: copy this file, install requests (2.27 or later), import it; requests is imported only when a
-request is made. `python vendored_hf.py REPO PATH [--revision R]` fetches one file and prints where it is. Every
-error is an OSError or an exception of this module; what could not be verified is a warning of `vendored_hf`'s logger.
+To take it along: copy this file, install requests (2.27 or later), import it. `python vendored_hf.py REPO PATH [--revision R]`
+fetches one file and prints where it is. Every error is an OSError or an exception of this module; what could not be verified
+is a warning of `vendored_hf`'s logger.
 """
 
 from __future__ import annotations
@@ -38,85 +38,69 @@ if TYPE_CHECKING:
     import requests
 
 logger = logging.getLogger("vendored_hf")
-
 HUGGING_FACE = "https://huggingface.co"
 ATTEMPTS, MAX_REDIRECTS = 4, 10
 FIRST_WAIT = 0.3  # seconds
 PATIENCE = 120.0  # seconds that one request may take with all its waits, those that the server asks for among them
+DEAD = 3600.0  # seconds without a byte after which whoever wrote a file is taken for dead
 CHUNK, PIECE = 1 << 16, 1 << 18  # bytes: what is read at once, and what a kill costs each connection at most
 CONNECTIONS, SEVERAL_FROM = 4, 64 << 20  # for a file of so many bytes or more
+LARGEST = 10**12  # bytes of a file
 CACHE_TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# A cache of files from the Hugging Face Hub.\n"
+_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _RETRIED_STATUS = (408, 429, 500, 502, 503, 504, 520, 522, 524)
 _OF_HUB = ("X-Repo-Commit", "X-Linked-Etag", "X-Linked-Size")
 _COMMIT, _SHA256 = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
 _ETAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_EMPTY = ("e69de29bb2d1d6434b8b29ae775ad8c2e48c5391", hashlib.sha256().hexdigest())  # git's name of an empty file, and its sha256
+_LEFT = re.compile(r"\.[0-9a-f]{16}\.(?:tmp|incomplete)")  # behind a name: a file that was being written
+_refused: set[str] = set()  # saved tokens of which a server has said that they are not valid
 _REPO_ID = re.compile(r"[A-Za-z0-9_](?:[\w.-]*\w)?(?:/[A-Za-z0-9_](?:[\w.-]*\w)?)?", re.ASCII)
-
 Progress = Callable[[int, int], None]
 
-
 # --- what can go wrong; the names are huggingface_hub's ---------------------------------------------------------
-
 class HfHubHTTPError(OSError):
     """The server answered, with an error. `status_code` is its HTTP status."""
-
     def __init__(self, message: str, status_code: int, headers: Any = None):
         super().__init__(message)
         self.status_code, self.headers = status_code, headers or {}
-
 class RepositoryNotFoundError(HfHubHTTPError):
     """The repo does not exist, or is private to others."""
-
 class GatedRepoError(RepositoryNotFoundError):
     """The repo is there for those who accepted its terms."""
-
 class RevisionNotFoundError(HfHubHTTPError):
     """The repo has no such branch, tag or commit."""
-
 class EntryNotFoundError(Exception):
     """The file is not there."""
-
 class RemoteEntryNotFoundError(HfHubHTTPError, EntryNotFoundError):
     """The repo has no such file at this revision."""
-
 class LocalEntryNotFoundError(FileNotFoundError, EntryNotFoundError):
     """The file is not in the cache, and the network is off or out of reach."""
-
 class OfflineModeIsEnabled(ConnectionError):
     """A request was due while HF_HUB_OFFLINE is set."""
-
 class HubConnectionError(ConnectionError):
     """The server cannot be reached, or hung up more often than we were willing to call again."""
-
 class FileMetadataError(OSError):
     """The answer is not one for a file: a login page, say."""
-
 class ConsistencyError(OSError):
     """What arrived is not what the server said it would send: wrong sha256, size or Range."""
-
 class HFValidationError(ValueError):
     """A repo id, revision or path that the Hub cannot have."""
 
-
 # --- the environment, read at each call ---------------------------------------------------------------------------
-
 def _setting(*names: str) -> str:
     """The first of these variables that is not blank."""
     return next(filter(None, (os.environ.get(name, "").strip() for name in names)), "")
-
 def _flag(*names: str) -> bool:
     return _setting(*names).upper() in ("1", "ON", "YES", "TRUE")
-
 def _seconds(name: str) -> float:
     value = _setting(name)
     return min(float(value), 3600.0) or 10.0 if re.fullmatch(r"[0-9]{1,30}(\.[0-9]{0,9})?", value) else 10.0
-
 def _expanded(path: str) -> Path:
     path = os.path.expandvars(os.path.expanduser(path))
     if path.startswith("~"):
         raise OSError(f"{said(path)}: there is no home folder: set HF_HUB_CACHE, or name the cache's folder")
     return Path(path)
-
 def _hf_home() -> Path:
     return _expanded(_setting("HF_HOME") or os.path.join(_setting("XDG_CACHE_HOME") or "~/.cache", "huggingface"))
 
@@ -137,15 +121,13 @@ def hf_endpoint() -> str:
 
 def get_token() -> str | None:
     """HF_TOKEN, or what `hf auth login` saved in HF_HOME, or None. No Hub asks for it where HF_HUB_DISABLE_IMPLICIT_TOKEN is set."""
-    token = _setting("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-    if not token:
-        with contextlib.suppress(OSError, UnicodeDecodeError):
-            path = _setting("HF_TOKEN_PATH")
-            token = (_expanded(path) if path else _hf_home() / "token").read_text(encoding="utf-8")
-    return token.strip() or None
-
-
-# --- the cache ----------------------------------------------------------------------------------------------------
+    token = _setting(*_TOKENS)
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        token = token or _token_path().read_text(encoding="utf-8").strip()
+    return token or None
+def _token_path() -> Path:
+    path = _setting("HF_TOKEN_PATH")
+    return _expanded(path) if path else _hf_home() / "token"
 
 @dataclass(frozen=True)
 class LocalFile:
@@ -154,7 +136,6 @@ class LocalFile:
     path: str
     commit_hash: str | None
     sha256: str | None
-
 
 def repo_folder_name(repo_id: str) -> str:
     """The folder of a model repo in the cache."""
@@ -171,24 +152,20 @@ def try_to_load_from_cache(repo_id: str, filename: str, cache_dir: Any = None, r
             return None
     path = folder / "snapshots" / commit / filename
     return str(path) if path.is_file() else None
-
 def _cached(folder: Path, path: str, filename: str) -> LocalFile:
     """What the cache tells of a file: its snapshot is named by the commit, a large file's blob by its sha256."""
     snapshot, blob = path[len(str(folder / "snapshots")) + 1 : -len(filename) - 1], Path(os.path.realpath(path))
     by_hash = blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name)
     return LocalFile(path, snapshot if _COMMIT.fullmatch(snapshot) else None, blob.name if by_hash else None)
-
 def _check_names(repo_id: str, filename: str, revision: str) -> None:
     if not _REPO_ID.fullmatch(repo_id) or ".." in repo_id or "--" in repo_id:
         raise HFValidationError(f"{ascii(repo_id)} is no repo id: it is of the form org/name")
     for kind, value in (("path", filename), ("revision", revision)):
         if any(part in ("", ".", "..") for part in value.split("/")) or "\\" in value or not value.isprintable():
             raise HFValidationError(f"{ascii(value)} is no {kind} inside a repo")
-
 def _open(path: Path, flags: int, mode: int = 0o666) -> int:
     """os.open, which follows no link that somebody has put at `path`."""
     return os.open(path, flags | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0), mode)
-
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[bool]:
@@ -226,12 +203,12 @@ def _locked(descriptor: int) -> bool:
         raise
     return True
 
-
 @contextlib.contextmanager
 def replacing(target: str | Path) -> Iterator[BinaryIO]:
     """A new file beside `target`, whose folder is made, and which takes its name when it is whole: a reader sees the old
     one or the new one. Where writing fails the old one stays. No other process or thread has the new one's name."""
     temporary = _beside(Path(target))
+    sweep(Path(target), DEAD)
     try:
         with open(_open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
             yield file
@@ -240,18 +217,25 @@ def replacing(target: str | Path) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
-
 def _beside(path: Path) -> Path:
     """A name next to `path` that no other process or thread uses; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return path.with_name(f"{path.name}.{os.urandom(8).hex()}.tmp")
 
+def sweep(path: Path, age: float = 0.0) -> None:
+    """Remove what processes that are dead had begun to write for `path`: what nobody has written to for `age` seconds. Who has the
+    lock under which it is written leaves the age out. Downloads beside it that nobody has resumed for a week go too."""
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(path.parent):
+            still = time.time() - entry.stat(follow_symlinks=False).st_mtime
+            of_path = entry.name.startswith(path.name) and _LEFT.fullmatch(entry.name, len(path.name))
+            if (of_path and still >= age) or (entry.name.endswith(".parts.incomplete") and still > 7 * 86400):
+                os.unlink(entry)
 def _write_text(path: Path, text: str) -> None:
     """Write a small file, unless it says so already."""
     if not path.is_file() or path.read_bytes() != text.encode():
         with replacing(path) as file:
             file.write(text.encode())
-
 def _link(blob: Path, pointer: Path) -> None:
     """snapshots/<commit>/<path> -> ../../blobs/<etag>; the file itself where links cannot be made."""
     temporary = _beside(pointer)
@@ -261,18 +245,15 @@ def _link(blob: Path, pointer: Path) -> None:
         temporary = blob
     os.replace(temporary, pointer)
 
-
 # --- HTTP ---------------------------------------------------------------------------------------------------------
-
 def hf_hub_url(repo_id: str, filename: str, *, revision: str | None = None, endpoint: str | None = None) -> str:
     """The address of a file: <endpoint>/<repo>/resolve/<revision>/<path>."""
     _check_names(repo_id, filename, revision or "main")
     base = (endpoint or hf_endpoint()).rstrip("/")
     return f"{base}/{repo_id}/resolve/{quote(revision or 'main', safe='')}/{quote(filename)}"
 
-
 class Hub:
-    """One server: HTTP sessions, one a thread, and the token that it alone gets. A request takes `patience` seconds at most.
+    """One server: an HTTP session, and the token that it alone gets. A request takes `patience` seconds at most.
     `offline` forbids it; None is HF_HUB_OFFLINE."""
 
     def __init__(self, endpoint: str, token: str | None = None, patience: float = PATIENCE, offline: bool | None = None):
@@ -280,34 +261,38 @@ class Hub:
         self._origin = _origin(_prepared(endpoint))
         self._implicit, self._patience = not _flag("HF_HUB_DISABLE_IMPLICIT_TOKEN"), patience
         self._token = token or (get_token() if self._implicit else None)
+        if not token and self._token in _refused:
+            self._token = None
         if not re.fullmatch("[!-~]*", self._token or ""):
             raise HFValidationError("the token has characters that no token has: check HF_TOKEN")
-        self._local = threading.local()
+        self._session: Any = None
         if self._token and self._origin[0] == "http" and not re.fullmatch(r"localhost|127(\.\d+){3}|::1", self._origin[1] or ""):
             logger.warning("the token goes to %s in the clear: use https", shown(endpoint))
 
-    def request(
-        self, method: str, url: str, *, timeout: float, attempts: int = ATTEMPTS, byte_range: str | None = None
-    ) -> requests.Response:
+    def request(self, method: str, url: str, *, timeout: float, attempts: int = ATTEMPTS, byte_range: str | None = None) -> requests.Response:
         """The answer, its body unread, after redirects and retries. Raises HfHubHTTPError, HubConnectionError, or
         OfflineModeIsEnabled; neither they nor their causes show a secret."""
         import requests
         if is_offline_mode() if self._offline is None else self._offline:
             raise OfflineModeIsEnabled(f"{shown(url)} is not asked: HF_HUB_OFFLINE is set")
-        attempt, deadline, handled = 1, time.monotonic() + self._patience, sys.exc_info()[1]
+        attempt, deadline = 1, time.monotonic() + self._patience
         while True:
-            asked = None
-            try:
-                response = self._follow(method, url, timeout, byte_range)
-            except (requests.RequestException, ValueError) as error:
-                failure: HfHubHTTPError | HubConnectionError = _unreachable(f"cannot reach {shown(url)}", url, error, handled)
-                lasting = isinstance(error, (requests.exceptions.SSLError, ValueError))
+            asked, response = None, self._answer(method, url, timeout, byte_range, deadline)
+            failure: HfHubHTTPError | HubConnectionError
+            if isinstance(response, Exception):
+                failure = response if isinstance(response, HubConnectionError) else _unreachable(f"cannot reach {shown(url)}", url, response, None)
+                lasting = isinstance(response, (HubConnectionError, requests.exceptions.SSLError, ValueError))
+            elif response.status_code in (200, 206) or response.is_redirect or (method == "HEAD" and response.status_code in (405, 501)):
+                return response
             else:
-                if response.status_code in (200, 206) or response.is_redirect or (method == "HEAD" and response.status_code in (405, 501)):
-                    return response
                 response.close()
                 failure, lasting = _http_error(response, url), response.status_code not in _RETRIED_STATUS
                 asked = _asked_wait(response)
+                if self._token and "token is not valid" in str(failure) and self._token == get_token() and not _setting(*_TOKENS):
+                    logger.warning("the token in %s is not valid any more: going on without it; `hf auth login` saves another", _token_path())
+                    _refused.add(self._token)
+                    self._token = None
+                    continue
             wait = _backoff(attempt) if asked is None else asked
             if asked and not lasting:
                 until = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time.time() + min(asked, 1e9)))
@@ -319,20 +304,55 @@ class Hub:
             time.sleep(wait)
             attempt += 1
 
-    def _follow(self, method: str, url: str, timeout: float, byte_range: str | None) -> requests.Response:
-        """Send, and follow redirects by hand: requests would hand netrc's password to the next host.
-
-        HEAD stops before it leaves the server: the headers that matter stand on the redirect itself. What the Hub's own
-        headers say on the way stands on the answer of a GET.
-        """
+    def _answer(self, method: str, url: str, timeout: float, byte_range: str | None, deadline: float) -> requests.Response | Exception:
+        """What _follow gives or raises. `timeout` is for each silence, so that a server could go on for ever with headers, or with
+        100 Continue: past the deadline it is left behind, on its thread."""
         import requests
-        if not hasattr(self._local, "session"):
-            self._local.session = requests.Session()
-            self._local.session.get_redirect_target = lambda _: None  # requests would read a redirect's body, and prepare its request
+        outcome: list[requests.Response | Exception] = []
+        if self._session is None:
+            session = requests.Session()
+            setattr(session, "get_redirect_target", lambda _: None)  # requests would read a redirect's body, and prepare its request
+            self._session = session
+        def ask() -> None:
+            try:
+                outcome.append(self._follow(method, url, timeout, byte_range))
+            except Exception as error:
+                outcome.append(error)
+        thread = threading.Thread(target=ask, daemon=True)
+        thread.start()
+        thread.join(max(0.0, deadline - time.monotonic()))
+        return outcome[0] if outcome else HubConnectionError(f"cannot reach {shown(url)}: no whole answer in {self._patience:g} s")
+
+    def chunks(self, response: requests.Response) -> Iterator[bytes]:
+        """An answer's body, up to CHUNK bytes at a time. Raises EOFError where it breaks, and HubConnectionError where so many take
+        longer than a request may."""
+        raw: Any = response.raw
+        if getattr(raw._fp, "chunked", False):
+            raw._fp.fp = _Chunked(raw._fp.fp)
+        read1 = getattr(raw, "read1", None) or raw._fp.read1  # read() waits for all that it is asked for
+        part = b"so far"
+        while part:
+            deadline, chunk, broken = time.monotonic() + self._patience, bytearray(), None
+            while part and len(chunk) < CHUNK:
+                if time.monotonic() > deadline:
+                    raise HubConnectionError(f"{shown(response.url)}: {len(chunk)} bytes came in {self._patience:g} s")
+                try:
+                    part = read1(CHUNK - len(chunk))
+                except Exception as error:  # urllib3's, http.client's, ssl's: whatever they make of what a server sends
+                    part, broken = b"", error
+                chunk += part
+            if chunk:
+                yield bytes(chunk)
+            if broken:
+                raise EOFError("the answer broke off") from broken
+
+    def _follow(self, method: str, url: str, timeout: float, byte_range: str | None) -> requests.Response:
+        """Send, and follow redirects by hand: requests would hand netrc's password to the next host. HEAD stops before it leaves
+        the server: the headers that matter stand on the redirect itself. What the Hub's own headers say on the way stands on a GET's answer."""
         headers = {"Accept-Encoding": "identity", "User-Agent": "vendored_hf", **({"Range": byte_range} if byte_range else {})}
         address, of_hub = _prepared(url), dict[str, str]()
         for _ in range(MAX_REDIRECTS):
-            response: requests.Response = self._local.session.request(
+            response: requests.Response = self._session.request(
                 method, address, headers=headers, auth=self._authorize, timeout=timeout, allow_redirects=False, stream=True
             )
             of_hub = {**{name: response.headers[name] for name in _OF_HUB if name in response.headers}, **of_hub}
@@ -361,6 +381,16 @@ class Hub:
                 HTTPBasicAuth(*login)(request)
         return request
 
+class _Chunked:
+    """Stands for the file that http.client reads a chunked body from: it would read lines for ever where trailers do not end."""
+    def __init__(self, file: Any):
+        self._file, self._lines = file, 0
+
+    def __getattr__(self, name: str) -> Any:
+        self._lines = self._lines + 1 if name == "readline" else 0
+        if self._lines > 100:
+            raise ValueError("lines without end")
+        return getattr(self._file, name)
 
 def _prepared(address: str, base: str = "") -> str:
     """An address, or the one to which `base` redirects, in the form in which requests sends it. Raises HubConnectionError."""
@@ -375,7 +405,6 @@ def _prepared(address: str, base: str = "") -> str:
         elif prepared.startswith(("http://", "https://")):
             return prepared
     raise HubConnectionError(f"cannot reach {f'{shown(base)}: it redirects to ' if base else ''}{shown(address)}: {problem}")
-
 def _origin(prepared: str) -> tuple[str, str | None, int | None]:
     parts = urlsplit(prepared)
     return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
@@ -389,7 +418,6 @@ def shown(address: str) -> str:
 def said(text: str) -> str:
     """Words of a server or a library as a message may show them: addresses in them as above, no control characters."""
     return "".join(filter(str.isprintable, re.sub(r"\S*(?:://|@|\?\S)\S*", lambda word: shown(word[0]), text[:500])))[:200]
-
 def _by_way(url: str) -> str:
     """Names the proxy that requests takes to `url`, if it takes one."""
     from requests.utils import get_environ_proxies, select_proxy
@@ -413,7 +441,6 @@ def _unreachable(what: str, url: str, error: BaseException, handled: BaseExcepti
     failure = HubConnectionError(f"{what}{by_way}: {reason}{': pip install PySocks' if 'SOCKS' in reason else ''}")
     failure.__cause__ = ConnectionError(" < ".join(names))
     return failure
-
 def _backoff(attempt: int) -> float:
     """0.3, 0.6, 1.2 s and so on, up to a fifth more, so that many clients do not return at once."""
     return float(FIRST_WAIT * 2 ** (attempt - 1) * (1 + 0.2 * random.random()))
@@ -446,9 +473,6 @@ def _http_error(response: requests.Response, url: str) -> HfHubHTTPError:
         text = "the token is not valid: check HF_TOKEN" if bad_token else refused
     return kind(f"HTTP {status} for {shown(url)}{by_way}: {text}", status, response.headers)
 
-
-# --- metadata ---------------------------------------------------------------------------------------
-
 @dataclass(frozen=True)
 class HfFileMetadata:
     """What is known of a file before its bytes. `etag` is stripped of quotes and `W/`; all but `location` may be missing."""
@@ -459,14 +483,13 @@ class HfFileMetadata:
     location: str
 
     def __post_init__(self) -> None:
-        if not _COMMIT.fullmatch(self.commit_hash or "0" * 40) or not _ETAG.fullmatch(self.etag or "0") or (self.size or 0) < 0:
+        if not _COMMIT.fullmatch(self.commit_hash or "0" * 40) or not _ETAG.fullmatch(self.etag or "0") or not 0 <= (self.size or 0) < LARGEST:
             raise FileMetadataError(f"{shown(self.location)}: a commit, an etag or a size that no file has")
 
     @property
     def sha256(self) -> str | None:
         """The sha256 of the content, where the etag is one, as it is for large files on the Hub."""
         return self.etag if self.etag and _SHA256.fullmatch(self.etag) else None
-
 
 def file_metadata(hub: Hub, endpoint: str, repo_id: str, filename: str, revision: str, attempts: int) -> HfFileMetadata:
     """What one HEAD request tells, and the start of a GET where HEAD is refused or does not tell the length."""
@@ -481,62 +504,47 @@ def file_metadata(hub: Hub, endpoint: str, repo_id: str, filename: str, revision
         size = headers.get("X-Linked-Size") or ("" if response.is_redirect else headers.get("Content-Length", ""))
         if re.fullmatch("0*[1-9][0-9]{0,11}", size):  # there are servers whose HEAD says 0
             break
-    metadata = HfFileMetadata(
-        commit if _COMMIT.fullmatch(commit) else None,
-        etag if _ETAG.fullmatch(etag) else None,
-        int(size) if re.fullmatch("[0-9]{1,12}", size) else None,
-        url if not _COMMIT.fullmatch(commit) else hf_hub_url(repo_id, filename, revision=commit, endpoint=endpoint),
-    )
+    commit_hash = commit if _COMMIT.fullmatch(commit) else None
+    location = hf_hub_url(repo_id, filename, revision=commit_hash, endpoint=endpoint) if commit_hash else url
+    length = int(size) if re.fullmatch("[0-9]{1,12}", size) else None
+    metadata = HfFileMetadata(commit_hash, etag if _ETAG.fullmatch(etag) else None, length, location)
     if metadata.commit_hash:
         return metadata
     if headers.get("Content-Type", "").startswith("text/html") and not filename.endswith((".html", ".htm")):
         raise FileMetadataError(f"{shown(url)}: the answer is a web page, a login perhaps, and not the file")
     # Without a commit an etag is a server's own affair: it names nothing unless it is a sha256.
     return replace(metadata, etag=metadata.sha256)
-
 def _bare(etag: str | None) -> str:
     return (etag or "").removeprefix("W/").strip('"')  # a weak one may name the same bytes
-
-
-# --- downloading --------------------------------------------------------------------------------------------------
 
 def hf_hub_download(repo_id: str, filename: str, **options: Any) -> str:
     """The local path of a file of a model repo. Options and errors are those of hf_hub_file."""
     return hf_hub_file(repo_id, filename, **options).path
 
-
 def hf_hub_file(
-    repo_id: str,
-    filename: str,
-    *,
-    revision: str | None = None,
-    cache_dir: str | Path | None = None,
-    endpoint: str | None = None,
-    token: str | None = None,
-    local_files_only: bool | None = None,
-    connections: int = CONNECTIONS,
-    known: HfFileMetadata | None = None,
-    on_progress: Progress | None = None,
-    patience: float = PATIENCE,
+    repo_id: str, filename: str, *, revision: str | None = None, cache_dir: str | Path | None = None, endpoint: str | None = None,
+    token: str | None = None, local_files_only: bool | None = None, connections: int = CONNECTIONS,
+    known: HfFileMetadata | None = None, on_progress: Progress | None = None, patience: float = PATIENCE, most: int | None = None,
 ) -> LocalFile:
     """A file of a model repo, fetched into the shared cache unless it is there.
 
-    A file that is cached at a commit hash costs no request. Where the server cannot be reached, a file cached for
-    the revision is used, with a warning. `token` defaults to get_token(), `endpoint` to HF_ENDPOINT, `local_files_only` to
-    HF_HUB_OFFLINE. `known` stands for what HEAD would tell. `on_progress(bytes so far, bytes in all)` is called meanwhile. No request takes longer
-    than `patience` seconds, the waits that a server asks for included. Raises any exception of this module;
-    LocalEntryNotFoundError where the file is not cached and the server is out of reach or forbidden.
+    A file that is cached at a commit hash costs no request. Where the server cannot be reached, a file cached for the revision is
+    used, with a warning. `token` defaults to get_token(), `endpoint` to HF_ENDPOINT, `local_files_only` to HF_HUB_OFFLINE. `known`
+    stands for what HEAD would tell. `on_progress(bytes so far, bytes in all)` is called meanwhile. No request takes longer than
+    `patience` seconds, the waits that a server asks for included. A file of more than `most` bytes is not fetched. Raises any
+    exception of this module; LocalEntryNotFoundError where the file is not cached and the server is out of reach or forbidden.
     """
     revision, endpoint = revision or "main", (endpoint or hf_endpoint()).rstrip("/")
     cache = hf_hub_cache(cache_dir)
     folder = cache / repo_folder_name(repo_id)
     offline = is_offline_mode() if local_files_only is None else local_files_only
     cached = try_to_load_from_cache(repo_id, filename, cache, revision)
+    if cached and not os.path.getsize(cached) and os.path.basename(os.path.realpath(cached)) not in _EMPTY:
+        cached = None  # what a disk that was full or torn left of it
     if cached and (_COMMIT.fullmatch(revision) or offline):
         return _cached(folder, cached, filename)
     if offline:
         raise LocalEntryNotFoundError(f"{filename} of {repo_id} at {revision} is not in {cache}, and requests are switched off")
-
     hub = Hub(endpoint, token, patience, offline=False)
     try:
         metadata = known or file_metadata(hub, endpoint, repo_id, filename, revision, 1 if cached else ATTEMPTS)
@@ -547,7 +555,8 @@ def hf_hub_file(
             raise LocalEntryNotFoundError(f"{error}; and {filename} of {repo_id} is not in {cache}") from error
         logger.warning("%s; using the cached %s", error, cached)
         return _cached(folder, cached, filename)
-
+    if most is not None and (metadata.size or 0) > most:
+        raise ConsistencyError(f"{shown(metadata.location)} has {metadata.size} bytes; at most {most} are read")
     pointer = folder / "snapshots" / (metadata.commit_hash or revision) / filename
     if metadata.commit_hash and metadata.commit_hash != revision:
         with contextlib.suppress(OSError):  # the cache may be read-only, and is none the worse for it
@@ -562,16 +571,16 @@ def hf_hub_file(
     if not (cache / "CACHEDIR.TAG").exists():  # by which backup programs know a cache: bford.info/cachedir
         _write_text(cache / "CACHEDIR.TAG", CACHE_TAG)
     with locked(cache / ".locks" / folder.name / f"{name}.lock") as alone:
+        for path in (blob, pointer) if alone else ():
+            sweep(path)
         if not metadata.etag or not blob.is_file() or blob.stat().st_size != (metadata.size or blob.stat().st_size):
             blob = download(hub, metadata, blob, connections=connections, on_progress=on_progress, alone=alone)
         if not metadata.commit_hash or not pointer.is_file() or not os.path.samefile(pointer, blob):
             _link(blob, pointer)
     return _cached(folder, str(pointer), filename)
 
-
 def download(
-    hub: Hub, metadata: HfFileMetadata, target: Path, *,
-    connections: int = CONNECTIONS, on_progress: Progress | None = None, alone: bool = True,
+    hub: Hub, metadata: HfFileMetadata, target: Path, *, connections: int = CONNECTIONS, on_progress: Progress | None = None, alone: bool = True
 ) -> Path:
     """Fetch a file by way of a partial file beside `target` that the next call resumes, or that is this call's own where it
     is not `alone`. Returns `target`, or, where the metadata names no content, the place beside it that is named by the sha256."""
@@ -604,15 +613,12 @@ def download(
         if not alone:
             partial.unlink(missing_ok=True)
 
-
 class Source:
     """One file behind one address. Every answer is checked against the Range that was asked for, and against those before it.
-
-    `sha256` is what an answer told, `watched` whether there is a hash, an ETag or a date by which a change would be seen.
-    """
+    `sha256` is what an answer told, `watched` whether there is a hash, an ETag or a date by which a change would be seen."""
 
     def __init__(self, hub: Hub, metadata: HfFileMetadata):
-        self._hub, self._url, self.size, self.shown = hub, metadata.location, metadata.size, shown(metadata.location)
+        self.hub, self._url, self.size, self.shown = hub, metadata.location, metadata.size, shown(metadata.location)
         self._seen: dict[str, str] = {}
         self.sha256 = metadata.sha256
         self._by_hash = self.watched = metadata.sha256 is not None
@@ -620,7 +626,7 @@ class Source:
     def open(self, start: int, stop: int) -> requests.Response:
         """An answer with bytes `start` to `stop`, or, where its status is not 206, with the whole file."""
         byte_range = None if (start, stop) == (0, self.size) else f"bytes={start}-{stop - 1}"
-        response = self._hub.request("GET", self._url, timeout=_seconds("HF_HUB_DOWNLOAD_TIMEOUT"), byte_range=byte_range)
+        response = self.hub.request("GET", self._url, timeout=_seconds("HF_HUB_DOWNLOAD_TIMEOUT"), byte_range=byte_range)
         headers, problem = response.headers, None
         length = headers.get("Content-Length")
         if byte_range and response.status_code != 206 and length != str(self.size):  # it may be the whole, a part, or a page
@@ -653,12 +659,9 @@ class Source:
             raise _unreachable(what, self._url, error, sys.exc_info()[1])
         time.sleep(_backoff(failures))
 
-
 class _Pieces:
-    """A file being fetched: its bytes, in any order, and behind them a byte for each piece that is there.
-
-    A process that is killed leaves its finished pieces to the next; finish() cuts the map off.
-    """
+    """A file being fetched: its bytes, in any order, and behind them a byte for each piece that is there. A process that is killed
+    leaves its finished pieces to the next; finish() cuts the map off."""
 
     def __init__(self, path: Path, size: int, fresh: bool):
         self._path, self._size = path, size
@@ -732,7 +735,6 @@ class _Pieces:
 
     def _fetch(self, source: Source, start: int, stop: int, answer: requests.Response | None) -> None:
         """One connection after the other, until the span is there. Of an answer with the whole file the span alone is taken."""
-        import requests
         position, failures = start, 0
         while True:
             broken: Exception = EOFError("the answer ended early")
@@ -740,7 +742,7 @@ class _Pieces:
             begun, at, end = position, *((position, stop) if response.status_code == 206 else (0, self._size))
             with response:
                 try:
-                    for chunk in (chunks := response.iter_content(CHUNK)):
+                    for chunk in (chunks := source.hub.chunks(response)):
                         wanted = chunk[max(position - at, 0) :][: stop - position]
                         at += len(chunk)
                         if at > end or (at == end and next(chunks, b"")):
@@ -748,7 +750,7 @@ class _Pieces:
                         position = self._write(position, wanted)
                         if position == stop:
                             break
-                except (requests.RequestException, ValueError) as error:
+                except EOFError as error:
                     broken = error
             if position >= stop:
                 if not self._size:
@@ -783,7 +785,6 @@ class _Pieces:
         os.replace(self._path, target)
         return target
 
-
 def _main() -> None:
     import argparse
     parser = argparse.ArgumentParser(description="Fetch one file from the Hugging Face Hub and print where it is.")
@@ -794,7 +795,6 @@ def _main() -> None:
         print(hf_hub_download(options.repo, options.path, revision=options.revision))
     except (OSError, EntryNotFoundError, HFValidationError) as error:
         parser.exit(1, f"{error}\n")
-
 
 if __name__ == "__main__":
     _main()

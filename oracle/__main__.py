@@ -19,6 +19,7 @@ def run() -> NoReturn:
         import contextlib
         import threading
 
+        _check_neighbour()
         from oracle.terminal.commands import main
 
         signal.signal(signal.SIGINT, handler)
@@ -33,6 +34,19 @@ def run() -> NoReturn:
                 stream.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _check_neighbour() -> None:
+    """End where somebody's copy of vendored_hf.py, which may be of another make, stands in the working folder: -m looks there first."""
+    from importlib.util import find_spec
+
+    from oracle import version
+
+    house = os.path.dirname(os.path.dirname(os.path.abspath(version.__file__)))
+    beside = find_spec("vendored_hf")
+    if beside and beside.origin and not os.path.samefile(os.path.dirname(beside.origin), house):
+        print(f"error: {beside.origin} stands before oracle's own vendored_hf.py: run it from another folder, or as `oracle`", file=sys.stderr)
+        sys.exit(2)
 
 
 def _end(*_: object) -> None:

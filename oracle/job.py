@@ -10,7 +10,7 @@ from oracle.errors import BadUse
 
 CURATION_REPO = "mntss/gemma-scope-transcoders"
 MIN_TOLERANCE, MAX_TOLERANCE = 1e-6, 1e6  # margins are recorded to 6 decimals
-MAX_SEEDS, MAX_LAYER, MAX_TOP_K, MAX_CONNECTIONS = 10_000, 1_000_000, 1 << 20, 64
+MAX_SEEDS, MAX_LAYER, MAX_TOP_K, MAX_CONNECTIONS, MAX_PATIENCE = 10_000, 1_000_000, 1 << 20, 64, 86_400
 MIN_SCALE, MAX_SCALE, MAX_FEATURES = 1e-9, 1e9, 1 << 24
 NORMALIZE = ("unit_rms", "layer_norm")  # as the JSON's encoder_input has them
 SAMPLE, ALL = "sample", "all"
@@ -35,8 +35,10 @@ class Origin:
     the repo on record of a reference. `path` are files of it, or a folder, that no config.yaml names. `schema` None is
     found out. `weights_revision` holds for entries of a config.yaml that name no revision themselves. `ignore_key` are keys
     of a side file that are passed over, though they may change the numbers. `k`, of a top-k gate, `input_scale`, which
-    residuals are multiplied by, and `normalize`, one of NORMALIZE, are for weights beside which nothing says them. `mirror`, `cache_dir` and `offline` None are
-    the environment's. `stream` puts nothing on disk, and fetches of each weight file only what the encoder reads.
+    residuals are multiplied by, and `normalize`, one of NORMALIZE, are for weights beside which nothing says them. `mirror`,
+    `cache_dir` and `offline` None are the environment's. `stream` puts nothing on disk, and fetches of each weight file only what
+    the encoder reads. `patience` is how many seconds one request may take with all its waits, those that the server asks for
+    among them.
     """
 
     repo: str | None = None
@@ -53,9 +55,11 @@ class Origin:
     offline: bool | None = None
     stream: bool = False
     connections: int = 4
+    patience: int = 120
 
     def __post_init__(self) -> None:
         _check_range("Origin", "connections", self.connections, MAX_CONNECTIONS)
+        _check_range("Origin", "patience", self.patience, MAX_PATIENCE)
         if self.k is not None:
             _check_range("Origin", "k", self.k, MAX_FEATURES)
         if self.input_scale is not None and not _is_between(MIN_SCALE, self.input_scale, MAX_SCALE):

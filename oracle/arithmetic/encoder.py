@@ -228,8 +228,12 @@ class _Draft:
         low = reduce(np.minimum, [condition.distance.low for condition in conditions])
         high = reduce(np.minimum, [condition.distance.high for condition in conditions])
         across = (low <= 0) & (high >= 0)
-        least = np.where(across, 0.0, np.minimum(np.abs(low), np.abs(high)))
-        return least, np.maximum(np.abs(low), np.abs(high))
+        np.abs(low, out=low)
+        np.abs(high, out=high)
+        most = np.maximum(low, high)
+        least = np.minimum(low, high, out=low)
+        least[across] = 0.0
+        return least, most
 
     def _margin_is_open(self) -> np.ndarray:
         """bool [n]: the features that may be nearest to their gates, where it is open how that margin is rounded."""
@@ -331,7 +335,6 @@ class _Draft:
         if self._decision.inside is not None and self._decision.of_all:
             fewest &= self._decision.inside
         bounds = self._decision.counted(fewest), self._decision.counted(most)
-        least, _ = self._margins()
         ranked = self._value.order(self._candidates[active[self._candidates]]).tolist()[: self._k + 1]
         values: list[float | Fraction] = [self._value.value(feature) for feature in ranked]
         if not all(isinstance(value, float) for value in values):  # a float and a Fraction would give a float, rounded

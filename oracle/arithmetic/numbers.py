@@ -87,12 +87,12 @@ class Numbers:
         vague[self.settled.features] = False
         return vague
 
-    @cached_property
+    @property
     def low(self) -> np.ndarray:
         low: np.ndarray = self.near - self.bound
         return low
 
-    @cached_property
+    @property
     def high(self) -> np.ndarray:
         high: np.ndarray = self.near + self.bound
         return high
@@ -118,8 +118,8 @@ class Numbers:
         return list(map(int, counts))
 
     def signs(self, limit: float) -> np.ndarray:
-        """int [n]: the sign of number - limit, exact where it is not open."""
-        signs = (self.near > limit).astype(np.int64) - (self.near < limit)
+        """int8 [n]: the sign of number - limit, exact where it is not open."""
+        signs = (self.near > limit).astype(np.int8) - (self.near < limit)
         signs[self.settled.features] = self.settled.signs(limit)
         return signs
 

@@ -39,9 +39,8 @@ def verify(weights: RecordedWeights) -> Verification:
         problems.append("the reference was edited: its digest is not that of what it says")
     verdicts: dict[CaseId, CaseVerdict] = {}
     for layer in weights.layers():
-        layer_problems = list(layer.problems)
-        with layer.opened() as layer_weights:
-            layer_problems += _formula_problems(reference, layer_weights)
+        with layer.opened(hashed=True) as layer_weights:
+            layer_problems = _formula_problems(reference, layer_weights)
             shape = [layer_weights.d_model, layer_weights.n_features]
             if shape == [reference.d_model, reference.n_features]:
                 verdicts |= _verify_layer(reference, layer, layer_weights)
@@ -53,7 +52,7 @@ def verify(weights: RecordedWeights) -> Verification:
                 )
                 layer_problems.append(problem)
                 verdicts |= {case.id: CaseVerdict(case.id, DIFFERS, (Problem(subject=SHAPE, reason=problem),)) for case in layer.cases}
-        problems += [f"layer {layer.layer}: {problem}" for problem in layer_problems]
+        problems += [f"layer {layer.layer}: {problem}" for problem in (*layer.problems, *layer_problems)]
     return Verification(tuple(verdicts[case.id] for case in reference.cases), tuple(problems), reference.is_ours)
 
 

@@ -227,6 +227,7 @@ def _is_far(hypothesis: Hypothesis) -> bool:
 
 def _examined(layer: RecordedLayer, answers: dict[CaseId, Case], reference: Reference) -> ExaminedLayer:
     """A layer with its cases. Raises DataError where its files are not those on record."""
+    layer.hash_files()
     for file in layer.files.values():
         if file.problem:
             raise DataError(f"{file.file.path} is not the file that the reference was made from: its sha256 differs")

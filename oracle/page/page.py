@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from oracle.arithmetic.constants import generator_record
 from oracle.checking.verdict import Comparison
+from oracle.errors import BadUse
 from oracle.page import charts, differences, features, margins, markup
 from oracle.page.charts import Limit, Mark, Row
 from oracle.page.differences import FileNames, shown
@@ -18,6 +19,8 @@ from oracle.references.origins import LayerRecord
 
 if TYPE_CHECKING:
     from oracle.diagnosis.explanation import Explanation
+
+ROW_LIMIT = 60_000  # each takes 2 KB of a page, and as much memory again; no browser is at ease with more
 
 
 def page(
@@ -29,8 +32,10 @@ def page(
 ) -> str:
     """The page. With a candidate `comparison` is compare's verdict on it; `explanation` is what explain made of that, if asked.
 
-    `names` are those of the files. The same documents and names give the same bytes.
+    `names` are those of the files. The same documents and names give the same bytes. Raises BadUse where it would be too long.
     """
+    for cases in (reference.cases, candidate.cases.values() if candidate else ()):
+        _check_length(cases)
     sections = [
         ("encoded", "What was encoded", _encoded(reference)),
         ("firing", "How many features fire", _firing(reference)),
@@ -61,6 +66,12 @@ def page(
         "</main>\n<footer>Made by <code>python -m oracle report</code>: the same files give the same page.</footer>",
     ]  # fmt: skip
     return markup.document(title, description, "\n".join(body))
+
+
+def _check_length(cases: Iterable[Case]) -> None:
+    rows = sum(1 + len(case.top) + len(case.outputs) for case in cases)
+    if rows > ROW_LIMIT:
+        raise BadUse(f"a page of {rows:,} rows is more than a browser shows, {ROW_LIMIT:,} are the most: make it of fewer layers or seeds")
 
 
 def _figures(reference: Reference) -> str:

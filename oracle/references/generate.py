@@ -24,6 +24,7 @@ import numpy as np
 from oracle import errors
 from oracle.arithmetic.constants import generator_record
 from oracle.errors import BadUse, LayersFailed, WeightsError
+from oracle.executors import is_loss
 from oracle.job import Job
 from oracle.references.document import SCHEMA_ID, Case, Reference
 from oracle.references.layer import LayerResult, LayerTask, encode_layer, input_record
@@ -38,7 +39,6 @@ from oracle.version import VERSION
 from oracle.weights.sidefiles import Context
 
 METHODOLOGY = "from-first-principles encoder oracle in NumPy (float32 products, float64 and exact referee; no torch)"
-CONNECT = 10  # seconds
 
 
 class Events(FileEvents):
@@ -130,10 +130,10 @@ def _files_read(job: Job, job_plan: Plan) -> list[HubFile]:
 
 def _in_turn(job: Job, job_plan: Plan, source: Source, residuals: ResidualFile | None) -> Iterator[LayerResult]:
     """Layers one after the other; the next one's file is fetched meanwhile."""
-    opened = source.open_in_turn(_files_read(job, job_plan))
-    for task in _tasks(job, job_plan):
-        with contextlib.ExitStack() as stack:
-            yield encode_layer(_with_rows(task, residuals), {role: stack.enter_context(next(opened)) for role in task.files.files})
+    with contextlib.closing(source.open_in_turn(_files_read(job, job_plan))) as opened:
+        for task in _tasks(job, job_plan):
+            with contextlib.ExitStack() as stack:
+                yield encode_layer(_with_rows(task, residuals), {role: stack.enter_context(next(opened)) for role in task.files.files})
 
 
 def _tasks(job: Job, job_plan: Plan) -> list[LayerTask]:
@@ -187,39 +187,6 @@ def run(task: LayerTask, events: FileEvents = FileEvents()) -> LayerResult | Lay
         return LayerFailure(task.files.layer, errors.one_line(error), errors.exit_code(error), traceback.format_exc())
 
 
-@contextlib.contextmanager
-def threads(count: int) -> Iterator[Executor]:
-    """An executor of threads: products, reads, casts and checksums release the GIL. Where a run ends early none is waited for."""
-    pool = ThreadPoolExecutor(count)
-    try:
-        yield pool
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
-    pool.shutdown()
-
-
-@contextlib.contextmanager
-def dask(address: str) -> Iterator[Executor]:
-    """An executor of a Dask cluster, by its scheduler's address.
-
-    Raises BadUse where Dask is not installed or that is no address, and ConnectionError where nobody answers.
-    """
-    if not re.fullmatch(r"[a-z]+://[^/]+:[0-9]{1,5}", address):
-        raise BadUse(f"{address!r} is no scheduler's address: it is of the form tcp://host:8786")
-    try:
-        from distributed import Client
-    except ImportError as error:
-        raise BadUse("Dask is not installed: pip install distributed, here and where the workers run") from error
-    try:
-        client = Client(address, set_as_default=False, timeout=CONNECT)  # type: ignore[no-untyped-call]
-    except Exception as error:  # each transport has its own
-        raise ConnectionError(f"no Dask scheduler answers at {address}: {error or type(error).__name__}") from error
-    with client:
-        # The same layer asked for twice is one task.
-        yield client.get_executor(pure=True)  # type: ignore[no-untyped-call]
-
-
 def _gather(futures: dict[int, Future[LayerResult | LayerFailure]]) -> Iterator[LayerResult]:
     """Layers in their order, as they get done. Where some fail the others are still finished."""
     failures: list[LayerFailure] = []
@@ -238,8 +205,11 @@ def _gather(futures: dict[int, Future[LayerResult | LayerFailure]]) -> Iterator[
 def _result_of(layer: int, future: Future[LayerResult | LayerFailure]) -> LayerResult | LayerFailure:
     try:
         return future.result()
-    except Exception as error:  # the executor's own: of the layer's errors none is raised
-        line = f"its worker is lost ({type(error).__name__}), for want of memory perhaps: try fewer, or again"
+    except Exception as error:  # the executor's own, or a worker's that could not begin: of the layer's errors none is raised
+        name = type(error).__name__
+        line = f"its worker failed with {name}: {' '.join(str(error).split())[:300]}"
+        if is_loss(error):
+            line = f"its worker is lost ({name}), for want of memory perhaps: try fewer, or again"
         return LayerFailure(layer, line, errors.SOURCE, "".join(traceback.format_exception(error)))
 
 

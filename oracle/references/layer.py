@@ -27,7 +27,8 @@ from oracle.weights.formats import DECODER, ENCODER, SIDE, Format, TensorSpec
 from oracle.weights.layer import LayerWeights
 from oracle.weights.sidefiles import W_DEC, W_ENC, W_SKIP, Context, Settings
 
-SEEDS_AT_ONCE = 16  # a pass over W_enc for each group: its products take less than the results of 300 seeds
+VALUES_AT_ONCE = 1 << 21  # pre-activations: each takes 100 bytes until its seed is decided
+SEEDS_AT_ONCE = 16  # at most, a pass over W_enc for each group: its products take less than the results of 300 seeds
 MOST_SKIPPED = 100  # seeds of a layer that --robust passes over before it gives up
 
 
@@ -217,8 +218,9 @@ def encode_residuals(
 ) -> Encodings:
     """What float32 residuals [n, d_model] give, a group of them in each pass over W_enc. Raises WeightsError."""
     encodings = Encodings()
-    for start in range(0, len(residuals), SEEDS_AT_ONCE):
-        group = residuals[start : start + SEEDS_AT_ONCE]
+    at_once = max(1, min(SEEDS_AT_ONCE, VALUES_AT_ONCE // weights.n_features))
+    for start in range(0, len(residuals), at_once):
+        group = residuals[start : start + at_once]
         inputs = weights.encoder_input.apply(group)
         if not weights.encoder_input.is_identity:
             encodings.input_fingerprints += map(fingerprint, inputs.values)

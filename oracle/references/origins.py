@@ -118,6 +118,6 @@ def generator(fields: Fields, key: str) -> Document | None:
     named = record.get("name"), record.get("version")
     if named != (NAME, VERSION):
         raise fields.error(f"{shown(named[0])} version {shown(named[1])}; {NAME} version {VERSION} is known", key)
-    if json.dumps(record, sort_keys=True) != json.dumps(generator_record(), sort_keys=True):  # 1 is True in Python, and not in JSON
+    if json.dumps(record, sort_keys=True, default=list) != json.dumps(generator_record(), sort_keys=True):  # 1 is True in Python, and not in JSON
         raise fields.error("not the record of its name and version: it was edited", key)
     return record

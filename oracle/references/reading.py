@@ -144,10 +144,11 @@ def read_json(path: str) -> Any:
     """The JSON in a file; `-` is standard input. Raises DataError and InputError."""
     if re.match("[a-z]+://", path):
         raise InputError(f"{path} is an address, and a file is read: fetch it first (curl -LO {path}), or give - and its text on standard input")
+    if path == "-" and sys.stdin is None:
+        raise InputError("standard input is closed: name a file")
     try:
-        # One byte past the limit tells a file that is too large, whatever kind of file it is.
         with contextlib.nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb") as file:
-            raw = file.read(READ_LIMIT + 1)
+            return strict_json.load(file, READ_LIMIT)
     except IsADirectoryError as error:
         raise InputError(f"{path} cannot be read: it is a folder, name the JSON in it{_of_folder(path)}") from error
     except FileNotFoundError as error:
@@ -156,12 +157,10 @@ def read_json(path: str) -> Any:
         raise InputError(f"{path} cannot be read: {error.strerror}{meant}") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    if len(raw) > READ_LIMIT:
-        raise DataError(f"{path} is larger than {READ_LIMIT >> 20} MiB, the most that is read")
-    try:
-        return strict_json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise _unreadable(path, error, _recognised(raw)) from error
+    except strict_json.TooLargeError as error:
+        raise DataError(f"{path} is larger than {READ_LIMIT >> 20} MiB, the most that is read: --omit-residuals makes a reference small") from error
+    except strict_json.UnreadableError as error:
+        raise _unreadable(path, error, _recognised(error.text)) from error
 
 
 def _of_folder(path: str) -> str:
@@ -172,8 +171,10 @@ def _of_folder(path: str) -> str:
     return ""
 
 
-def _recognised(raw: bytes) -> str:
-    """What a text is that is no JSON as its standard has it; "" where it is not known either."""
+def _recognised(raw: bytes | None) -> str:
+    """What a text is that is no JSON as its standard has it; "" where it is not known either, or is too long to look at."""
+    if raw is None:
+        return ""
     if not raw.strip():
         return "it is empty; whatever was to write it wrote nothing"
     with contextlib.suppress(ValueError, RecursionError):

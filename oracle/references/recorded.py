@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import BinaryIO, cast
 
@@ -19,9 +20,8 @@ from oracle.references.layer import input_of, scaled_residual
 from oracle.references.origins import LayerRecord
 from oracle.references.plan import LayerFiles, plan, sibling_files
 from oracle.references.rows import DataError
-from oracle.sources import curation
+from oracle.sources import curation, hashes
 from oracle.sources.curation import HubFile
-from oracle.sources.hashes import sha256_of
 from oracle.sources.source import Source
 from oracle.weights import formats
 from oracle.weights.formats import DECODER, ENCODER, SIDE, Format
@@ -29,22 +29,22 @@ from oracle.weights.layer import LayerWeights, OpenFile
 from oracle.weights.sidefiles import Context
 
 
-@dataclass(frozen=True)
+@dataclass
 class RecordedFile:
-    """A weight file of a reference: where it lies, the sha256 of its bytes, and the one on record, if any."""
+    """A weight file of a reference: where it lies, the sha256 on record, if any, and that of the bytes that were read, once they were."""
 
     file: HubFile
     path: str
-    sha256: str
     recorded_sha256: str | None
+    sha256: str | None = None
 
     @property
     def problem(self) -> str | None:
         """What is wrong with the file, if anything."""
-        if self.recorded_sha256 in (None, self.sha256):
+        if None in (self.sha256, self.recorded_sha256) or self.sha256 == self.recorded_sha256:
             return None
         return (
-            f"wrong sha256: {self.file.path} has {self.sha256[:16]}..., "
+            f"wrong sha256: {self.file.path} has {str(self.sha256)[:16]}..., "
             f"the reference was made from {str(self.recorded_sha256)[:16]}..."
         )
 
@@ -61,18 +61,32 @@ class RecordedLayer:
 
     @property
     def problems(self) -> list[str]:
-        """What is wrong with its files."""
+        """What is wrong with its files, once they were hashed."""
         return [file.problem for file in self.files.values() if file.problem]
 
+    def hash_files(self) -> None:
+        """Look whether the files are those on record."""
+        for file in self.files.values():
+            file.sha256 = hashes.sha256_of(file.path)
+
     @contextlib.contextmanager
-    def opened(self) -> Iterator[LayerWeights]:
-        """The layer's weights, and what the reference says of them. Raises WeightsError."""
+    def opened(self, *, hashed: bool = False) -> Iterator[LayerWeights]:
+        """The layer's weights, and what the reference says of them. Where they are to be `hashed`, another core does it meanwhile: the
+        bytes of the files that are open here, and of none that somebody puts in their place. Raises WeightsError, DamagedFileError."""
         with contextlib.ExitStack() as stack:
-            files = {}
-            for role, file in self.files.items():
-                reader = cast(BinaryIO, stack.enter_context(open(file.path, "rb", buffering=0)))
-                files[role] = OpenFile(reader, file.file.path, file.file.path)
+            readers = {role: stack.enter_context(open(file.path, "rb", buffering=0)) for role, file in self.files.items()}
+            states = {role: hashes.state_of(reader) for role, reader in readers.items()}
+            hashing: dict[str, Future[str]] = {}
+            if hashed:
+                pool = ThreadPoolExecutor(len(readers))
+                stack.callback(pool.shutdown)  # before the files are closed
+                hashing = {role: pool.submit(hashes.sha256_beside, reader) for role, reader in readers.items()}
+            files = {role: OpenFile(cast(BinaryIO, readers[role]), file.file.path, file.file.path) for role, file in self.files.items()}
             yield LayerWeights(self.format, self.layer, files, self.context)
+            for role, future in hashing.items():
+                self.files[role].sha256 = future.result()
+                if hashes.state_of(readers[role])[:2] != states[role][:2]:
+                    raise hashes.DamagedFileError(f"{self.files[role].path} changed while it was read: try again")
 
 
 @dataclass(frozen=True)
@@ -127,7 +141,7 @@ class RecordedWeights:
         layers = self._planned((layer,), source) if self.ignore_recorded_files else self._recorded((layer,))
         if layer not in layers:
             raise DataError(f"the reference names no file of layer {layer}: name its repo with --repo")
-        files, record = layers[layer].read(decode=False), self.reference.record_of(layer)
+        files, record = layers[layer].read(decode=False), self.reference.records.get(layer)
         recorded = {ENCODER: record.sha256, DECODER: record.decoder_sha256, SIDE: record.side_sha256} if record else {}
         with contextlib.ExitStack() as stack:
             opened = {role: stack.enter_context(source.open(file)) for role, file in files.files.items()}
@@ -182,7 +196,7 @@ class RecordedWeights:
         """The files on record. Raises DataError where they cannot be files of the format."""
         files = {}
         for layer in layers:
-            record = self.reference.record_of(layer)
+            record = self.reference.records.get(layer)
             if record is not None:
                 encoder = _hub_file(record, record.path)
                 files[layer] = LayerFiles.beside(self.format, layer, encoder)
@@ -196,13 +210,11 @@ class RecordedWeights:
         if not layer.encoder.path.endswith(self.format.suffixes):
             kind = " or ".join(self.format.suffixes)
             raise DataError(f"the reference's schema is {self.format.name}, but {layer.encoder.path} is no {kind} file")
-        record = self.reference.record_of(layer.layer)
+        record = self.reference.records.get(layer.layer)
         recorded = {ENCODER: record.sha256, DECODER: record.decoder_sha256, SIDE: record.side_sha256} if record else {}
         files = {}
         for role, file in layer.read(self.reference.decodes).files.items():
-            local = source.fetch(file)
-            sha256 = sha256_of(local.path)  # of the bytes themselves, whatever name the cache has for them
-            files[role] = RecordedFile(file, str(local.path), sha256, recorded.get(role))
+            files[role] = RecordedFile(file, str(source.fetch(file).path), recorded.get(role))
         return files
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterator
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 from oracle.arithmetic.constants import MAX_U64
@@ -37,6 +38,7 @@ class Fields:
     def __init__(self, value: Any, file: str, kind: int, parent: Fields | None = None, place: str = "", wanted: str = ""):
         self.file, self.kind, self.parent, self.place = file, kind, parent, place
         self.known: Document = {}
+        self._sets: dict[tuple[str, str], frozenset[Any]] = {}
         if not isinstance(value, dict):
             problem = f"{shown(value)}, not an object{f' with {wanted}' if wanted else ''}"
             raise self.error(problem) if place else DataError(f"{file} holds {problem}")
@@ -56,15 +58,23 @@ class Fields:
             raise self.error("missing", key)
         return self.value[key]
 
-    def items(self, key: str) -> list[Any]:
+    def items(self, key: str) -> Sequence[Any]:
         value = self.get(key)
-        if not isinstance(value, list):
+        if not isinstance(value, (list, array)):
             raise self.error(f"{shown(value)}, not a list", key)
         return value
 
     def above(self, name: str) -> Any:
         """A value of the object that this one is in; None where it has none."""
         return self.parent.known.get(name) if self.parent else None
+
+    def set_above(self, name: str, attribute: str) -> frozenset[Any]:
+        """What the objects of a list above have as an attribute. Made once: there may be ten thousand of them, and as many who ask."""
+        if self.parent is None:
+            return frozenset()
+        if (name, attribute) not in self.parent._sets:
+            self.parent._sets[name, attribute] = frozenset(getattr(item, attribute) for item in self.above(name))
+        return self.parent._sets[name, attribute]
 
 
 class Check(Generic[T_co]):
@@ -121,7 +131,7 @@ def parse(kind: type[T], fields: Fields) -> T:
 
 def as_json(value: Any, known: Document) -> Any:
     """A dataclass, or what it holds, as JSON has it; `known` is what is known above."""
-    if isinstance(value, (tuple, list)):
+    if isinstance(value, (tuple, list, array)):
         return [as_json(item, known) for item in value]
     if not dataclasses.is_dataclass(value):
         return value
@@ -247,11 +257,11 @@ def mapping(fields: Fields, key: str) -> Document:
 
 
 @check({"type": "array", "items": {"type": "number"}})
-def numbers(fields: Fields, key: str) -> tuple[float, ...]:
+def numbers(fields: Fields, key: str) -> Sequence[float]:
     values = fields.items(key)
     if not all(map(is_number, values)):
         raise fields.error("not a list of finite numbers", key)
-    return tuple(map(float, values))
+    return values if isinstance(values, array) else tuple(map(float, values))
 
 
 @check({"type": "array", "items": {"type": "string"}})
@@ -315,7 +325,7 @@ def is_number(value: Any) -> bool:
 
 
 def shown(value: Any) -> str:
-    if isinstance(value, (dict, list)):
+    if isinstance(value, (dict, list, array)):
         return "an object" if isinstance(value, dict) else "a list"
     return "nothing" if value is None else ascii(value)[:40]
 

@@ -31,6 +31,17 @@ def sha256_of(path: str | Path) -> str:
         return _sha256_of(file)
 
 
+def sha256_beside(file: FileIO) -> str:
+    """The sha256 of an open file's bytes, while somebody else reads it at a place of his own."""
+    if not hasattr(os, "pread"):  # Windows
+        return sha256_of(file.name)
+    digest, position = hashlib.sha256(), 0
+    while chunk := os.pread(file.fileno(), 1 << 20, position):
+        digest.update(chunk)
+        position += len(chunk)
+    return digest.hexdigest()
+
+
 def cached_sha256(file: FileIO, named: str | None, folder: Path) -> str:
     """The sha256 of a cached file that is open; `folder` is its repo's part of the cache, `named` the sha256 that the cache calls it by.
 

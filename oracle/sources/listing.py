@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import vendored_hf
+from oracle import strict_json
 
 LIMIT = 16 * 1024 * 1024  # bytes of a listing or a manifest
 FOLDER = "listings"  # of ours, in a repo's part of the cache
@@ -44,20 +45,18 @@ def fetch(hub: vendored_hf.Hub, url: str, content_type: str = "") -> bytes | Non
 
     Raises UnreadableError, or an exception of vendored_hf.
     """
-    import requests
-
-    text = b""
+    text = bytearray()
     with hub.request("GET", url, timeout=10.0) as answer:
         if content_type not in answer.headers.get("Content-Type", ""):
             return None
         try:
-            for chunk in answer.iter_content(1 << 16):
+            for chunk in hub.chunks(answer):
                 text += chunk
                 if len(text) > LIMIT:
                     raise UnreadableError(f"{vendored_hf.shown(url)} has more than {LIMIT} bytes")
-        except requests.RequestException as error:
-            raise UnreadableError(f"{vendored_hf.shown(url)} cannot be read: {type(error).__name__}") from error
-    return text
+        except EOFError as error:
+            raise UnreadableError(f"{vendored_hf.shown(url)} cannot be read: {error}") from error
+    return bytes(text)
 
 
 def from_hub(hub: vendored_hf.Hub, endpoint: str, repo: str, revision: str | None) -> Listing:
@@ -73,11 +72,11 @@ def from_hub(hub: vendored_hf.Hub, endpoint: str, repo: str, revision: str | Non
             raise
         raise ListingError(f"{refusal}: it answers {error.status_code}") from error
     try:
-        answer = json.loads(text or b"")
+        answer = strict_json.loads(text or b"")
         paths, commit = tuple(sibling["rfilename"] for sibling in answer["siblings"]), answer.get("sha")
         if not all(isinstance(path, str) for path in paths) or not isinstance(commit, (str, type(None))):
             raise TypeError
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ListingError(f"{refusal}: its answer is no such list") from error
     return Listing(repo, revision or "main", commit, paths)
 
@@ -87,8 +86,8 @@ def from_cache(folder: Path, repo: str, revision: str | None) -> Listing:
     commit = revision or "main"
     with contextlib.suppress(OSError, UnicodeDecodeError):
         commit = (folder / "refs" / commit).read_text(encoding="utf-8").strip()
-    with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
-        paths = json.loads((folder / FOLDER / f"{commit}.json").read_bytes())
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        paths = strict_json.loads((folder / FOLDER / f"{commit}.json").read_bytes())
         if isinstance(paths, list) and paths and all(isinstance(path, str) for path in paths):
             return Listing(repo, revision or "main", commit, tuple(paths))
     paths = files_below(folder / "snapshots" / commit)

@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import vendored_hf
+from oracle import strict_json
 from oracle.errors import BadData
 from oracle.sources import listing as listings
 from oracle.sources.curation import HubFile
@@ -37,6 +38,10 @@ class MirrorError(BadData, ValueError):
     """A mirror whose manifest cannot be read, or whose files are not those of its manifest."""
 
 
+def _place(file: HubFile) -> str:
+    return f"{file.repo}/resolve/{file.revision or 'main'}/{file.path}"
+
+
 @dataclass(frozen=True)
 class Entry:
     """A file of a mirror. `commit` is None where the source of the mirror told none."""
@@ -51,7 +56,7 @@ class Entry:
     @property
     def place(self) -> str:
         """Where it lies in the tree, and behind the server's address."""
-        return f"{self.repo}/resolve/{self.revision}/{self.path}"
+        return _place(HubFile(self.repo, self.revision, self.path))
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ class Manifest:
 def parse_manifest(text: bytes, where: str) -> Manifest:
     """A manifest.json; `where` names it in messages. Raises MirrorError."""
     try:
-        document = json.loads(text)
+        document = strict_json.loads(text)
         if document["format_version"] != FORMAT_VERSION:
             raise MirrorError(f"{where} has format version {document['format_version']!r}; {FORMAT_VERSION} is known")
         entries = [Entry(**{field: file[field] for field in Entry.__dataclass_fields__}) for file in document["files"]]
@@ -73,7 +78,7 @@ def parse_manifest(text: bytes, where: str) -> Manifest:
             if not all(isinstance(text, str) for text in (entry.repo, entry.revision, entry.path)) or type(entry.size) is not int:
                 raise TypeError(entry)
             is_commit = entry.commit is None or re.fullmatch("[0-9a-f]{40}", entry.commit)
-            if not is_commit or not re.fullmatch("[0-9a-f]{64}", entry.sha256) or entry.size < 0:
+            if not is_commit or not re.fullmatch("[0-9a-f]{64}", entry.sha256) or not 0 <= entry.size < vendored_hf.LARGEST:
                 raise ValueError(entry)
             vendored_hf.hf_hub_url(entry.repo, entry.path, revision=entry.revision)  # refuses what leads out of the tree
         listed = document.get("listings", [])
@@ -81,7 +86,7 @@ def parse_manifest(text: bytes, where: str) -> Manifest:
         texts = [text for repo in repos for text in (repo.repo, repo.revision, "" if repo.commit is None else repo.commit, *repo.paths)]
         if not all(isinstance(text, str) for text in texts) or not all(isinstance(item["paths"], list) for item in listed):
             raise TypeError(repos)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, MirrorError):
             raise
         raise MirrorError(f"{where} is not a manifest of this program: {type(error).__name__}") from error
@@ -100,7 +105,8 @@ def folder_of(endpoint: str | None) -> Path | None:
 class Mirror:
     """What `--mirror` names: a folder, or a server with or without a manifest. The manifest is read once."""
 
-    def __init__(self, endpoint: str | None):
+    def __init__(self, endpoint: str | None, patience: float = vendored_hf.PATIENCE):
+        self._patience = patience
         self.endpoint = endpoint.rstrip("/") if endpoint else None
         self.folder = folder_of(self.endpoint)
         self._manifest: Manifest | None = None
@@ -113,10 +119,10 @@ class Mirror:
         url = vendored_hf.hf_hub_url(entry.repo, entry.path, revision=entry.revision, endpoint=self.endpoint)
         return vendored_hf.HfFileMetadata(entry.commit, entry.sha256, entry.size, url)
 
-    def local_file(self, file: HubFile) -> vendored_hf.LocalFile:
+    def local_file(self, file: HubFile, most: int | None = None) -> vendored_hf.LocalFile:
         """A file of a mirror in a folder, where it lies; its sha256 is verified where there is a manifest.
 
-        Raises MirrorError, and LocalEntryNotFoundError where it is missing.
+        Raises MirrorError, also where it has more than `most` bytes, and LocalEntryNotFoundError where it is missing.
         """
         folder = self.folder or Path()
         if not folder.is_dir():
@@ -125,6 +131,8 @@ class Mirror:
         entry, path = self._find(file), self.path_of(file)
         if not path.is_file():
             raise vendored_hf.LocalEntryNotFoundError(f"{path} does not exist: the mirror lacks {file.path} of {file.repo}")
+        if most is not None and path.stat().st_size > most:
+            raise MirrorError(f"{path} has {path.stat().st_size} bytes; at most {most} are read")
         if entry is None:
             logger.warning("could not verify %s: no %s lists it", path, MANIFEST)
             return vendored_hf.LocalFile(str(path), None, None)
@@ -136,7 +144,7 @@ class Mirror:
         """Where a file of a mirror in a folder lies, or would. Raises MirrorError."""
         entry, revision = self._find(file), file.revision or "main"
         vendored_hf.hf_hub_url(file.repo, file.path, revision=revision)  # refuses names that lead elsewhere
-        return (self.folder or Path()) / (entry.place if entry else f"{file.repo}/resolve/{revision}/{file.path}")
+        return (self.folder or Path()) / (entry.place if entry else _place(file))
 
     def listing(self, repo: str, revision: str | None) -> Listing | None:
         """The paths of a repo; None where the mirror does not tell. Raises MirrorError."""
@@ -169,7 +177,7 @@ class Mirror:
             return Manifest([], [])
         url, text = f"{self.endpoint}/{MANIFEST}", None
         try:
-            text = listings.fetch(vendored_hf.Hub(self.endpoint, offline=False), url, "json")
+            text = listings.fetch(vendored_hf.Hub(self.endpoint, patience=self._patience, offline=False), url, "json")
         except vendored_hf.HfHubHTTPError as error:
             if error.status_code in listings.BUSY:
                 raise  # there may be one, and without it nothing would be verified
@@ -197,7 +205,13 @@ def _commits(manifest: Manifest) -> Commits:
 def load_manifest(folder: Path) -> Manifest:
     """The manifest of a mirror in a folder; an empty one where there is none. Raises MirrorError."""
     place = folder / MANIFEST
-    return parse_manifest(place.read_bytes(), str(place)) if place.is_file() else Manifest([], [])
+    if not place.is_file():
+        return Manifest([], [])
+    with place.open("rb") as file:
+        text = file.read(listings.LIMIT + 1)
+    if len(text) > listings.LIMIT:
+        raise MirrorError(f"{place} has more than {listings.LIMIT} bytes, the most that is read")
+    return parse_manifest(text, str(place))
 
 
 def _of_another_commit(entry: Entry, commit: str | None) -> str:
@@ -217,7 +231,9 @@ def build(
     `fetch` gives a verified local copy, at the mirror's commits. `on_file(entry, kept)` is called for each. Raises
     MirrorError, also where a repo's files at one revision would be of two commits, and OSError.
     """
-    with vendored_hf.locked(destination / LOCK):  # others build here too: entries of both are to stay
+    with vendored_hf.locked(destination / LOCK) as alone:  # others build here too: entries of both are to stay
+        if alone:
+            vendored_hf.sweep(destination / MANIFEST)
         manifest = load_manifest(destination)
         if listing is not None and listing.complete and listing not in manifest.listings:
             kept_listings = [repo for repo in manifest.listings if (repo.repo, repo.revision) != (listing.repo, listing.revision)]
@@ -229,7 +245,9 @@ def build(
         size = Path(local.path).stat().st_size
         entry = Entry(file.repo, file.revision or "main", file.path, local.commit_hash, size, sha256)
         target = destination / entry.place
-        with vendored_hf.locked(destination / LOCK):
+        with vendored_hf.locked(destination / LOCK) as alone:
+            if alone:
+                vendored_hf.sweep(target)
             manifest = load_manifest(destination)
             commit = _commits(manifest).get((entry.repo, entry.revision), entry.commit)
             if entry.commit and entry.commit != commit:

@@ -7,7 +7,7 @@ import contextlib
 import functools
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from io import FileIO
@@ -19,11 +19,16 @@ from oracle.errors import BadUse
 from oracle.job import Origin
 from oracle.sources import hashes, mirror, stream
 from oracle.sources import listing as listings
-from oracle.sources.curation import HubFile
+from oracle.sources.curation import SIZE_LIMIT, HubFile
 from oracle.sources.listing import Listing, ListingError
 from oracle.weights.layer import OpenFile
 
 Progress = Callable[[int, int], None]  # bytes so far, and in all
+
+
+def _close(opened: Future[SourceFile]) -> None:
+    if not opened.exception():
+        opened.result().open.reader.close()
 
 
 class FileEvents:
@@ -79,7 +84,7 @@ class Source:
         self._endpoint = (origin.mirror or vendored_hf.hf_endpoint()).rstrip("/")
         # A folder needs no network; a server does not count where requests are switched off, and huggingface.co has no manifest.
         no_server = self._offline or self._endpoint == vendored_hf.HUGGING_FACE
-        self._mirror = mirror.Mirror(None if no_server and mirror.folder_of(self._endpoint) is None else self._endpoint)
+        self._mirror = mirror.Mirror(None if no_server and mirror.folder_of(self._endpoint) is None else self._endpoint, origin.patience)
         if origin.stream and origin.offline and not self.is_folder:
             raise BadUse("--stream needs a server or a mirror, and --offline forbids servers: leave one out")
 
@@ -92,7 +97,7 @@ class Source:
 
     @functools.cached_property
     def _hub(self) -> vendored_hf.Hub:
-        return vendored_hf.Hub(self._endpoint, offline=self._offline)
+        return vendored_hf.Hub(self._endpoint, patience=self._origin.patience, offline=self._offline)
 
     @property
     def is_local(self) -> bool:
@@ -128,14 +133,18 @@ class Source:
             return local.sha256 or hashes.sha256_of(local.path)
         return hashes.cached_sha256(reader, local.sha256, self._cache_of(file.repo))
 
-    def open_in_turn(self, files: list[HubFile]) -> Iterator[SourceFile]:
-        """Open one file after the other; the next one is fetched while the caller works on this one."""
+    def open_in_turn(self, files: list[HubFile]) -> Generator[SourceFile, None, None]:
+        """Open one file after the other; the next one is fetched while the caller works on this one. Whoever leaves early
+        closes this, and so the next one."""
         following: Future[SourceFile] | None = None
-        for file, after in zip(files, [*files[1:], None]):
-            opened = following.result() if following else self.open(file)
-            if after:
-                following = self._open_meanwhile(after)
-            yield opened
+        try:
+            for file, after in zip(files, [*files[1:], None]):
+                opened = following.result() if following else self.open(file)
+                following = self._open_meanwhile(after) if after else None
+                yield opened
+        finally:
+            if following:
+                following.add_done_callback(_close)
 
     def _open_meanwhile(self, file: HubFile) -> Future[SourceFile]:
         """Open a file on a thread that nobody waits for where the run ends before it: an error, Ctrl-C."""
@@ -198,8 +207,9 @@ class Source:
             self._commits.setdefault((file.repo, file.revision or "main"), commit)
 
     def _fetch(self, file: HubFile) -> vendored_hf.LocalFile:
+        most = SIZE_LIMIT if file.path.endswith((".yaml", ".json")) else None
         if self.is_folder:
-            return self._mirror.local_file(file)
+            return self._mirror.local_file(file, most)
         shown: list[Progress | None] = []  # how far it is, from its first bytes on
 
         def on_progress(done: int, size: int) -> None:
@@ -220,6 +230,8 @@ class Source:
                 connections=self._origin.connections,
                 known=self._mirror.known(file),
                 on_progress=on_progress,
+                patience=self._origin.patience,
+                most=most,
             )
             if shown and local.sha256:  # verified as it arrived
                 with open(local.path, "rb", buffering=0) as reader:

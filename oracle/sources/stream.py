@@ -98,15 +98,13 @@ class RemoteFile(io.RawIOBase):
 
     def _fetch(self, start: int, stop: int) -> bytes:
         """Bytes [start, stop), over as many connections as it takes."""
-        import requests
-
         parts, position, failures = [], start, 0
         while position < stop:
             try:
                 broken: Exception | None = None
                 self._go_to(position, stop)
                 chunk = self._next_chunk()
-            except (requests.RequestException, ValueError, EOFError) as error:
+            except EOFError as error:
                 broken = error
             if broken:  # out of the handler: what requests says of it may hold secrets
                 self._hang_up()
@@ -117,7 +115,8 @@ class RemoteFile(io.RawIOBase):
             self._unread = chunk[len(take) :]
             self._at += len(take)
             parts.append(take)
-            position, failures = position + len(take), 0
+            position += len(take)
+            failures = 0 if len(chunk) == vendored_hf.CHUNK else failures  # a byte and a hang-up each time are no progress
         return b"".join(parts)
 
     def _go_to(self, position: int, stop: int) -> None:
@@ -133,7 +132,7 @@ class RemoteFile(io.RawIOBase):
             self._hang_up()
             raise NotStreamableError(f"{self._source.shown}: the server knows no Range, which --stream needs: leave --stream out")
         self._at, self._until = position, until
-        self._chunks = self._response.iter_content(vendored_hf.CHUNK)
+        self._chunks = self._source.hub.chunks(self._response)
 
     def _next_chunk(self) -> bytes:
         if self._unread:
@@ -146,7 +145,7 @@ class RemoteFile(io.RawIOBase):
     def _hang_up(self) -> None:
         if self._response is not None:
             self._response.close()
-        self._response, self._unread = None, b""
+        self._response, self._chunks, self._unread = None, iter(()), b""
 
 
 def open_remote(

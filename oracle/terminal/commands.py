@@ -57,8 +57,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _generate(options: argparse.Namespace, job: Job | None = None) -> None:
     """Run a job, by default the one that the options ask for, and write its reference, by default where the plan has it."""
+    from oracle import executors
     from oracle.references.document import to_json
-    from oracle.references.generate import dask, generate, threads
+    from oracle.references.generate import generate
     from oracle.terminal.progress import ProgressReporter
 
     job = job or job_of(options)
@@ -71,9 +72,9 @@ def _generate(options: argparse.Namespace, job: Job | None = None) -> None:
         return
     executor: AbstractContextManager[Executor | None] = contextlib.nullcontext()
     if options.dask:
-        executor = dask(options.dask)
+        executor = executors.dask(options.dask)
     elif options.workers > 1:
-        executor = threads(options.workers)
+        executor = executors.threads(options.workers)
     with ProgressReporter(quiet=options.quiet, output=options.output, inputs=[job.residuals]) as reporter, executor as pool:
         reference = generate(job, reporter, pool)
     path = reporter.output or ANY_OUTPUT

@@ -20,6 +20,7 @@ from oracle.job import (
     MAX_CONNECTIONS,
     MAX_FEATURES,
     MAX_LAYER,
+    MAX_PATIENCE,
     MAX_SCALE,
     MAX_SEEDS,
     MAX_TOLERANCE,
@@ -355,3 +356,5 @@ def _add_origin(parser: argparse.ArgumentParser) -> None:
     add("--offline", action="store_true", default=None, help="no requests, as HF_HUB_OFFLINE=1 has it: the cache, or a folder")
     count = integer(1, MAX_CONNECTIONS)
     add("--connections", type=count, default=Origin.connections, metavar="N", help="for each file of 64 MiB or more (4)")
+    patience = "of one request with all its waits, those that a busy server asks for among them (120)"
+    add("--patience", type=integer(1, MAX_PATIENCE), default=Origin.patience, metavar="SECONDS", help=patience)

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import struct
-import zipfile
+import zlib
 from typing import Any
 
 import numpy as np
@@ -25,8 +24,25 @@ def weight_file(path: str, arrays: Arrays, dtype: str = BFLOAT16) -> bytes:
 
 
 def npz(arrays: Arrays) -> bytes:
-    """As np.savez writes it, but the same bytes with every version of NumPy."""
-    return _stored({f"{name}.npy": npy(np.asarray(values)) for name, values in arrays.items()})
+    """As np.savez has it, but the same bytes with every version of NumPy."""
+    return stored_zip({f"{name}.npy": npy(np.asarray(values)) for name, values in arrays.items()})
+
+
+def stored_zip(members: dict[str, bytes]) -> bytes:
+    """A zip of stored members, the same bytes from every Python and at any time: their date is the first that a zip can have.
+
+    The fields and their order are those of PKWARE's APPNOTE.TXT, sections 4.3.7, 4.3.12 and 4.3.16.
+    """
+    data, directory = b"", b""
+    for name, content in members.items():
+        encoded = name.encode()
+        # Version 2.0, no flags, stored, 0:00:00 on 1980-01-01.
+        about = struct.pack("<5H3L2H", 20, 0, 0, 0, 33, zlib.crc32(content), len(content), len(content), len(encoded), 0)
+        # As a Unix system has it, which lets its owner read and write it.
+        directory += b"PK\x01\x02" + struct.pack("<H", 3 << 8 | 20) + about + struct.pack("<3H2L", 0, 0, 0, 0o600 << 16, len(data)) + encoded
+        data += b"PK\x03\x04" + about + encoded + content
+    count = len(members)
+    return data + directory + b"PK\x05\x06" + struct.pack("<4H2LH", 0, 0, count, count, len(directory), len(data), 0)
 
 
 def npy(values: np.ndarray) -> bytes:
@@ -63,18 +79,7 @@ def torch_zip(arrays: Arrays) -> bytes:
     pickle = pickled_dict({name: (kind, array.shape) for name, (kind, array) in storages.items()})
     data = {f"data/{number}": array.tobytes() for number, (_, array) in enumerate(storages.values())}
     members = {"data.pkl": pickle, "byteorder": b"little", **data, "version": b"3\n"}
-    return _stored({f"archive/{name}": content for name, content in members.items()})
-
-
-def _stored(members: dict[str, bytes]) -> bytes:
-    """A zip archive of stored members: the same bytes at any time and on any system."""
-    archive = io.BytesIO()
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as file:
-        for name, content in members.items():
-            info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
-            info.create_system = 3
-            file.writestr(info, content)
-    return archive.getvalue()
+    return stored_zip({f"archive/{name}": content for name, content in members.items()})
 
 
 def pickled_dict(tensors: dict[str, tuple[str, tuple[int, ...]]]) -> bytes:

@@ -109,7 +109,7 @@ class Safetensors(TensorFile):
     def _parse(self, header: bytes) -> dict[str, dict[str, Any]]:
         try:
             document = strict_json.loads(header.decode("utf-8"))
-        except (ValueError, RecursionError, MemoryError) as error:
+        except ValueError as error:
             problem = " ".join(str(error).split())[:200] or type(error).__name__
             raise self.error(f"its header is not readable JSON: {problem}") from error
         if not isinstance(document, dict):

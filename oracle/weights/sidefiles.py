@@ -91,7 +91,7 @@ class Side:
             raise WeightsError(f"{label} is larger than {SIZE_LIMIT >> 20} MiB, the most that is read of it")
         try:
             document = strict_json.loads(text)
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise WeightsError(f"{label} is not readable JSON: {' '.join(str(error).split())[:200] or type(error).__name__}") from error
         if not isinstance(document, dict):
             raise WeightsError(f"{label} holds no JSON object")

@@ -20,7 +20,8 @@ from oracle.errors import WeightsError
 
 BLOCK_BYTES = 1024 * 1024  # of float32: blocks of this size, and the products' operands, stay in the L2 cache
 MIN_BLOCK_ROWS = 8
-ROW_BYTES_LIMIT = 16 * 1024 * 1024  # of float32: a block is at least MIN_BLOCK_ROWS of them
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+ROW_BYTES_LIMIT = 16 * 1024 * 1024  # of float32: so much is a block that has fewer than MIN_BLOCK_ROWS
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,12 @@ class TensorFile:
     def __init__(self, reader: BinaryIO, label: str):
         self._reader, self._label = reader, label
         self._size = reader.seek(0, 2)
+        reader.seek(0)
+        if self._size < 1024 and reader.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise self.error(
+                f"it is a Git LFS pointer: {self._size} bytes that stand for the weights. `git lfs pull` where it was cloned puts them in its "
+                "place, or fetch it again from the Hub"
+            )
 
     def tensor(self, name: str) -> Tensor:
         """The header of one tensor; its data is not read."""
@@ -204,7 +211,7 @@ class StoredTensor:
 def rows_at_once(tensor: Tensor) -> int:
     """How many rows make a block."""
     float32_bytes = tensor.row_bytes // tensor.raw.itemsize * 4
-    return max(MIN_BLOCK_ROWS, BLOCK_BYTES // float32_bytes)
+    return max(BLOCK_BYTES // float32_bytes, min(MIN_BLOCK_ROWS, ROW_BYTES_LIMIT // float32_bytes))
 
 
 class Float32Converter:

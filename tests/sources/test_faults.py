@@ -201,8 +201,11 @@ def test_kill_9_at_random_moments(kills: int) -> None:
         hub.add(REPO, PATH, content)
         for number in range(kills * 3):
             hub.rate = 2e6
+            hub.seen.clear()
             process = start(hub, rng.choice([1, 4]))
-            time.sleep(rng.uniform(0.2, 0.9))
+            while not hub.seen and process.poll() is None:
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0, 0.7))
             process.send_signal(signal.SIGKILL)
             killed += process.wait() == -signal.SIGKILL
             process.communicate()

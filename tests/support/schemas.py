@@ -73,7 +73,7 @@ def watch() -> None:
         def parsed(instance: Any, *arguments: Any, **options: Any) -> Any:
             result = parse(instance, *arguments, **options)
             if name != "reference" or result.is_ours:  # of those that torch wrote there is no schema
-                hold(name, instance)
+                hold(name, json.loads(json.dumps(instance, default=list)))  # a list of numbers may be packed
             return result
 
         return parsed

@@ -59,7 +59,7 @@ MALFORMED: dict[str, tuple[str, bytes | None, tuple[str, ...]]] = {
     "a list": (TOPK, b"[" + edited(TOPK) + b"]", ("holds no JSON object",)),
     "null": (TOPK, b"null", ("holds no JSON object",)),
     "a text": (TOPK, b'"topk"', ("holds no JSON object",)),
-    "too large": (TOPK, b" " * (1 << 20) + edited(TOPK), ("larger than 1 MiB",)),
+    "too large": (TOPK, b" " * (1 << 20) + edited(TOPK), ("at most 1048576 are read",)),
     "deep": (TOPK, b'{"k": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", ("not readable JSON",)),
     "deep and not silent": (TOPK, b'{"architecture": ' + b'{"a": ' * 400 + b"1" + b"}" * 400 + b"}", ("architecture", "an object")),
     "a key that is not known": (TOPK, edited(TOPK, warmth=3), ("`warmth` is 3", "--ignore-key warmth")),
