@@ -87,7 +87,7 @@ def test_no_line_is_longer_than_the_screen_and_nothing_is_lost(demo_folder: Path
 def test_what_failed_comes_first_and_the_verdict_last(demo_folder: Path, candidate: dict[str, Any]) -> None:
     screen = compare(demo_folder, candidate).stdout
     assert list(blocks(screen)) == [f"layer {layer} seed {seed}" for layer, seed in ((0, 0), (0, 100), (0, 200), (12, 12), (12, 112), (12, 212))]
-    order = ["layer 0 seed 0: differs", "3 cases agree; -v lists them", "9 cases: 2 same, 1 rounding, 5 differs, 1 missing", "the candidate DISAGREES"]
+    order = ["layer 0 seed 0: differs", "3 cases agree; -v lists them", "9 cases: 2 same, 1 rounding, 5 differ, 1 missing", "the candidate DISAGREES"]
     places = [screen.index(text) for text in order]
     assert places == sorted(places) and places[0] == 0
     assert "largest difference: n_active 40 (layer 0 seed 0)" in screen and "largest difference: activation 0.5 (layer 0 seed 0 feature " in screen

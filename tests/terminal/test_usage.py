@@ -49,6 +49,8 @@ USAGE = {
     "--schema GemmaScopeNpy --offline": "did you mean GemmaScopeNpz?",
     "demo --schema gemmascopenpy": "did you mean GemmaScopeNpz? See `python -m oracle demo --help`",
     "vectors --format GemmaScopeNpzz": "did you mean GemmaScopeNpz?",
+    "compare reference.json candidate.json --explain=1": "--explain takes no value; leave out what stands behind it; see",
+    "compare - -": "standard input is read once, and `-` stands for both files: name a file for one of them",
     "schema refrence": "'refrence' is none of reference, candidate, vectors, answers; did you mean reference? See",
     "--repo https://huggingface.co/org/name": "is an address, not ORG/NAME; did you mean --repo org/name? See",
     "--repo hf://org/name": "did you mean --repo org/name?",
