@@ -126,6 +126,23 @@ def test_what_to_try_next_can_be_pasted(demo_folder: Path, candidate: dict[str, 
     assert "try next" not in compare(demo_folder, candidate).stdout
 
 
+def test_of_the_demo_s_answers_what_to_try_next_reads_the_demo_s_cache(demo_folder: Path) -> None:
+    ran = run("compare", "plt_gemma_reference.json", "candidate.json", cwd=demo_folder, environment={"COLUMNS": "9999"})
+    commands = [shlex.split(text) for text in ran.stdout.split("try next:\n")[1].splitlines()]
+    explained, inspected = (run(*words[3:], cwd=demo_folder) for words in commands)
+    assert explained.returncode == 1 and "b_enc left out" in explained.stdout and inspected.returncode == 0
+    # Where a cache is named it is that, and elsewhere than beside the demo's reference none is.
+    named = run("compare", "plt_gemma_reference.json", "candidate.json", "--cache-dir", "mine", cwd=demo_folder, environment={"COLUMNS": "9999"})
+    assert named.stdout.count("--cache-dir mine") == 2 and "hub" not in named.stdout
+
+
+def test_one_is_not_many(demo_folder: Path, candidate: dict[str, Any]) -> None:
+    lines = compare(demo_folder, candidate, "--layer", "0", "--seed", "0").stdout.splitlines()
+    assert "1 case: 1 differs" in lines
+    answers = {"test_cases": candidate["test_cases"][:1]}
+    assert run("report", str(demo_folder / REFERENCE), "-", "-o", "-", input=json.dumps(answers)).stdout.count("standard input") > 1
+
+
 def test_the_verdict_has_a_colour_on_a_terminal(demo_folder: Path, candidate: dict[str, Any], tmp_path: Path) -> None:
     terminal = pytest.importorskip("tests.support.terminal")
     (tmp_path / "candidate.json").write_text(json.dumps(candidate))
