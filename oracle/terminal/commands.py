@@ -264,6 +264,8 @@ def _report(options: argparse.Namespace) -> None:
     else:
         reference, candidate, comparison, explanation = _compared(options, document)
         text, verdict = page(reference, candidate, comparison, explanation, names), f"; {comparison.verdict}"
+        if explanation is not None and explanation.unsearched:
+            say(explanation.lines[0], quiet=options.quiet)
     write_text([text], options.output)
     say(f"{counted(len(reference.cases), 'case')} -> {options.output} ({len(text) / 1024:.1f} KiB){verdict}", quiet=options.quiet)
 
@@ -310,7 +312,7 @@ def _build_mirror(destination: Path, options: argparse.Namespace) -> None:
                 reporter.say(f"{repo} at {revision} stays at the mirror's commit {commit}; a newer one takes a folder of its own")
 
         def built(entry: mirror.Entry, kept: bool) -> None:
-            rest = f" ({entry.size / 1e6:.1f} MB{', there already' if kept else ''})"
+            rest = f" ({in_bytes(entry.size)}{', there already' if kept else ''})"
             reporter.say(f"{entry.place}{rest}", f"{entry.path}{rest}", entry.path)
 
         source = Source(job.origin, reporter, commits)

@@ -48,6 +48,7 @@ USAGE = {
     "compare": "the following arguments are required: REFERENCE, CANDIDATE; see",
     "compare reference.json candidate.json --format jsn": "argument --format: 'jsn' is none of table, json, junit; did you mean json? See",
     "--schema GemmaScopeNpy --offline": "did you mean GemmaScopeNpz?",
+    "verify reference.json --schema Sae --offline": "the schema 'Sae' is not the reference's own, GemmaScopeNpz: leave --schema out",
     "demo --schema gemmascopenpy": "did you mean GemmaScopeNpz? See `python -m oracle demo --help`",
     "vectors --format GemmaScopeNpzz": "did you mean GemmaScopeNpz?",
     "compare reference.json candidate.json --explain=1": "--explain takes no value; leave out what stands behind it; see",
