@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import struct
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -61,6 +64,26 @@ def archive(method: int = zipfile.ZIP_STORED, **members: bytes) -> bytes:
 
 def header(descr: Any = "<f4", shape: Any = (2,), order: Any = False) -> str:
     return repr({"descr": descr, "fortran_order": order, "shape": shape})
+
+
+def test_threads_parse_one_header_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python before 3.11.8 raises SystemError where two threads parse at once: a right file was refused, once in some 1,000 runs with workers."""
+    content, parse = archive(W_enc=member(header(), bytes(8))), ast.literal_eval
+    inside, most = 0, 0
+
+    def slow(text: str) -> Any:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        time.sleep(0.002)
+        fields = parse(text)
+        inside -= 1
+        return fields
+
+    monkeypatch.setattr(ast, "literal_eval", slow)
+    with ThreadPoolExecutor(4) as pool:
+        values = list(pool.map(read_all, [content] * 12))
+    assert most == 1 and len(values) == 12 and not np.any(values)
 
 
 def test_real_values() -> None:
