@@ -67,7 +67,7 @@ def header(descr: Any = "<f4", shape: Any = (2,), order: Any = False) -> str:
 
 
 def test_threads_parse_one_header_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Python before 3.11.8 raises SystemError where two threads parse at once: a right file was refused, once in some 1,000 runs with workers."""
+    """Python before 3.11.8 raises SystemError where two threads parse at once: now and then a right file was refused."""
     content, parse = archive(W_enc=member(header(), bytes(8))), ast.literal_eval
     inside, most = 0, 0
 
