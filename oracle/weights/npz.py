@@ -81,6 +81,8 @@ class Archive(TensorFile):
         except OSError:
             raise  # the reader's own
         except Exception as error:  # whatever the zip module makes of it
+            if isinstance(error.__context__, OSError):  # which calls a read that failed no zip file
+                raise error.__context__ from None
             raise self.error(f"not a readable {self.kind}: {error}") from error
         for info in self._archive.infolist():
             name = info.filename.removesuffix(self.suffix)

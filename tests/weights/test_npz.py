@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import ast
+import errno
 import io
+import os
 import struct
 import time
 import zipfile
@@ -128,6 +130,39 @@ def test_any_seekable_reader_will_do() -> None:
     values = np.random.default_rng(1).standard_normal((40, 50)).astype(np.float32)
     file = Npz(Dribble(npz({"W_enc": values})), "params.npz")
     assert np.array_equal(np.concatenate([b.copy() for b in file.blocks(file.tensor("W_enc"))]), values)
+
+
+class Failing(io.BytesIO):
+    """A reader whose n-th read fails, as that of a disk or of a connection may."""
+
+    left = 0
+
+    def fail(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def read(self, *size: Any) -> bytes:
+        self.fail()
+        return super().read(*size)
+
+    def readinto(self, view: Any) -> int:
+        self.fail()
+        return super().readinto(view)
+
+
+def test_a_read_that_fails_is_told_as_that_and_not_as_a_damaged_file() -> None:
+    content, failed = npz({"W_enc": np.ones((4, 4), np.float32)}), 0
+    for n in range(1, 100):
+        reader = Failing(content)
+        reader.left = n
+        try:
+            file = Npz(reader, "params.npz")
+            assert np.array_equal(np.concatenate([b.copy() for b in file.blocks(file.tensor("W_enc"))]), np.ones((4, 4)))
+        except OSError as error:
+            assert error.errno == errno.EIO
+            failed += 1
+    assert 5 <= failed < 90
 
 
 def test_negative_thresholds_gate_at_zero() -> None:
