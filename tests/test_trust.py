@@ -266,12 +266,8 @@ def large_bundle(tmp_path: Path) -> tuple[Path, list[str]]:
     return cache, ["--offline", "--cache-dir", str(cache), "--repo", REPO, "--layers", "0", "-o", "-"]
 
 
-@pytest.mark.parametrize("with_record", [False, True])
-@pytest.mark.parametrize("keep_times", [False, True])
-def test_3_one_bit_of_a_cached_file(large_bundle: tuple[Path, list[str]], with_record: bool, keep_times: bool) -> None:
-    cache, options = large_bundle
-    if with_record:
-        assert run(*options).returncode == 0 and list(cache.rglob("hashes/*.json"))
+def flip_a_bit(cache: Path, *, keep_times: bool) -> Path:
+    """Of the weight file in the cache, which is returned."""
     blob = cached_blobs(cache, ".safetensors")[-1]
     before = blob.stat()
     with blob.open("r+b") as file:
@@ -281,7 +277,30 @@ def test_3_one_bit_of_a_cached_file(large_bundle: tuple[Path, list[str]], with_r
         file.write(bytes([byte[0] ^ 1]))
     if keep_times:
         os.utime(blob, ns=(before.st_atime_ns, before.st_mtime_ns))
+    return blob
+
+
+@pytest.mark.parametrize("with_record", [False, True])
+@pytest.mark.parametrize("keep_times", [False, True])
+def test_3_one_bit_of_a_cached_file(large_bundle: tuple[Path, list[str]], with_record: bool, keep_times: bool) -> None:
+    cache, options = large_bundle
+    if with_record:
+        assert run(*options).returncode == 0 and list(cache.rglob("hashes/*.json"))
+    blob = flip_a_bit(cache, keep_times=keep_times)
     fails(run(*options), str(blob.name)[:16], "damaged", "fetch it again")
+
+
+def test_3_one_bit_of_a_file_whose_hash_is_on_record_stops_explain(large_bundle: tuple[Path, list[str]], tmp_path: Path) -> None:
+    cache, options = large_bundle
+    reference, candidate = tmp_path / "reference.json", tmp_path / "candidate.json"
+    document = parsed(run(*options))
+    reference.write_text(json.dumps(document))
+    document["test_cases"][0]["n_active"] += 400
+    candidate.write_text(json.dumps({"test_cases": document["test_cases"]}))
+    explain = ["compare", str(reference), str(candidate), "--explain", *options[:3]]
+    assert run(*explain).returncode == 1
+    blob = flip_a_bit(cache, keep_times=True)
+    fails(run(*explain), str(blob.name)[:16], "damaged", "fetch it again")
 
 
 def test_3_a_hash_is_computed_once_for_the_same_bytes(large_bundle: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
