@@ -93,6 +93,7 @@ def test_each_mistake_fails_a_flag_that_names_it(name: str) -> None:
     assert [mistake for mistake, flags in caught.items() if not flags] == []
 
 
+@pytest.mark.slow
 def test_the_matrix(capsys: pytest.CaptureFixture[str]) -> None:
     """Each mistake, in how many folders it is planted above, and what compare names first in the first of them."""
     lines, total = [], 0
