@@ -381,11 +381,10 @@ class ElsewhereExecutor(concurrent.futures.Executor):
         return future
 
 
-@pytest.mark.parametrize(
-    "environment",
-    [{"HF_ENDPOINT": "http://127.0.0.1:9"}, {"HF_HUB_OFFLINE": "1"}, {"ORACLE_MIRROR": "/nowhere"}, {"HF_HUB_CACHE": "/nowhere"}],
-    ids=lambda environment: next(iter(environment)),
-)
+ELSEWHERE = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1", "ORACLE_MIRROR": "/nowhere", "HF_HUB_CACHE": "/nowhere"}
+
+
+@pytest.mark.parametrize("environment", [ELSEWHERE, *(pytest.param({name: ELSEWHERE[name]}, marks=pytest.mark.slow) for name in ELSEWHERE)], ids=" ".join)
 @pytest.mark.parametrize("kind", ["hub", "relative folder", "relative cache"])
 def test_5_a_worker_s_environment_has_no_say(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], kind: str
