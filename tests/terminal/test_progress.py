@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ CASTS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def casts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Cast]]:
-    """Casts by name, or taken anew. All but the slow ones are taken at once, since a slow Hub is what they wait for."""
+    """Casts by name, or taken anew. Where one is wanted all but the slow ones are taken at once, since a slow Hub is what they wait for."""
     top = tmp_path_factory.mktemp("casts")
 
     def take(name: str) -> Cast:
@@ -88,8 +88,16 @@ def casts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Ca
         hub.add("org/broken", path_of(0), npz(broken))
         hub.add("org/broken", path_of(1), npz(layer_arrays(1, *SHAPE)))
         with ThreadPoolExecutor(len(CASTS)) as pool:
-            running = {name: pool.submit(take, name) for name in CASTS.keys() - SLOW}
-            yield lambda name, anew=False: take(name) if anew or name in SLOW else running[name].result()
+            running: dict[str, Future[Cast]] = {}
+
+            def cast(name: str, anew: bool = False) -> Cast:
+                if anew or name in SLOW:
+                    return take(name)
+                if not running:
+                    running.update({name: pool.submit(take, name) for name in CASTS.keys() - SLOW})
+                return running[name].result()
+
+            yield cast
 
 
 def terminal_environment(folder: Path, with_tqdm: bool) -> dict[str, str]:
