@@ -400,11 +400,10 @@ class ElsewhereExecutor(concurrent.futures.Executor):
         return future
 
 
-@pytest.mark.parametrize(
-    "environment",
-    [{"HF_ENDPOINT": "http://127.0.0.1:9"}, {"HF_HUB_OFFLINE": "1"}, {"ORACLE_MIRROR": "/nowhere"}, {"HF_HUB_CACHE": "/nowhere"}],
-    ids=lambda environment: next(iter(environment)),
-)
+ELSEWHERE = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1", "ORACLE_MIRROR": "/nowhere", "HF_HUB_CACHE": "/nowhere"}
+
+
+@pytest.mark.parametrize("environment", [ELSEWHERE, *(pytest.param({name: ELSEWHERE[name]}, marks=pytest.mark.slow) for name in ELSEWHERE)], ids=" ".join)
 @pytest.mark.parametrize("kind", ["hub", "relative folder", "relative cache"])
 def test_5_a_worker_s_environment_has_no_say(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], kind: str
@@ -627,7 +626,8 @@ def test_9_an_archive_of_two_meanings_is_refused(tmp_path: Path, what: str) -> N
 # --- 11, 12: two processes at once ------------------------------------------------------------------------------------
 
 
-def test_11_two_processes_write_one_output(demo_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rounds", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_11_two_processes_write_one_output(rounds: int, demo_folder: Path, tmp_path: Path) -> None:
     """In containers both have the PID 1: the names of what they write to may not depend on it."""
     output = tmp_path / "reference.json"
     unshare = [*(["unshare", "--pid", "--fork"] if os.geteuid() == 0 and shutil.which("unshare") else [])]
@@ -639,7 +639,7 @@ def test_11_two_processes_write_one_output(demo_folder: Path, tmp_path: Path) ->
 
     arguments = ["--offline", "--cache-dir", str(demo_folder / "hub"), "--repo", demo.job_repo(demo.FORMATS[0]), "-o", str(output), "--quiet"]
     command = [*unshare, sys.executable, "-m", "oracle", *arguments]
-    for _ in range(3):
+    for _ in range(rounds):
         processes = [subprocess.Popen(command, env=variables()) for _ in range(3)]
         assert all(process.wait(60) == 0 for process in processes)
         assert json.loads(output.read_text())["format_version"] == 1
