@@ -42,20 +42,33 @@ def sdist(checkout: Path, folder: Path) -> tuple[Path, set[str]]:
     return top, {name for name in names if name != "PKG-INFO" and ".egg-info/" not in name}
 
 
-def test_wheel_and_sdist(tmp_path: Path) -> None:
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
     if not (ROOT / ".git").exists():
         pytest.skip("this is no git checkout")
-    clone = tmp_path / "clone"
-    in_folder(tmp_path, "git", "clone", "--quiet", str(ROOT), str(clone))
-    tracked = set(in_folder(clone, "git", "ls-files"))
-    package = {name for name in tracked if name.startswith("oracle/") or name == "vendored_hf.py"}
+    in_folder(tmp_path, "git", "clone", "--quiet", str(ROOT), "clone")
+    return tmp_path / "clone"
 
+
+def files_of(clone: Path) -> tuple[set[str], set[str]]:
+    """What git tracks, and of it the package."""
+    tracked = set(in_folder(clone, "git", "ls-files"))
+    return tracked, {name for name in tracked if name.startswith("oracle/") or name == "vendored_hf.py"}
+
+
+def test_wheel_and_sdist(clone: Path, tmp_path: Path) -> None:
+    tracked, package = files_of(clone)
     assert wheel(clone, tmp_path / "wheel", *PIP_WHEEL) == package
     left = in_folder(clone, "git", "status", "--porcelain", "--ignored")
     assert left and all(line.startswith("!! ") for line in left)
 
-    unpacked, carried = sdist(clone, tmp_path / "sdist")
-    assert carried == tracked
-    # And so again from what was unpacked, where there is no git.
+    assert sdist(clone, tmp_path / "sdist")[1] == tracked
+
+
+@pytest.mark.slow
+def test_wheel_and_sdist_of_an_sdist(clone: Path, tmp_path: Path) -> None:
+    """From what was unpacked, where there is no git."""
+    tracked, package = files_of(clone)
+    unpacked, _ = sdist(clone, tmp_path / "sdist")
     assert sdist(unpacked, tmp_path / "again")[1] == tracked
     assert wheel(unpacked, tmp_path / "wheel again", "-c", BUILD, "build_wheel") == package

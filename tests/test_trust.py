@@ -266,12 +266,8 @@ def large_bundle(tmp_path: Path) -> tuple[Path, list[str]]:
     return cache, ["--offline", "--cache-dir", str(cache), "--repo", REPO, "--layers", "0", "-o", "-"]
 
 
-@pytest.mark.parametrize("with_record", [False, True])
-@pytest.mark.parametrize("keep_times", [False, True])
-def test_3_one_bit_of_a_cached_file(large_bundle: tuple[Path, list[str]], with_record: bool, keep_times: bool) -> None:
-    cache, options = large_bundle
-    if with_record:
-        assert run(*options).returncode == 0 and list(cache.rglob("hashes/*.json"))
+def flip_a_bit(cache: Path, *, keep_times: bool) -> Path:
+    """Of the weight file in the cache, which is returned."""
     blob = cached_blobs(cache, ".safetensors")[-1]
     before = blob.stat()
     with blob.open("r+b") as file:
@@ -281,7 +277,30 @@ def test_3_one_bit_of_a_cached_file(large_bundle: tuple[Path, list[str]], with_r
         file.write(bytes([byte[0] ^ 1]))
     if keep_times:
         os.utime(blob, ns=(before.st_atime_ns, before.st_mtime_ns))
+    return blob
+
+
+@pytest.mark.parametrize("with_record", [False, True])
+@pytest.mark.parametrize("keep_times", [False, True])
+def test_3_one_bit_of_a_cached_file(large_bundle: tuple[Path, list[str]], with_record: bool, keep_times: bool) -> None:
+    cache, options = large_bundle
+    if with_record:
+        assert run(*options).returncode == 0 and list(cache.rglob("hashes/*.json"))
+    blob = flip_a_bit(cache, keep_times=keep_times)
     fails(run(*options), str(blob.name)[:16], "damaged", "fetch it again")
+
+
+def test_3_one_bit_of_a_file_whose_hash_is_on_record_stops_explain(large_bundle: tuple[Path, list[str]], tmp_path: Path) -> None:
+    cache, options = large_bundle
+    reference, candidate = tmp_path / "reference.json", tmp_path / "candidate.json"
+    document = parsed(run(*options))
+    reference.write_text(json.dumps(document))
+    document["test_cases"][0]["n_active"] += 400
+    candidate.write_text(json.dumps({"test_cases": document["test_cases"]}))
+    explain = ["compare", str(reference), str(candidate), "--explain", *options[:3]]
+    assert run(*explain).returncode == 1
+    blob = flip_a_bit(cache, keep_times=True)
+    fails(run(*explain), str(blob.name)[:16], "damaged", "fetch it again")
 
 
 def test_3_a_hash_is_computed_once_for_the_same_bytes(large_bundle: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -381,11 +400,10 @@ class ElsewhereExecutor(concurrent.futures.Executor):
         return future
 
 
-@pytest.mark.parametrize(
-    "environment",
-    [{"HF_ENDPOINT": "http://127.0.0.1:9"}, {"HF_HUB_OFFLINE": "1"}, {"ORACLE_MIRROR": "/nowhere"}, {"HF_HUB_CACHE": "/nowhere"}],
-    ids=lambda environment: next(iter(environment)),
-)
+ELSEWHERE = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1", "ORACLE_MIRROR": "/nowhere", "HF_HUB_CACHE": "/nowhere"}
+
+
+@pytest.mark.parametrize("environment", [ELSEWHERE, *(pytest.param({name: ELSEWHERE[name]}, marks=pytest.mark.slow) for name in ELSEWHERE)], ids=" ".join)
 @pytest.mark.parametrize("kind", ["hub", "relative folder", "relative cache"])
 def test_5_a_worker_s_environment_has_no_say(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], kind: str
@@ -608,7 +626,8 @@ def test_9_an_archive_of_two_meanings_is_refused(tmp_path: Path, what: str) -> N
 # --- 11, 12: two processes at once ------------------------------------------------------------------------------------
 
 
-def test_11_two_processes_write_one_output(demo_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rounds", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_11_two_processes_write_one_output(rounds: int, demo_folder: Path, tmp_path: Path) -> None:
     """In containers both have the PID 1: the names of what they write to may not depend on it."""
     output = tmp_path / "reference.json"
     unshare = [*(["unshare", "--pid", "--fork"] if os.geteuid() == 0 and shutil.which("unshare") else [])]
@@ -620,7 +639,7 @@ def test_11_two_processes_write_one_output(demo_folder: Path, tmp_path: Path) ->
 
     arguments = ["--offline", "--cache-dir", str(demo_folder / "hub"), "--repo", demo.job_repo(demo.FORMATS[0]), "-o", str(output), "--quiet"]
     command = [*unshare, sys.executable, "-m", "oracle", *arguments]
-    for _ in range(3):
+    for _ in range(rounds):
         processes = [subprocess.Popen(command, env=variables()) for _ in range(3)]
         assert all(process.wait(60) == 0 for process in processes)
         assert json.loads(output.read_text())["format_version"] == 1

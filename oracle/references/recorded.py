@@ -35,9 +35,13 @@ class RecordedFile:
     """A weight file of a reference: where it lies, the sha256 on record, if any, and that of the bytes that were read, once they were."""
 
     file: HubFile
-    path: str
+    local: vendored_hf.LocalFile
     recorded_sha256: str | None
     sha256: str | None = None
+
+    @property
+    def path(self) -> str:
+        return self.local.path
 
     @property
     def problem(self) -> str | None:
@@ -52,8 +56,9 @@ class RecordedFile:
 
 @dataclass(frozen=True)
 class RecordedLayer:
-    """A layer of a reference: its files, on disk, by their role, and its cases."""
+    """A layer of a reference: its files, on disk, by their role, and its cases; `source` is where the files come from."""
 
+    source: Source
     layer: int
     format: Format
     files: dict[str, RecordedFile]
@@ -66,9 +71,10 @@ class RecordedLayer:
         return [file.problem for file in self.files.values() if file.problem]
 
     def hash_files(self) -> None:
-        """Look whether the files are those on record."""
+        """Hash the files as `generate` does: a large one once, and again when it was written to. Raises DamagedFileError."""
         for file in self.files.values():
-            file.sha256 = hashes.sha256_of(file.path)
+            with open(file.path, "rb", buffering=0) as reader:
+                file.sha256 = self.source.sha256_of(file.file, file.local, reader)
 
     @contextlib.contextmanager
     def opened(self, *, hashed: bool = False) -> Iterator[LayerWeights]:
@@ -131,7 +137,7 @@ class RecordedWeights:
         layers = self._planned(tuple(cases), source) if self.ignore_recorded_files else self._recorded(tuple(cases))
         self.events.layers(len(layers))
         for layer, files in layers.items():
-            yield RecordedLayer(layer, self.format, self._fetched(source, files), cases[layer], self._context(layer, files))
+            yield RecordedLayer(source, layer, self.format, self._fetched(source, files), cases[layer], self._context(layer, files))
             self.events.layer_done(layer)
 
     @contextlib.contextmanager
@@ -217,7 +223,7 @@ class RecordedWeights:
         recorded = {ENCODER: record.sha256, DECODER: record.decoder_sha256, SIDE: record.side_sha256} if record else {}
         files = {}
         for role, file in layer.read(self.reference.decodes).files.items():
-            files[role] = RecordedFile(file, str(source.fetch(file).path), recorded.get(role))
+            files[role] = RecordedFile(file, source.fetch(file), recorded.get(role))
         return files
 
 

@@ -122,13 +122,14 @@ class Source:
         local = self.fetch(file)
         reader = open(local.path, "rb", buffering=0)
         try:
-            sha256 = self._sha256(file, local, reader)
+            sha256 = self.sha256_of(file, local, reader)
         except BaseException:
             reader.close()
             raise
         return SourceFile(OpenFile(cast(BinaryIO, reader), file.path, local.path), file.repo, local.commit_hash, sha256, reader)
 
-    def _sha256(self, file: HubFile, local: vendored_hf.LocalFile, reader: FileIO) -> str:
+    def sha256_of(self, file: HubFile, local: vendored_hf.LocalFile, reader: FileIO) -> str:
+        """The sha256 of a fetched file that is open: a large one in the cache is hashed once. Raises DamagedFileError."""
         if self.is_folder:  # which verified what a manifest names
             return local.sha256 or hashes.sha256_of(local.path)
         return hashes.cached_sha256(reader, local.sha256, self._cache_of(file.repo))

@@ -88,7 +88,7 @@ def test_many_equal_features(name: str, features_first: bool, sums: list[int]) -
 
 @pytest.mark.parametrize("name", GATES)
 def test_nothing_but_zeros(name: str, sums: list[int]) -> None:
-    n = 400_000
+    n = 100_000
     for encoding in encode(np.zeros((2, n), np.float32), np.zeros(n, np.float32), GATES[name], normal(2, 2, 2), False):
         assert (encoding.n_active, encoding.top, encoding.gate_margin) == (0, [], 0.0) and encoding.flags == ["gate-tie", "no-active-features"]
         assert encoding.n_active_bounds == (0, {"relu": n, "groupmax": 8}.get(name, 50)) and len(encoding.gate_ties) == n

@@ -34,7 +34,9 @@ WAYS = [
 ]
 
 
-@pytest.mark.parametrize("schema, dtype, threshold, skip", WAYS, ids=[way[0] for way in WAYS])
+@pytest.mark.parametrize(
+    "schema, dtype, threshold, skip", [pytest.param(*way, id=way[0], marks=pytest.mark.slow if way[0] in ("PltBundle", "Sae") else ()) for way in WAYS]
+)
 def test_every_way(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schema: str, dtype: str, threshold: bool, skip: bool
 ) -> None:
@@ -162,7 +164,7 @@ def test_where_it_cannot_be_written_shows_before_the_work(hub: Hub, tmp_path: Pa
     assert ran.returncode == 2 and "cannot be written to" in ran.stderr and not hub.seen
 
 
-@pytest.mark.parametrize("schema", [row.name if place % 3 == 0 else pytest.param(row.name, marks=pytest.mark.slow) for place, row in enumerate(FORMATS)])
+@pytest.mark.parametrize("schema", [row.name if place % 6 == 0 else pytest.param(row.name, marks=pytest.mark.slow) for place, row in enumerate(FORMATS)])
 def test_demos(schema: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The line that a demo says for doing it again does, what it wrote is right, and its candidate has the mistake that it says."""
     monkeypatch.chdir(tmp_path)

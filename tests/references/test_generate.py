@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -165,13 +166,15 @@ def test_float16_weights_and_deflated_archives(served: Hub) -> None:
         assert [(top["index"], top["activation"]) for top in case["top_10"]] == expected["top"]
 
 
-def test_the_same_bytes_on_every_kernel_and_thread_count(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("threads", ["one count for each kernel", pytest.param("each count for each kernel", marks=pytest.mark.slow)])
+def test_the_same_bytes_on_every_kernel_and_thread_count(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: str) -> None:
     monkeypatch.chdir(tmp_path)
     hub.add(CURATION_REPO, "config.yaml", config(1))
     hub.add(WEIGHTS_REPO, path_of(0), npz(layer_arrays(0, 2304, 4096)))
     arguments = ["--mirror", hub.url, "--layers", "0", "--seeds", "8", "-o", "-"]
-    variants = [{"OPENBLAS_NUM_THREADS": n} for n in ("1", "2")]
-    variants += [{"OPENBLAS_CORETYPE": core, "OPENBLAS_NUM_THREADS": n} for core in cores() for n in ("1", "2")]
+    pairs = itertools.product(cores(), "12") if threads.startswith("each") else zip(cores(), "1212")
+    variants = [{"OPENBLAS_CORETYPE": core, "OPENBLAS_NUM_THREADS": n} for core, n in pairs]
+    variants += [{"OPENBLAS_NUM_THREADS": n} for n in "12"] if threads.startswith("each") else []
     texts = [oracle(*arguments, environment=variant).stdout for variant in variants]
     kernels = {json.loads(text)["environment"]["blas_kernel"] for text in texts}
     errors = {json.loads(text)["environment"]["float32_max_abs_error"] for text in texts}

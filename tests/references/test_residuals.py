@@ -481,6 +481,7 @@ class Late(Executor):
         return self._waiting[-1][0]
 
 
+@pytest.mark.slow
 def test_a_dask_cluster_gives_the_same_bytes(world: Place, tmp_path: Path) -> None:
     pytest.importorskip("distributed")
     path = written(tmp_path, {f"layer_{layer}": some_rows(2, layer) for layer in range(N_LAYERS)}, ".safetensors")

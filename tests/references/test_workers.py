@@ -209,6 +209,7 @@ def test_dask_writes_the_same_bytes_and_names_what_fails(served: Hub, cluster: C
     check_damaged(ran, output, other)
 
 
+@pytest.mark.slow
 def test_a_dask_worker_that_is_killed_is_made_up_for(served: Hub, cluster: Cluster, tmp_path: Path) -> None:
     assert generate(served, tmp_path / "one", "--stream").returncode == 0
     served.rate = 15_000.0

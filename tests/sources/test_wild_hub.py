@@ -48,6 +48,7 @@ def blobs(cache: Path | None = None) -> list[Path]:
 
 # --- 1: file systems without locks --------------------------------------------------------------------------------
 
+REFUSALS = ("ENOSYS", "EOPNOTSUPP", "EACCES", "EPERM", "EIO")
 WITHOUT_LOCKS = """
 import errno, fcntl, os, sys, time
 def flock(descriptor, how):
@@ -68,7 +69,7 @@ def without_locks(hub: Hub, error: str, count: int) -> list[subprocess.Popen[str
     ]
 
 
-@pytest.mark.parametrize("error", [f"errno.{name}" for name in ("ENOSYS", "ENOLCK", "EOPNOTSUPP", "EACCES", "EPERM", "EIO")] + ["0"])
+@pytest.mark.parametrize("error", ["errno.ENOLCK", "0", *(pytest.param(f"errno.{name}", marks=pytest.mark.slow) for name in REFUSALS)])
 def test_1_no_locks(filled: Hub, error: str) -> None:
     """0: a flock that keeps nobody out."""
     filled.rate = 4e6  # so that they meet

@@ -15,6 +15,8 @@ FILES = {"fcntl", "glob", "io", "mmap", "open", "os", "pathlib", "shutil", "temp
 FORBIDDEN = {"weights": NETWORK, "arithmetic": NETWORK | FILES, "vendored_hf": {"oracle"}}
 MOST_LINES, MOST_LINES_OF_HUB = 400, 800
 MOST_FILES, MOST_DOOR_MODULES = 8, 6
+# The rest of a syntax tree is most of it, and a walk costs more than all else here: each tree is walked once.
+LOOKED_AT = (ast.Import, ast.ImportFrom, ast.Call, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Name, ast.Attribute)
 DOOR = ("__init__", "__main__", "library")  # what may import any wing; all else at the door are words for every wing
 
 
@@ -23,11 +25,12 @@ def problems(root: Path) -> list[str]:
     files = {path.relative_to(root).as_posix(): path for path in sorted((root / "oracle").rglob("*")) if _is_ours(path)}
     files["vendored_hf.py"] = root / "vendored_hf.py"
     modules = {_module(name): ast.parse(path.read_bytes()) for name, path in files.items() if name.endswith(".py")}
-    private = {module: _private_names(tree) for module, tree in modules.items()}
+    nodes = {module: [node for node in ast.walk(tree) if isinstance(node, LOOKED_AT)] for module, tree in modules.items()}
+    private = {module: _private_names(looked_at) for module, looked_at in nodes.items()}
     return [
         *_sizes(files),
-        *(line for module, tree in modules.items() for line in _imports(module, tree, set(modules))),
-        *(line for module, tree in modules.items() for line in _reached(module, tree, private)),
+        *(line for module, looked_at in nodes.items() for line in _imports(module, looked_at, set(modules))),
+        *(line for module, looked_at in nodes.items() for line in _reached(module, looked_at, private)),
         *(
             f"{module}/__init__.py holds more than a docstring"
             for module, tree in modules.items()
@@ -72,9 +75,9 @@ def _sizes(files: dict[str, Path]) -> Iterator[str]:
             yield f"{folder} has {len(bases)} files, and {most} is the most"
 
 
-def _named(module: str, tree: ast.Module, modules: set[str]) -> Iterator[tuple[int, str]]:
+def _named(module: str, nodes: list[ast.AST], modules: set[str]) -> Iterator[tuple[int, str]]:
     """Line and full name of each module that is imported, wherever in the file that is."""
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Import):
             for alias in node.names:  # `import oracle.errors` gives the name `oracle`
                 yield node.lineno, "oracle" if alias.name.startswith("oracle.") and not alias.asname else alias.name
@@ -103,11 +106,11 @@ def _absolute(module: str, node: ast.ImportFrom, modules: set[str]) -> str:
     return ".".join([*parts, *([node.module] if node.module else [])])
 
 
-def _imports(module: str, tree: ast.Module, modules: set[str]) -> Iterator[str]:
+def _imports(module: str, nodes: list[ast.AST], modules: set[str]) -> Iterator[str]:
     if module == "oracle" or module.removeprefix("oracle.") in DOOR:
         return
     wing = _wing(module)
-    for line, name in _named(module, tree, modules):
+    for line, name in _named(module, nodes, modules):
         where, other, top = f"{module}:{line}", _wing(name), name.split(".")[0]
         if name == "print":
             if wing != "terminal" and module != "vendored_hf":
@@ -128,10 +131,10 @@ def _private(name: str) -> bool:
     return name.startswith("_") and not name.startswith("__") and name != "_"
 
 
-def _private_names(tree: ast.Module) -> set[str]:
+def _private_names(nodes: list[ast.AST]) -> set[str]:
     """The names with an underscore in front that a file defines: its own, and its classes' and their objects'."""
     names = set()
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             names.add(node.name)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
@@ -145,9 +148,9 @@ def _is_self(node: ast.expr) -> bool:
     return isinstance(node, ast.Name) and node.id in ("self", "cls")
 
 
-def _reached(module: str, tree: ast.Module, private: dict[str, set[str]]) -> Iterator[str]:
+def _reached(module: str, nodes: list[ast.AST], private: dict[str, set[str]]) -> Iterator[str]:
     elsewhere = set().union(*(names for other, names in private.items() if other != module)) - private[module]
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.ImportFrom) and _absolute(module, node, set(private)).split(".")[0] in ("oracle", "vendored_hf"):
             for alias in filter(lambda alias: _private(alias.name), node.names):
                 yield f"{module}:{node.lineno} imports {alias.name}"

@@ -46,7 +46,10 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+IN_DEFAULT = ("generate to standard output", "workers", "compare", "an error")
+
+
+@pytest.mark.parametrize("name", [name if name in IN_DEFAULT else pytest.param(name, marks=pytest.mark.slow) for name in COMMANDS])
 def test_nobody_reads(folder: Path, name: str) -> None:
     command = [sys.executable, "-m", "oracle", *COMMANDS[name]]
     if COMMANDS[name][0] in ("generate", "verify"):

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ def press_control_c(terminal: int) -> None:
 
 BROKEN = ["--curation-repo", "org/broken"]
 HALF_WAY = rb"0\.[5-9]/1\.1 MB"
+SLOW = {"tqdm at 40", "tqdm at 200", "NO_COLOR with tqdm", "Ctrl-C at 40", "error with tqdm"}  # each like another one: taken when a slow test asks
 CASTS: dict[str, dict[str, Any]] = {
     **{f"plain at {width}": {"width": width} for width in (40, 80, 200)},
     **{f"tqdm at {width}": {"width": width, "tqdm": True} for width in (40, 80, 200)},
@@ -66,7 +67,7 @@ CASTS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def casts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Cast]]:
-    """Casts by name, or taken anew. All are taken at once, since a slow Hub is what they wait for."""
+    """Casts by name, or taken anew. Where one is wanted all but the slow ones are taken at once, since a slow Hub is what they wait for."""
     top = tmp_path_factory.mktemp("casts")
 
     def take(name: str) -> Cast:
@@ -87,8 +88,16 @@ def casts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Ca
         hub.add("org/broken", path_of(0), npz(broken))
         hub.add("org/broken", path_of(1), npz(layer_arrays(1, *SHAPE)))
         with ThreadPoolExecutor(len(CASTS)) as pool:
-            running = {name: pool.submit(take, name) for name in CASTS}
-            yield lambda name, anew=False: take(name) if anew else running[name].result()
+            running: dict[str, Future[Cast]] = {}
+
+            def cast(name: str, anew: bool = False) -> Cast:
+                if anew or name in SLOW:
+                    return take(name)
+                if not running:
+                    running.update({name: pool.submit(take, name) for name in CASTS.keys() - SLOW})
+                return running[name].result()
+
+            yield cast
 
 
 def terminal_environment(folder: Path, with_tqdm: bool) -> dict[str, str]:
@@ -100,16 +109,21 @@ def terminal_environment(folder: Path, with_tqdm: bool) -> dict[str, str]:
     return {**home, "PYTHONPATH": os.pathsep.join(paths), "LANG": "C.UTF-8", "TERM": "xterm-256color"}
 
 
+def some_slow(*names: str) -> list[Any]:
+    """Parameters for casts by name."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in names]
+
+
 def bars(frame: list[str], looks: re.Pattern[str]) -> list[str]:
     return [line for line in frame if looks.search(line)]
 
 
-@pytest.mark.parametrize("width", [40, 80, 200])
-@pytest.mark.parametrize("kind", ["plain", "tqdm"])
-def test_a_cast(casts: Callable[..., Cast], kind: str, width: int) -> None:
-    looks = TQDM_BAR if kind == "tqdm" and width >= screen.NARROW else PLAIN_BAR
+@pytest.mark.parametrize("name", some_slow(*(f"{kind} at {width}" for kind in ("plain", "tqdm") for width in (40, 80, 200))))
+def test_a_cast(casts: Callable[..., Cast], name: str) -> None:
+    width = CASTS[name]["width"]
+    looks = TQDM_BAR if "tqdm" in CASTS[name] and width >= screen.NARROW else PLAIN_BAR
     for anew in (False, True, True):
-        cast = casts(f"{kind} at {width}", anew)
+        cast = casts(name, anew)
         assert cast.code == 0, cast.text
         assert longest(cast.text) <= width
         seen = [frame for frame in cast.frames[:-1] if bars(frame, looks)]
@@ -141,10 +155,14 @@ def test_the_numbers_of_a_case_that_fit(casts: Callable[[str], Cast]) -> None:
 
 
 def test_colours(casts: Callable[[str], Cast]) -> None:
-    for kind in ("plain at 80", "tqdm at 80"):
-        assert casts(kind).colours == {"default", "green"}
-    for kind in ("NO_COLOR", "NO_COLOR with tqdm"):
-        assert casts(kind).code == 0 and casts(kind).colours == {"default"} and len(casts(kind).drawings) > 5
+    for name in ("plain at 80", "tqdm at 80"):
+        assert casts(name).colours == {"default", "green"}
+
+
+@pytest.mark.parametrize("name", some_slow("NO_COLOR", "NO_COLOR with tqdm"))
+def test_no_colours(casts: Callable[[str], Cast], name: str) -> None:
+    cast = casts(name)
+    assert cast.code == 0 and cast.colours == {"default"} and len(cast.drawings) > 5
 
 
 def test_no_bars_where_they_are_not_wanted(casts: Callable[[str], Cast]) -> None:
@@ -174,7 +192,7 @@ def test_wide_letters_take_two_columns(casts: Callable[[str], Cast]) -> None:
     assert any(bar.startswith("重") for frame in cast.frames for bar in bars(frame, PLAIN_BAR))
 
 
-@pytest.mark.parametrize("name", ["Ctrl-C", "Ctrl-C at 40", "Ctrl-C with tqdm"])
+@pytest.mark.parametrize("name", some_slow("Ctrl-C", "Ctrl-C at 40", "Ctrl-C with tqdm"))
 def test_control_c_leaves_a_clean_screen(casts: Callable[[str], Cast], name: str) -> None:
     cast = casts(name)
     assert cast.code == 130 and b"^C" in cast.raw  # the terminal has shown what was typed
@@ -182,7 +200,7 @@ def test_control_c_leaves_a_clean_screen(casts: Callable[[str], Cast], name: str
     assert any(frame[-1].startswith("layers") for frame in cast.frames) and longest(cast.text) <= cast.width
 
 
-@pytest.mark.parametrize("name", ["error", "error with tqdm"])
+@pytest.mark.parametrize("name", some_slow("error", "error with tqdm"))
 def test_an_error_leaves_a_clean_screen(casts: Callable[[str], Cast], name: str) -> None:
     cast = casts(name)
     assert cast.code == 4 and [line.split()[0] for line in cast.final] == ["fetched", "fetched", "error:"]

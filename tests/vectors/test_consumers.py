@@ -90,6 +90,7 @@ def test_c(folder: Path, tmp_path: Path) -> None:
         assert result.returncode == 2 and problem in result.stderr
 
 
+@pytest.mark.slow
 def test_c_with_fast_math(folder: Path, tmp_path: Path) -> None:
     """Any order and fused: the same bits. Linked with -ffast-math too, gcc turns on flush to zero: the flag that is for it fails."""
     source, parts = printed("c", tmp_path), tmp_path / "consumer.o"
