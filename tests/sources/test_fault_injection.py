@@ -2,8 +2,8 @@
 """Issue 15: every open, read, write, rename, fsync, truncate, unlink and symlink fails once, or is where the process is killed.
 
 After each the next run has to be right, and a reader finds the old file or the new one. The outcomes are counted and printed.
-What fits into 30 s a command is run, spread evenly over the calls. ORACLE_FAULT_SECONDS sets another time: with 3600, every call of
-every command is tried in every way.
+What fits into 30 s a command is run, spread evenly over the calls. ORACLE_FAULT_SECONDS sets another time: with 900, every call of
+every command is tried in every way, which takes up to 3 minutes a command on two cores.
 """
 
 from __future__ import annotations
