@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from oracle.errors import BadUse
 
 CURATION_REPO = "mntss/gemma-scope-transcoders"
+# Not the name of a real repo: a reference from the demo's weights must not pass for one of Gemma Scope's. Its cache stands beside the reference.
+DEMO_OWNER, DEMO_CACHE = "oracle-demo", "hub"
 MIN_TOLERANCE, MAX_TOLERANCE = 1e-6, 1e6  # margins are recorded to 6 decimals
 MAX_SEEDS, MAX_LAYER, MAX_TOP_K, MAX_CONNECTIONS, MAX_PATIENCE = 10_000, 1_000_000, 1 << 20, 64, 86_400
 MIN_SCALE, MAX_SCALE, MAX_FEATURES = 1e-9, 1e9, 1 << 24

@@ -221,7 +221,7 @@ def test_a_comparison_in_words_and_in_a_notebook(reference: Document) -> None:
     comparison = compare(reference, wrong_answers(reference))
     lines = str(comparison).splitlines()
     ids = [f"layer {case['layer']} seed {case['seed']}" for case in reference["test_cases"][3:5]]
-    assert [line.split(":")[0] for line in lines[:2]] == ids and lines[-1] == comparison.verdict and "7 same, 2 differs" in str(comparison)
+    assert [line.split(":")[0] for line in lines[:2]] == ids and lines[-1] == comparison.verdict and "7 same, 2 differ" in str(comparison)
     right = reference["test_cases"][3]["n_active"]
     shown = comparison._repr_html_()
     assert shown.startswith(f"<p><b>{comparison.verdict}</b></p><table>") and f"<td>n_active</td><td>{right}</td><td>{right + 9}</td>" in shown

@@ -23,6 +23,10 @@ CASE, RESIDUAL, SHAPE, N_ACTIVE, FEATURE, ACTIVATION, PLACE, LIST, SUM, RECONSTR
 )  # fmt: skip
 
 
+def counted(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
 def stored(*values: float) -> float:
     """How much values that were rounded to float32 may be off by for that alone, together."""
     return FLOAT32_ROUNDING * sum(map(abs, values))
@@ -287,12 +291,13 @@ class Comparison:
         """What there is to say beside the verdict, the cases and the headlines, a line each."""
         lines = ["the reference was edited: its digest is not that of what it says; `verify` tells more"] if self.edited else []
         if self.extra:
-            lines.append(f"{len(self.extra)} cases that the reference does not have were not compared, first {self.extra[0]}")
+            were = "was" if len(self.extra) == 1 else "were"
+            lines.append(f"{counted(len(self.extra), 'case')} that the reference does not have {were} not compared, first {self.extra[0]}")
         if self.not_compared:
             lines.append(f"the candidate has no {self.not_compared}: the reference's were not compared")
         worst = self.worst
         if self.agrees and worst is not None:
-            return [*lines, f"{counted(self.cases)}; the largest difference is {worst.max_difference:.3g}, {worst.id} feature {worst.feature}"]
+            return [*lines, f"{_statuses(self.cases)}; the largest difference is {worst.max_difference:.3g}, {worst.id} feature {worst.feature}"]
         return [*lines, *_counts_and_differences(self.cases)]
 
     def __str__(self) -> str:
@@ -321,15 +326,16 @@ class Comparison:
         return largest(self.cases)
 
 
-def counted(cases: tuple[CaseVerdict, ...]) -> str:
+def _statuses(cases: tuple[CaseVerdict, ...]) -> str:
     """How many cases there are, and how many of each status."""
     counts = Counter(case.status for case in cases)
-    return f"{len(cases)} cases: " + ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
+    words = {DIFFERS: "differs" if counts[DIFFERS] == 1 else "differ"}
+    return f"{counted(len(cases), 'case')}: " + ", ".join(f"{counts[status]} {words.get(status, status)}" for status in STATUSES if counts[status])
 
 
 def _counts_and_differences(cases: tuple[CaseVerdict, ...]) -> list[str]:
     """How many cases there are of each status; and of what differs the largest differences, a line each."""
-    return [counted(cases), *(f"largest difference: {difference.line}" for difference in largest(cases).values())]
+    return [_statuses(cases), *(f"largest difference: {difference.line}" for difference in largest(cases).values())]
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from oracle.arithmetic.constants import SEED_STRIDE
+from oracle.checking.verdict import counted
 from oracle.diagnosis.layers import ExaminedCase
 from oracle.diagnosis.port import Hypothesis, Match, Mistake, Rounding, same
 from oracle.diagnosis.steps import bfloat16, float16
@@ -235,10 +236,6 @@ class Explanation:
         if cause.also:
             lines.append(f"  within the tolerance, but further off: {', '.join(fit.name for fit in cause.also)}")
         return lines
-
-
-def counted(n: int, noun: str) -> str:
-    return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
 def scope(cases: Sequence[CaseId]) -> str:

@@ -30,6 +30,7 @@ from oracle.page import charts, markup
 from oracle.page.charts import Limit
 from oracle.page.markup import aligned, anchor, code, count, escape, exact, flag, plain, rough, sentence
 from oracle.references.document import Candidate, Case, Reference, TopFeature
+from oracle.references.rows import file_name
 
 if TYPE_CHECKING:
     from oracle.diagnosis.explanation import Explanation
@@ -52,12 +53,7 @@ class FileNames:
     @property
     def title(self) -> str:
         """Both without their folders."""
-        return f"{shown(PurePath(self.candidate).name)} against {shown(PurePath(self.reference).name)}"
-
-
-def shown(name: str) -> str:
-    """A file's name in words."""
-    return "standard input" if name == "-" else name
+        return f"{file_name(PurePath(self.candidate).name)} against {file_name(PurePath(self.reference).name)}"
 
 
 def headline(comparison: Comparison) -> str:
@@ -77,7 +73,7 @@ def header(comparison: Comparison, names: FileNames) -> str:
     style = "good" if comparison.agrees else "bad"
     facts = " ".join(map(sentence, [comparison.verdict, *comparison.facts]))
     return (
-        f'<p class="kicker">{code(shown(names.candidate))} against {code(shown(names.reference))}</p>\n'
+        f'<p class="kicker">{code(file_name(names.candidate))} against {code(file_name(names.reference))}</p>\n'
         f'<h1 class="{style}">{escape(headline(comparison))}</h1>\n<p class="lead">{facts}</p>'
     )
 

@@ -12,10 +12,11 @@ from oracle.checking.verdict import Comparison
 from oracle.errors import BadUse
 from oracle.page import charts, differences, features, margins, markup
 from oracle.page.charts import Limit, Mark, Row
-from oracle.page.differences import FileNames, shown
+from oracle.page.differences import FileNames
 from oracle.page.markup import code, count, escape, rough, share
 from oracle.references.document import Candidate, Case, Reference
 from oracle.references.origins import LayerRecord
+from oracle.references.rows import file_name
 
 if TYPE_CHECKING:
     from oracle.diagnosis.explanation import Explanation
@@ -48,9 +49,9 @@ def page(
     repo = reference.repo.name or "weights of no recorded repo"
     figures = _figures(reference)
     if candidate is None or comparison is None:
-        title, description = f"Reference encodings: {repo}", f"{shown(names.reference)}: {count(len(reference.cases), 'case')}"
+        title, description = f"Reference encodings: {repo}", f"{file_name(names.reference)}: {count(len(reference.cases), 'case')}"
         links = "".join(f'<li><a href="#{key}">{name}</a></li>' for key, name, _ in sections)
-        head = [f'<p class="kicker">Reference encodings, {code(shown(names.reference))}</p>\n<h1>{escape(repo)}</h1>', figures]
+        head = [f'<p class="kicker">Reference encodings, {code(file_name(names.reference))}</p>\n<h1>{escape(repo)}</h1>', figures]
         head.append(f'<nav aria-label="Sections"><ul>{links}</ul></nav>')
         main = [f'<section aria-labelledby="{key}">\n<h2 id="{key}">{name}</h2>\n{text}\n</section>' for key, name, text in sections]
     else:

@@ -19,7 +19,7 @@ from typing import Any
 from oracle import strict_json
 from oracle.errors import BadUse, did_you_mean
 from oracle.references.document import Candidate, Case, Reference
-from oracle.references.rows import CANDIDATE, OURS, REFERENCE, DataError, Document, Fields, document_schema, objects, parse, schema
+from oracle.references.rows import CANDIDATE, OURS, REFERENCE, DataError, Document, Fields, document_schema, file_name, objects, parse, schema
 from oracle.weights.formats import REPO_KEYS
 
 READ_LIMIT = 256 * 1024 * 1024
@@ -48,11 +48,11 @@ def are_vectors(document: Any) -> bool:
 def parse_reference(document: Any, name: str = "the reference") -> Reference:
     """A reference: ours, or one that torch wrote. One that has any key of ours is ours. `name` names it in messages. Raises DataError."""
     if are_vectors(document):
-        raise DataError(f"{name} holds exact vectors, not a reference: `compare` alone reads them")
+        raise DataError(f"{file_name(name)} holds exact vectors, not a reference: `compare` alone reads them")
     _refuse_list(document, name)
     item = Fields(document, name, REFERENCE)
     if "test_cases" in item and not item.value.keys() & {"d_model", "n_features_per_layer", "format_version"}:
-        raise DataError(f"{name} holds a port's answers, not a reference: a reference comes first, python -m oracle compare REFERENCE {name}")
+        raise DataError(f"{file_name(name)} holds a port's answers, not a reference: a reference comes first, python -m oracle compare REFERENCE {name}")
     cases = [case for case in item.items("test_cases") if isinstance(case, dict)]
     if item.value.keys() & _keys(Reference) or any(case.keys() & _keys(Case) for case in cases):
         item.kind = OURS
@@ -74,7 +74,7 @@ def parse_candidate(document: Any, top_k: int, name: str = "the candidate") -> C
     _refuse_list(document, name)
     item = Fields(document, name, CANDIDATE)
     if are_vectors(document):
-        raise DataError(f"{name} holds exact vectors, not a port's answers to a reference")
+        raise DataError(f"{file_name(name)} holds exact vectors, not a port's answers to a reference")
     for place, case in enumerate(item.items("test_cases")):
         keys = [key for key in case if re.fullmatch(r"top_\d+", key)] if isinstance(case, dict) else []
         if keys and f"top_{top_k}" not in keys:
@@ -122,7 +122,7 @@ def is_reference(document: Any) -> bool:
 
 def _refuse_list(document: Any, name: str) -> None:
     if isinstance(document, list):
-        raise DataError(f'{name} holds a list, not an object: put it under a key, {{"test_cases": [...]}}')
+        raise DataError(f'{file_name(name)} holds a list, not an object: put it under a key, {{"test_cases": [...]}}')
 
 
 def _keys(kind: type) -> set[str]:
@@ -150,15 +150,15 @@ def read_json(path: str) -> Any:
         with contextlib.nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb") as file:
             return strict_json.load(file, READ_LIMIT)
     except IsADirectoryError as error:
-        raise InputError(f"{path} cannot be read: it is a folder, name the JSON in it{_of_folder(path)}") from error
+        raise InputError(f"{file_name(path)} cannot be read: it is a folder, name the JSON in it{_of_folder(path)}") from error
     except FileNotFoundError as error:
         folder, name = os.path.split(path)
         meant = did_you_mean(name, os.listdir(folder or ".")) if os.path.isdir(folder or ".") else ""
-        raise InputError(f"{path} cannot be read: {error.strerror}{meant}") from error
+        raise InputError(f"{file_name(path)} cannot be read: {error.strerror}{meant}") from error
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+        raise InputError(f"{file_name(path)} cannot be read: {error.strerror}") from error
     except strict_json.TooLargeError as error:
-        raise DataError(f"{path} is larger than {READ_LIMIT >> 20} MiB, the most that is read: --omit-residuals makes a reference small") from error
+        raise DataError(f"{file_name(path)} is larger than {READ_LIMIT >> 20} MiB, the most that is read: --omit-residuals makes a reference small") from error
     except strict_json.UnreadableError as error:
         raise _unreadable(path, error, _recognised(error.text)) from error
 
@@ -204,4 +204,4 @@ def _numbers(value: Any, place: str, case: str) -> Iterator[tuple[str, str, floa
 
 def _unreadable(name: str, error: Exception, recognised: str = "") -> DataError:
     problem = recognised or " ".join(str(error).split())[:200] or type(error).__name__
-    return DataError(f"{name} is not readable JSON: {problem}")
+    return DataError(f"{file_name(name)} is not readable JSON: {problem}")

@@ -13,6 +13,7 @@ import numpy as np
 
 import vendored_hf
 from oracle.arithmetic.constants import TOPK
+from oracle.errors import BadUse
 from oracle.job import NORMALIZE, Job, Origin
 from oracle.references.document import Case, Reference
 from oracle.references.generate import Events
@@ -111,9 +112,11 @@ class RecordedWeights:
 
     @classmethod
     def of(cls, reference: Reference, origin: Origin = Origin(), events: Events = Events()) -> RecordedWeights:
-        """Where a reference's weights are: as it says itself, unless the origin names files. Raises DataError."""
+        """Where a reference's weights are: as it says itself, unless the origin names files. Raises DataError and BadUse."""
         if reference.schema not in formats.schemas():
             raise DataError(f"the reference's schema is {reference.schema}; known are {', '.join(formats.schemas())}")
+        if origin.schema not in (None, *formats.by_name(reference.schema).names):
+            raise BadUse(f"the schema {ascii(origin.schema)} is not the reference's own, {reference.schema}: leave --schema out")
         ignore = origin.names_files or not reference.layers
         if not origin.repo:
             curated = reference.curation_repo is not None

@@ -29,6 +29,11 @@ class DataError(BadData, ValueError):
     """A JSON is not the reference, or the candidate, that it should be."""
 
 
+def file_name(path: str) -> str:
+    """A file's name in words: `-` is standard input."""
+    return "standard input" if path == "-" else path
+
+
 class Fields:
     """A JSON object and its place in a file. Takes fields out, and raises DataError, which names both, where they are wrong.
 
@@ -36,12 +41,12 @@ class Fields:
     """
 
     def __init__(self, value: Any, file: str, kind: int, parent: Fields | None = None, place: str = "", wanted: str = ""):
-        self.file, self.kind, self.parent, self.place = file, kind, parent, place
+        self.file, self.kind, self.parent, self.place = file_name(file), kind, parent, place
         self.known: Document = {}
         self._sets: dict[tuple[str, str], frozenset[Any]] = {}
         if not isinstance(value, dict):
             problem = f"{shown(value)}, not an object{f' with {wanted}' if wanted else ''}"
-            raise self.error(problem) if place else DataError(f"{file} holds {problem}")
+            raise self.error(problem) if place else DataError(f"{self.file} holds {problem}")
         self.value: Document = value
 
     def __contains__(self, key: str) -> bool:

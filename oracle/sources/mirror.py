@@ -291,7 +291,7 @@ def check(destination: Path, on_file: Callable[[Entry, str | None], None]) -> No
     """Hash every file of a mirror again; `on_file` gets each, and what is wrong with it or None. Raises MirrorError where there is no manifest."""
     place = destination / MANIFEST
     if not place.is_file():
-        raise MirrorError(f"{place} does not exist: {destination} is no mirror of this program's")
+        raise MirrorError(f"{place} does not exist: {destination} is no mirror that `python -m oracle mirror` built; build it first, without --check")
     commits = Commits()
     for entry in load_manifest(destination).entries:
         path = destination / entry.place

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oracle import errors
+from oracle.checking.verdict import counted
 from oracle.errors import BadUse
+from oracle.job import DEMO_CACHE, DEMO_OWNER
 from oracle.terminal import github, tables
 from oracle.terminal.options import job_of, origin_of, origin_words, parse
 from oracle.terminal.output import check_folder, check_output, dump, json_text, write_text
@@ -42,6 +44,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         for name in ("mirror", "cache_dir", "folder", "destination"):
             check_folder(getattr(options, name, None), "DEST" if name == "destination" else f"--{name.replace('_', '-')}")
+        if getattr(options, "reference", None) == "-" == getattr(options, "candidate", None):
+            raise BadUse("standard input is read once, and `-` stands for both files: name a file for one of them")
         return COMMANDS[options.command](options) or errors.DONE
     except KeyboardInterrupt:
         say("interrupted")
@@ -81,7 +85,7 @@ def _generate(options: argparse.Namespace, job: Job | None = None) -> None:
     write_text(dump(to_json(reference, with_residuals=not options.omit_residuals)), path)
     github.summarize_reference(reference, "standard output" if path == "-" else path)
     if path != "-":
-        line = f"{len(reference.cases)} cases -> {path}"
+        line = f"{counted(len(reference.cases), 'case')} -> {path}"
         with_size = f"{line} ({os.path.getsize(path) / 1024:.1f} KiB)"
         say(with_size if fits(with_size) else line, quiet=options.quiet)
 
@@ -101,7 +105,7 @@ def _list_files(job: Job, options: argparse.Namespace) -> None:
         for file, (size, is_here) in zip(files, sizes)
     ]
     here, whole = sum(size or 0 for size, is_here in sizes if is_here), sum(size or 0 for size, _ in sizes)
-    lines.append(f"{len(files)} files, {in_bytes(whole)}: {in_bytes(here)} are here, {in_bytes(whole - here)} would be fetched")
+    lines.append(f"{counted(len(files), 'file')}, {in_bytes(whole)}: {in_bytes(here)} are here, {in_bytes(whole - here)} would be fetched")
     write_text([f"{printable(line, sys.stdout)}\n" for line in lines], "-")
 
 
@@ -210,14 +214,23 @@ def _next_commands(outcome: Comparison | Verification, options: argparse.Namespa
     if outcome.agrees:
         return
     program, files = ["python", "-m", "oracle"], ["--candidate", options.candidate] if options.command == "compare" else []
+    origin = _weights_words(options)
     if files and not options.explain and not tables.has_flags(outcome):
-        yield [*program, "compare", options.reference, options.candidate, "--explain", *origin_words(options)]
+        yield [*program, "compare", options.reference, options.candidate, "--explain", *origin]
     of_features = ((case.id, problem.feature) for case in outcome.cases for problem in case.problems if problem.feature is not None)
     for case_id, feature in of_features:
         if case_id.kind != "case":  # of exact vectors: their flags say it
             place = ["--layer", str(case_id.layer), f"--{case_id.kind}", str(case_id.number), "--feature", str(feature)]
-            yield [*program, "inspect", options.reference, *place, *files, *origin_words(options)]
+            yield [*program, "inspect", options.reference, *place, *files, *origin]
             return
+
+
+def _weights_words(options: argparse.Namespace) -> list[str]:
+    """The options for the weights; where they name no cache and no mirror, those of the demo's cache beside a reference of the demo's."""
+    folder = Path(options.reference).parent / DEMO_CACHE
+    if not (options.cache_dir or options.mirror) and any(folder.glob(f"models--{DEMO_OWNER}--*")):
+        options = argparse.Namespace(**{**vars(options), "cache_dir": str(folder), "offline": True})
+    return origin_words(options)
 
 
 def _inspect(options: argparse.Namespace) -> None:
@@ -251,8 +264,10 @@ def _report(options: argparse.Namespace) -> None:
     else:
         reference, candidate, comparison, explanation = _compared(options, document)
         text, verdict = page(reference, candidate, comparison, explanation, names), f"; {comparison.verdict}"
+        if explanation is not None and explanation.unsearched:
+            say(explanation.lines[0], quiet=options.quiet)
     write_text([text], options.output)
-    say(f"{len(reference.cases)} cases -> {options.output} ({len(text) / 1024:.1f} KiB){verdict}", quiet=options.quiet)
+    say(f"{counted(len(reference.cases), 'case')} -> {options.output} ({len(text) / 1024:.1f} KiB){verdict}", quiet=options.quiet)
 
 
 def _mirror(options: argparse.Namespace) -> None:
@@ -281,7 +296,7 @@ def _mirror(options: argparse.Namespace) -> None:
     size = in_bytes(sum(sizes))
     if bad:
         raise mirror.MirrorError(f"{len(bad)} of {len(sizes)} files of {destination} ({size}) are not what its manifest says: delete them and build it again")
-    say(f"{len(sizes)} files, {size}: all are what the manifest says", quiet=options.quiet)
+    say(f"{counted(len(sizes), 'file')}, {size}: all are what the manifest says", quiet=options.quiet)
 
 
 def _build_mirror(destination: Path, options: argparse.Namespace) -> None:
@@ -297,7 +312,7 @@ def _build_mirror(destination: Path, options: argparse.Namespace) -> None:
                 reporter.say(f"{repo} at {revision} stays at the mirror's commit {commit}; a newer one takes a folder of its own")
 
         def built(entry: mirror.Entry, kept: bool) -> None:
-            rest = f" ({entry.size / 1e6:.1f} MB{', there already' if kept else ''})"
+            rest = f" ({in_bytes(entry.size)}{', there already' if kept else ''})"
             reporter.say(f"{entry.place}{rest}", f"{entry.path}{rest}", entry.path)
 
         source = Source(job.origin, reporter, commits)
@@ -308,7 +323,7 @@ def _build_mirror(destination: Path, options: argparse.Namespace) -> None:
             raise BadUse(f"{destination} cannot be written to: {error.strerror}") from error
     used = replace(job.origin, mirror=str(destination), cache_dir=None, offline=None)
     command = shlex.join(["python", "-m", "oracle", *origin_words(used)])
-    say(f"{len(entries)} files -> {destination}; serve it as it is, or use it with: {command}", quiet=options.quiet)
+    say(f"{counted(len(entries), 'file')} -> {destination}; serve it as it is, or use it with: {command}", quiet=options.quiet)
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -349,7 +364,7 @@ def _vectors(options: argparse.Namespace) -> None:
     written = variants.write(options.format, Path(options.folder))
     place = os.path.join(options.folder, written[0][0], "vectors.json")
     for name, n_cases in written:
-        say(f"{n_cases} cases -> {os.path.join(options.folder, name, 'vectors.json')}", quiet=options.quiet)
+        say(f"{counted(n_cases, 'case')} -> {os.path.join(options.folder, name, 'vectors.json')}", quiet=options.quiet)
     say(f"Check a port's answers with: python -m oracle compare {shlex.quote(place)} CANDIDATE", quiet=options.quiet)
 
 

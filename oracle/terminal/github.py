@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from oracle.checking.verdict import counted
 from oracle.terminal.tables import case_rows, case_texts
 from oracle.terminal.text import say
 
@@ -31,8 +32,8 @@ def summarize_reference(reference: Reference, output: str) -> None:
     """Add a reference to the step's summary: a row per case."""
     rows = [(case.id.layer, case.id.number, case.n_active, *case_texts(case)) for case in reference.cases]
     heading = ("layer", reference.cases[0].id.kind, "active", "top feature", "rank margin", "gate margin", "flags")
-    closing = [f"... and {len(rows) - MOST_ROWS} cases more"] if len(rows) > MOST_ROWS else []
-    closing.append(f"{len(rows)} cases of {reference.repo.name}, {reference.n_features} features a layer, in {output}")
+    closing = [f"... and {counted(len(rows) - MOST_ROWS, 'case')} more"] if len(rows) > MOST_ROWS else []
+    closing.append(f"{counted(len(rows), 'case')} of {reference.repo.name}, {reference.n_features} features a layer, in {output}")
     _summarize("oracle generate", heading, rows[:MOST_ROWS], closing)
 
 

@@ -171,6 +171,7 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(**options, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
+        message = re.sub(r"argument (\S+): ignored explicit argument .*", r"\1 takes no value; leave out what stands behind it", message)
         say(f"error: {message}{' See' if message.endswith('?') else '; see'} `{self.prog} --help`")
         github.annotate("oracle", message)
         sys.exit(USAGE)
@@ -318,14 +319,14 @@ def parser() -> _Parsers:
     vectors.add_argument("--format", metavar="NAME", default="all", help="a format, or one of its folders, such as SaeLens-gated (all)")
     vectors.add_argument("--folder", metavar="DIR", default="vectors", help="where to write: DIR/<format>/vectors.json and the weights (vectors)")
     form = vectors.add_mutually_exclusive_group()
-    for language in ("rust", "c", "javascript"):
-        described = f"print a test in {language} that reads them, to fill in"
-        form.add_argument(f"--{language}", action="store_const", dest="consumer", const=CONSUMERS[language], help=described)
+    for language in ("Rust", "C", "JavaScript"):
+        option, described = language.lower(), f"print a test in {language} that reads them, to fill in"
+        form.add_argument(f"--{option}", action="store_const", dest="consumer", const=CONSUMERS[option], help=described)
 
     residual = command("residual", "Print one residual, a value a line, or the generator in Rust.")
-    residual.add_argument("--seed", type=integer(0, 2**64 - 1), default=0)
-    residual.add_argument("--stream", type=integer(0, 2**64 - 1), default=0)
-    residual.add_argument("--length", type=integer(0, MAX_LENGTH), default=2304, metavar="N")
+    residual.add_argument("--seed", type=integer(0, 2**64 - 1), default=0, metavar="S", help="the generator's seed, as a case's `seed` (0)")
+    residual.add_argument("--stream", type=integer(0, 2**64 - 1), default=0, metavar="L", help="its stream: a reference's is the layer (0)")
+    residual.add_argument("--length", type=integer(0, MAX_LENGTH), default=2304, metavar="N", help="how many values: the reference's d_model (2304)")
     form = residual.add_mutually_exclusive_group()
     form.add_argument("--hex", action="store_true", help="print float32 bits, 8 hex digits each")
     form.add_argument("--rust", action="store_true", help="print residual.rs")

@@ -95,7 +95,7 @@ def write_text(parts: Iterable[str], path: str) -> None:
     try:
         if path == "-":
             if sys.stdout is None:
-                raise OSError(errno.EBADF, "standard output is closed")
+                raise OSError(errno.EBADF, "it is closed")
             try:
                 sys.stdout.writelines(parts)
                 sys.stdout.flush()
@@ -110,4 +110,4 @@ def write_text(parts: Iterable[str], path: str) -> None:
                 for part in parts:
                     file.write(part.encode())
     except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror}") from error
+        raise OutputError(f"{'standard output' if path == '-' else path} cannot be written: {error.strerror}") from error

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from oracle.checking.verdict import Comparison, Problem
+from oracle.checking.verdict import Comparison, Problem, counted
 from oracle.terminal.output import json_text
 from oracle.terminal.text import GREEN, RED, coloured, columns_of, printable, wrapped
 from oracle.version import VERSION
@@ -36,7 +36,7 @@ def case_rows(cases: Sequence[CaseVerdict], most: int) -> tuple[list[tuple[str, 
     shown = cases if len(cases) <= most else sorted(cases, key=lambda case: case.agrees)[:most]
     rows = [(str(case.id), case.status, case.summary) for case in shown]
     failed = sum(not case.agrees for case in cases) - sum(not case.agrees for case in shown)
-    rest = [f"... and {len(cases) - len(shown)} cases more, of which {failed} do not agree"] if len(shown) < len(cases) else []
+    rest = [f"... and {counted(len(cases) - len(shown), 'case')} more, of which {failed} do not agree"] if len(shown) < len(cases) else []
     return rows, rest
 
 
@@ -63,8 +63,8 @@ class Screen:
         heading = ("reference", "candidate") if isinstance(outcome, Comparison) else ("weights", "reference")
         for case in shown:
             lines += ["", *self.wrapped(f"{case.id}: {case.status}"), *self._problem_lines(case, heading)]
-        if len(shown) < len(failed):
-            lines += ["", *self.wrapped(f"... and {len(failed) - len(shown)} cases more that fail; -v lists them")]
+        if n_hidden := len(failed) - len(shown):
+            lines += ["", *self.wrapped(f"... and {'1 case more that fails; -v lists it' if n_hidden == 1 else f'{n_hidden} cases more that fail; -v lists them'}")]
         if passed and self.is_verbose and not self.failed_only:
             lines += ["", *(line for case in passed for line in self.wrapped(f"{case.id}: {case.status}  {'; '.join(case.notes)}".rstrip()))]
         elif passed and not self.failed_only:

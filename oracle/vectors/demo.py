@@ -17,7 +17,7 @@ import numpy as np
 import vendored_hf
 from oracle.arithmetic.residual import residual
 from oracle.errors import BadUse
-from oracle.job import Job, Origin
+from oracle.job import DEMO_CACHE, DEMO_OWNER, Job, Origin
 from oracle.references.document import to_json
 from oracle.references.generate import Events, start
 from oracle.references.plan import LayerFiles
@@ -29,8 +29,6 @@ from oracle.weights import formats
 from oracle.weights.formats import DECODER, ENCODER, FORMATS, LIST, NAMES, SIDE, Format, TensorSpec
 from oracle.weights.sidefiles import B_DEC, B_ENC, LOG_THRESHOLD, THRESHOLD, W_DEC, W_ENC, W_SKIP
 
-# Not the name of a real repo: a reference from these weights must not pass for one of Gemma Scope's.
-OWNER = "oracle-demo"
 COMMIT = "0" * 40
 N_LAYERS, D_MODEL, N_FEATURES = 26, 64, 512
 SAMPLE_LAYERS = (0, 12, 25)
@@ -77,7 +75,7 @@ class Demo:
 
 def weights_repo(row: Format) -> str:
     """The repo of a format's synthetic weights."""
-    return f"{OWNER}/synthetic-{row.name}{NAMED_K.get(row.name, '')}"
+    return f"{DEMO_OWNER}/synthetic-{row.name}{NAMED_K.get(row.name, '')}"
 
 
 def job_repo(row: Format) -> str:
@@ -92,7 +90,7 @@ def make(folder: str | None = None, name: str = FORMATS[0].name, *, decode: bool
     listed: list[str] = []
     try:
         place = Path(folder or tempfile.mkdtemp(prefix="oracle-demo-"))
-        cache = place / "hub"
+        cache = place / DEMO_CACHE
         layers = range(N_INPUT_LAYERS if row.folder == CROSSCODER else N_LAYERS)
         for layer in layers:
             files = layer_files(row, layer, zeros.get(layer))

@@ -12,6 +12,7 @@ import ast
 import io
 import math
 import struct
+import threading
 import zipfile
 import zlib
 from collections import deque
@@ -31,6 +32,8 @@ BUFFERS = 3
 # Deflate codes at most 258 bytes in 2 bits.
 MAX_INFLATION = 1032
 HEADER_LIMIT = 64 * 1024  # of a .npy
+# Python before 3.11.8 counts the depth of all threads' parsing in one place: a SystemError where two of them parse at once.
+_parsing = threading.Lock()
 
 _DTYPES = {order + code: np.dtype(order + code) for code in ("f2", "f4", "f8") for order in "<>"}
 
@@ -78,6 +81,8 @@ class Archive(TensorFile):
         except OSError:
             raise  # the reader's own
         except Exception as error:  # whatever the zip module makes of it
+            if isinstance(error.__context__, OSError):  # which calls a read that failed no zip file
+                raise error.__context__ from None
             raise self.error(f"not a readable {self.kind}: {error}") from error
         for info in self._archive.infolist():
             name = info.filename.removesuffix(self.suffix)
@@ -290,7 +295,8 @@ def _tensor(file: TensorFile, name: str, take: Callable[[int], bytes], size: int
 
 def _parse_header(file: TensorFile, header: bytes, name: str) -> tuple[np.dtype, tuple[int, ...]]:
     try:
-        fields = ast.literal_eval(header.decode("utf-8").strip())
+        with _parsing:
+            fields = ast.literal_eval(header.decode("utf-8").strip())
         descr, fortran_order, shape = fields["descr"], fields["fortran_order"], fields["shape"]
         repr((descr, shape))  # a number of 30,000 digits cannot be printed
     except Exception as error:  # whatever Python's own parser makes of it

@@ -185,7 +185,7 @@ def test_missing_and_extra_cases(demo_folder: Path, reference: dict[str, Any]) -
     candidate = stripped(reference)
     candidate["test_cases"].append({"layer": 3, "seed": 5, "n_active": 0, "top_10": []})
     ran = run_compare(demo_folder, candidate)
-    assert ran.returncode == 0 and "1 cases that the reference does not have were not compared" in ran.stdout
+    assert ran.returncode == 0 and "1 case that the reference does not have was not compared" in ran.stdout
 
 
 def test_values_order_and_indices(demo_folder: Path, reference: dict[str, Any]) -> None:
@@ -200,7 +200,7 @@ def test_values_order_and_indices(demo_folder: Path, reference: dict[str, Any]) 
     ran = run_compare(demo_folder, candidate)
     said = blocks(ran.stdout)
     wrong = [reference["test_cases"][number] for number in (0, 1, 2, 3, 5, 6)]
-    assert ran.returncode == 1 and "9 cases: 3 same, 6 differs" in ran.stdout
+    assert ran.returncode == 1 and "9 cases: 3 same, 6 differ" in ran.stdout
     assert list(said) == [f"layer {case['layer']} seed {case['seed']}" for case in wrong]
     first, second, third, fourth, fifth, sixth = said.values()
     assert first.endswith(f"feature {top[3]['index']} {top[3]['activation'] - 0.5:.9g} {top[3]['activation']:.9g} 0.5 0.0001")

@@ -192,7 +192,7 @@ def test_the_largest_difference_is_the_largest_one(order: tuple[float, ...], pla
     comparison = compared(answers, cases)
     worst, feature = order.index(0.5), FOUR[place][0]
     assert comparison.worst == comparison.cases[worst] and comparison.worst.feature == feature
-    assert comparison.facts == ["4 cases: 3 differs, 1 missing", f"largest difference: activation 0.5 (layer 0 seed {worst} feature {feature})"]
+    assert comparison.facts == ["4 cases: 3 differ, 1 missing", f"largest difference: activation 0.5 (layer 0 seed {worst} feature {feature})"]
     assert not comparison.agrees and comparison.verdict == "the candidate DISAGREES (tolerance 0.0001)"
     assert comparison.cases[3].status == MISSING and comparison.cases[3].lines == ["the candidate does not have this case"]
 
@@ -213,7 +213,7 @@ def test_what_is_said_of_a_candidate() -> None:
     assert not compared([numbered(a_case(FOUR), 0, reconstructions=(EXPECTED,)), lists_alone[1]], cases).agrees
     assert compared(cases, lists_alone).agrees and compared(cases, lists_alone).not_compared is None
     empty = numbered(a_case([], 0), 0)
-    assert compared([empty], [empty]).facts == ["1 cases: 1 same"] and compared([empty], [empty]).worst is None
+    assert compared([empty], [empty]).facts == ["1 case: 1 same"] and compared([empty], [empty]).worst is None
 
 
 @pytest.mark.parametrize("bounds, fits", [((49, 51), True), ((50, 50), True), ((51, 52), False), ((48, 49), False)])

@@ -419,7 +419,7 @@ def test_a_residual_of_torch_s_is_rounded_to_float32_once() -> None:
                 residual_of(torch, torch.cases[2])
 
 
-@pytest.mark.parametrize("shift, code, status", [(0.0, 0, "same"), (3e-5, 0, "rounding"), (3e-4, 1, "differs")])
+@pytest.mark.parametrize("shift, code, status", [(0.0, 0, "same"), (3e-5, 0, "rounding"), (3e-4, 1, "differ")])
 def test_what_torch_wrote(hub: Hub, tmp_path: Path, shift: float, code: int, status: str) -> None:
     fill(hub)
     (tmp_path / "torch.json").write_text(json.dumps(as_torch_writes(shift)))

@@ -218,6 +218,7 @@ def test_without_weights_the_comparison_stands(hub: Hub, tmp_path: Path) -> None
     assert junit.returncode == 1 and 'failures="1"' in junit.stdout and "the cause was not looked for: " in junit.stdout
     ran = run("report", *nowhere, "-o", str(page))
     assert ran.returncode == 0 and "he cause was not looked for: " in page.read_text() and "n_active" in page.read_text()
+    assert ran.stderr.startswith("the cause was not looked for: ")
 
 
 # --- in bulk ------------------------------------------------------------------------------------------------------------------

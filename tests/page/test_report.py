@@ -303,7 +303,7 @@ def test_every_difference_is_on_the_page(recorded: dict[str, Any], tmp_path: Pat
     comparison = oracle_compare(recorded, candidate)
     assert [case.status for case in comparison.cases] == ["differs"] * 5 + ["same"] * 3 + ["missing"]
     assert head_of(page)[:2] == ("\u2717 5 of 9 cases differ, 1 is missing: candidate.json against reference.json", "\u2717 5 of 9 cases differ, 1 is missing")
-    assert "3 same, 5 differs, 1 missing" in page.text and "first layer 12 seed 777" in page.text
+    assert "3 same, 5 differ, 1 missing" in page.text and "first layer 12 seed 777" in page.text
 
     def article(number: int) -> ElementTree.Element:
         case = recorded["test_cases"][number]

@@ -235,7 +235,7 @@ def test_building_is_resumed_and_checked(served: Hub, tmp_path: Path) -> None:
     assert oracle(*arguments, "--layers", "0").returncode == 0
     manifest = (tmp_path / "tree/manifest.json").read_text()
     more = run(*arguments, "--layers", "0-1")
-    assert more.stderr.count("there already") == 2 and more.returncode == 0
+    assert more.stderr.count(" kB, there already)") == 2 and more.returncode == 0
     assert len(json.loads((tmp_path / "tree/manifest.json").read_text())["files"]) == len(json.loads(manifest)["files"]) + 1
     checked = run("mirror", str(tmp_path / "tree"), "--check")
     assert checked.returncode == 0 and checked.stderr.count("is right") == 3

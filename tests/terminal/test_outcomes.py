@@ -87,7 +87,7 @@ def test_no_line_is_longer_than_the_screen_and_nothing_is_lost(demo_folder: Path
 def test_what_failed_comes_first_and_the_verdict_last(demo_folder: Path, candidate: dict[str, Any]) -> None:
     screen = compare(demo_folder, candidate).stdout
     assert list(blocks(screen)) == [f"layer {layer} seed {seed}" for layer, seed in ((0, 0), (0, 100), (0, 200), (12, 12), (12, 112), (12, 212))]
-    order = ["layer 0 seed 0: differs", "3 cases agree; -v lists them", "9 cases: 2 same, 1 rounding, 5 differs, 1 missing", "the candidate DISAGREES"]
+    order = ["layer 0 seed 0: differs", "3 cases agree; -v lists them", "9 cases: 2 same, 1 rounding, 5 differ, 1 missing", "the candidate DISAGREES"]
     places = [screen.index(text) for text in order]
     assert places == sorted(places) and places[0] == 0
     assert "largest difference: n_active 40 (layer 0 seed 0)" in screen and "largest difference: activation 0.5 (layer 0 seed 0 feature " in screen
@@ -124,6 +124,23 @@ def test_what_to_try_next_can_be_pasted(demo_folder: Path, candidate: dict[str, 
     # Where all is right there is nothing to try.
     candidate = stripped(json.loads((demo_folder / REFERENCE).read_text()))
     assert "try next" not in compare(demo_folder, candidate).stdout
+
+
+def test_of_the_demo_s_answers_what_to_try_next_reads_the_demo_s_cache(demo_folder: Path) -> None:
+    ran = run("compare", "plt_gemma_reference.json", "candidate.json", cwd=demo_folder, environment={"COLUMNS": "9999"})
+    commands = [shlex.split(text) for text in ran.stdout.split("try next:\n")[1].splitlines()]
+    explained, inspected = (run(*words[3:], cwd=demo_folder) for words in commands)
+    assert explained.returncode == 1 and "b_enc left out" in explained.stdout and inspected.returncode == 0
+    # Where a cache is named it is that, and elsewhere than beside the demo's reference none is.
+    named = run("compare", "plt_gemma_reference.json", "candidate.json", "--cache-dir", "mine", cwd=demo_folder, environment={"COLUMNS": "9999"})
+    assert named.stdout.count("--cache-dir mine") == 2 and "hub" not in named.stdout
+
+
+def test_one_is_not_many(demo_folder: Path, candidate: dict[str, Any]) -> None:
+    lines = compare(demo_folder, candidate, "--layer", "0", "--seed", "0").stdout.splitlines()
+    assert "1 case: 1 differs" in lines
+    answers = {"test_cases": candidate["test_cases"][:1]}
+    assert run("report", str(demo_folder / REFERENCE), "-", "-o", "-", input=json.dumps(answers)).stdout.count("standard input") > 1
 
 
 def test_the_verdict_has_a_colour_on_a_terminal(demo_folder: Path, candidate: dict[str, Any], tmp_path: Path) -> None:

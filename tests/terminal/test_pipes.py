@@ -73,4 +73,4 @@ def test_no_room_for_it_is_an_error(folder: Path) -> None:
     with open("/dev/full", "w") as full:
         for command in (COMMANDS["residual"], COMMANDS["compare as JSON"]):
             ran = oracle(*command, cwd=folder, stdout=full)
-            assert ran.returncode == 2 and "- cannot be written: No space left" in ran.stderr, ran.stderr
+            assert ran.returncode == 2 and "error: standard output cannot be written: No space left" in ran.stderr, ran.stderr

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from oracle.terminal.options import parser
 from tests.support.encodings import read, stripped
 from tests.support.process import Completed, run
 
@@ -47,8 +48,11 @@ USAGE = {
     "compare": "the following arguments are required: REFERENCE, CANDIDATE; see",
     "compare reference.json candidate.json --format jsn": "argument --format: 'jsn' is none of table, json, junit; did you mean json? See",
     "--schema GemmaScopeNpy --offline": "did you mean GemmaScopeNpz?",
+    "verify reference.json --schema Sae --offline": "the schema 'Sae' is not the reference's own, GemmaScopeNpz: leave --schema out",
     "demo --schema gemmascopenpy": "did you mean GemmaScopeNpz? See `python -m oracle demo --help`",
     "vectors --format GemmaScopeNpzz": "did you mean GemmaScopeNpz?",
+    "compare reference.json candidate.json --explain=1": "--explain takes no value; leave out what stands behind it; see",
+    "compare - -": "standard input is read once, and `-` stands for both files: name a file for one of them",
     "schema refrence": "'refrence' is none of reference, candidate, vectors, answers; did you mean reference? See",
     "--repo https://huggingface.co/org/name": "is an address, not ORG/NAME; did you mean --repo org/name? See",
     "--repo hf://org/name": "did you mean --repo org/name?",
@@ -112,6 +116,22 @@ DOCUMENTS: dict[str, tuple[str, str]] = {
     ),
     "exact vectors": (json.dumps({"format": "x", "notes": {}, "test_cases": []}), "holds exact vectors, not a port's answers to a reference"),
 }  # fmt: skip
+
+
+def test_standard_input_and_output_are_called_so(folder: Path) -> None:
+    for text, message in (("", "is not readable JSON: it is empty"), ("[]", "holds a list"), ("{}", ": test_cases is missing"), ("3", "holds 3")):
+        ran = run("compare", "reference.json", "-", input=text)
+        assert ran.returncode == 4 and error(ran).startswith(f"error: standard input{'' if message[0] == ':' else ' '}{message}")
+
+
+def test_a_folder_that_is_no_mirror_says_how_to_build_it(folder: Path) -> None:
+    ran = run("mirror", ".", "--check")
+    assert ran.returncode == 4 and error(ran).endswith("is no mirror that `python -m oracle mirror` built; build it first, without --check")
+
+
+def test_every_option_of_every_command_has_a_help(folder: Path) -> None:
+    for command in parser().commands.values():
+        assert not [action.dest for action in command._actions if not action.help]
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

@@ -3,9 +3,14 @@
 
 from __future__ import annotations
 
+import ast
+import errno
 import io
+import os
 import struct
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -63,6 +68,26 @@ def header(descr: Any = "<f4", shape: Any = (2,), order: Any = False) -> str:
     return repr({"descr": descr, "fortran_order": order, "shape": shape})
 
 
+def test_threads_parse_one_header_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python before 3.11.8 raises SystemError where two threads parse at once: now and then a right file was refused."""
+    content, parse = archive(W_enc=member(header(), bytes(8))), ast.literal_eval
+    inside, most = 0, 0
+
+    def slow(text: str) -> Any:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        time.sleep(0.002)
+        fields = parse(text)
+        inside -= 1
+        return fields
+
+    monkeypatch.setattr(ast, "literal_eval", slow)
+    with ThreadPoolExecutor(4) as pool:
+        values = list(pool.map(read_all, [content] * 12))
+    assert most == 1 and len(values) == 12 and not np.any(values)
+
+
 def test_real_values() -> None:
     content = shared("data/gemma_scope_small.npz").read_bytes()
     file = open_npz(content)
@@ -105,6 +130,39 @@ def test_any_seekable_reader_will_do() -> None:
     values = np.random.default_rng(1).standard_normal((40, 50)).astype(np.float32)
     file = Npz(Dribble(npz({"W_enc": values})), "params.npz")
     assert np.array_equal(np.concatenate([b.copy() for b in file.blocks(file.tensor("W_enc"))]), values)
+
+
+class Failing(io.BytesIO):
+    """A reader whose n-th read fails, as that of a disk or of a connection may."""
+
+    left = 0
+
+    def fail(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def read(self, *size: Any) -> bytes:
+        self.fail()
+        return super().read(*size)
+
+    def readinto(self, view: Any) -> int:
+        self.fail()
+        return super().readinto(view)
+
+
+def test_a_read_that_fails_is_told_as_that_and_not_as_a_damaged_file() -> None:
+    content, failed = npz({"W_enc": np.ones((4, 4), np.float32)}), 0
+    for n in range(1, 100):
+        reader = Failing(content)
+        reader.left = n
+        try:
+            file = Npz(reader, "params.npz")
+            assert np.array_equal(np.concatenate([b.copy() for b in file.blocks(file.tensor("W_enc"))]), np.ones((4, 4)))
+        except OSError as error:
+            assert error.errno == errno.EIO
+            failed += 1
+    assert 5 <= failed < 90
 
 
 def test_negative_thresholds_gate_at_zero() -> None:
