@@ -41,6 +41,9 @@ class FileEvents:
     def fetched(self, path: str, local_path: str | None) -> None:
         """A file is there; or it is not to come, with a local path of None."""
 
+    def reading(self, local_path: str) -> None:
+        """A file on this machine will be read."""
+
     def streaming(self, path: str, received: Callable[[], int]) -> None:
         """A file is read off the wire as the encoder asks for it; `received` counts its bytes."""
 
@@ -164,6 +167,7 @@ class Source:
         """A file on disk. What arrives over the network is announced, what is there is not."""
         local = self._fetch(self._pinned(file))
         self._pin(file, local.commit_hash)
+        self._events.reading(local.path)
         return local
 
     def size_of(self, file: HubFile) -> tuple[int | None, bool]:

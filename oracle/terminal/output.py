@@ -60,9 +60,7 @@ def _dump(value: Any, newline: str) -> Iterator[str]:
 def check_output(path: str, inputs: Iterable[str | None] = ()) -> None:
     """Raise OutputError if `path` could not be written, or is one of the `inputs`: better before an hour of work than after it."""
     folder = os.path.dirname(os.path.abspath(path))
-    for name in inputs:
-        if name not in (None, "-") and os.path.exists(path) and os.path.exists(name) and os.path.samefile(path, name):
-            raise OutputError(f"{path} is read too, and would be written over: name another file with --output")
+    check_apart(path, inputs)
     if not path or path.endswith(("/", os.sep)):
         raise OutputError(f"{path!r} names no file; name one")
     if os.path.isdir(path):
@@ -78,6 +76,13 @@ def check_output(path: str, inputs: Iterable[str | None] = ()) -> None:
             pass
     except OSError as error:
         raise OutputError(f"{path}: the folder {folder} cannot be written to: {error.strerror}") from error
+
+
+def check_apart(path: str, inputs: Iterable[str | None]) -> None:
+    """Raise OutputError if `path` is one of the `inputs`."""
+    for name in inputs:
+        if name not in (None, "-") and os.path.exists(path) and os.path.exists(name) and os.path.samefile(path, name):
+            raise OutputError(f"{path} is read too, and would be written over: name another file with --output")
 
 
 def check_folder(path: str | None, option: str) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from oracle.references.document import Case
 from oracle.references.generate import Events
-from oracle.terminal.output import check_output
+from oracle.terminal.output import check_apart, check_output
 from oracle.terminal.screen import Bar, bars_are_disabled, screen_of
 from oracle.terminal.tables import case_texts
 from oracle.terminal.text import fitting, in_bytes, printable, say, shortened, terminal_width
@@ -38,7 +38,7 @@ class ProgressReporter(Events):
 
     def __init__(self, *, quiet: bool = False, output: str | None = None, inputs: Sequence[str | None] = ()):
         self.output = output
-        self._inputs = inputs
+        self._inputs = [*inputs]
         self._quiet = quiet
         self._screen = None if quiet else screen_of(sys.stderr)
         self._lock = threading.Lock()
@@ -73,6 +73,11 @@ class ProgressReporter(Events):
         if self.output is None:
             check_output(output, self._inputs)
             self.output = output
+
+    def reading(self, local_path: str) -> None:
+        self._inputs.append(local_path)
+        if self.output not in (None, "-"):
+            check_apart(self.output, [local_path])
 
     def layers(self, count: int) -> None:
         with self._lock:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,16 @@ def test_what_a_job_reads_is_not_written_over(folder: Path, demo_folder: Path) -
     before = Path("rows.npy").read_bytes()
     ran = run("--residuals", "rows.npy", "-o", "rows.npy", "--offline")
     assert ran.returncode == 2 and "rows.npy is read too" in error(ran) and Path("rows.npy").read_bytes() == before
+
+
+@pytest.mark.parametrize("which", ["config.yaml", "layer_0/width_512/average_l0_40/params.npz"])
+def test_weights_are_not_written_over(which: str, demo_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(demo_folder / "hub", tmp_path / "hub", symlinks=True)
+    path = next((tmp_path / "hub").rglob(which))
+    before = path.read_bytes()
+    job = ("--repo", "oracle-demo/synthetic-GemmaScopeNpz-curation", "--layers", "0", "--offline", "--cache-dir", str(tmp_path / "hub"))
+    ran = run(*job, "-o", str(path))
+    assert ran.returncode == 2 and f"{which} is read too" in error(ran) and path.read_bytes() == before
 
 
 def test_ways_on_are_those_that_were_not_tried(folder: Path) -> None:
