@@ -117,6 +117,7 @@ def test_9_a_worker_s_own_error_is_passed_on(served: Hub, tmp_path: Path) -> Non
     broken.mkdir(parents=True)
     (broken / "__init__.py").write_text("")
     (broken / "version.py").write_text((ROOT / "oracle/version.py").read_text())
+    (broken / "references.py").write_text("raise ModuleNotFoundError(\"No module named 'oracle.references'\")\n")
     for cluster in cluster_of(tmp_path, 1, worker_place=broken.parent):
         wait_for_worker(cluster)
         ran = oracle(*arguments(served, tmp_path, cluster.address))

@@ -47,7 +47,7 @@ print(code, int(re.search(r"VmHWM:\\s*([0-9]+)", open("/proc/self/status").read(
 
 
 def measured(*arguments: str, weights: int = 0, **options: Any) -> tuple[int, str]:
-    """The command line as a process: its exit code and what it said; and it keeps the two limits, over so many MiB of weights."""
+    """The command line as a process: its exit code and what it printed; and it keeps the two limits, over so many MiB of weights."""
     began = time.monotonic()
     ran = python("-c", MEASURED, *arguments, **options)
     seconds = time.monotonic() - began
@@ -55,7 +55,7 @@ def measured(*arguments: str, weights: int = 0, **options: Any) -> tuple[int, st
     code, memory = map(int, ran.stdout.split()[-2:])
     print(f"{memory} MiB, {seconds:.1f} s, exit {code}: {ran.stderr.strip()[-160:]}")  # as pytest -rP shows it
     assert memory < MOST_MEMORY + weights and seconds < 3 * MOST_TIME, (memory, seconds)  # this machine has other things to do
-    return code, ran.stderr
+    return code, ran.stdout + ran.stderr
 
 
 # --- documents -----------------------------------------------------------------------------------------------------
