@@ -202,4 +202,4 @@ def test_a_port_in_rust_at_full_shape(cache: Path, environment: dict[str, str], 
             env={**os.environ, "MISTAKE": mistake},
         )
         ran = oracle("compare", reference, candidate, "--explain", environment=environment)
-        assert ran.returncode == code and ("W_enc reshaped" in ran.stderr) == bool(mistake), ran.stderr
+        assert ran.returncode == code and ("W_enc reshaped" in ran.stdout) == bool(mistake), ran.stdout
