@@ -55,7 +55,7 @@ def measured(*arguments: str, weights: int = 0, **options: Any) -> tuple[int, st
     code, memory = map(int, ran.stdout.split()[-2:])
     print(f"{memory} MiB, {seconds:.1f} s, exit {code}: {ran.stderr.strip()[-160:]}")  # as pytest -rP shows it
     assert memory < MOST_MEMORY + weights and seconds < 3 * MOST_TIME, (memory, seconds)  # this machine has other things to do
-    return code, "".join(ran.stdout.splitlines(keepends=True)[:-1]) + ran.stderr
+    return code, ran.stdout.rstrip("\n").rpartition("\n")[0] + ran.stderr
 
 
 # --- documents -----------------------------------------------------------------------------------------------------
