@@ -168,7 +168,7 @@ def _compared(options: argparse.Namespace, document: Any) -> tuple[Reference, Ca
     from oracle.references.recorded import RecordedWeights
     from oracle.terminal.progress import ProgressReporter
 
-    with ProgressReporter(quiet=options.quiet) as reporter:
+    with ProgressReporter(quiet=options.quiet, output=getattr(options, "output", None)) as reporter:
         try:
             weights = RecordedWeights.of(reference, origin_of(options), reporter)
             explanation = explain(reference, candidate, comparison, weights)

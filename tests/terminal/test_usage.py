@@ -169,6 +169,14 @@ def test_weights_are_not_written_over(which: str, demo_folder: Path, tmp_path: P
     assert ran.returncode == 2 and f"{which} is read too" in error(ran) and path.read_bytes() == before
 
 
+def test_the_weights_of_an_explanation_are_not_written_over(demo_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(demo_folder / "hub", tmp_path / "hub", symlinks=True)
+    path = next((tmp_path / "hub").rglob("layer_12/width_512/average_l0_40/params.npz"))
+    before, documents = path.read_bytes(), [str(demo_folder / name) for name in ("plt_gemma_reference.json", "candidate.json")]
+    ran = run("report", *documents, "--explain", "--offline", "--cache-dir", str(tmp_path / "hub"), "-o", str(path))
+    assert ran.returncode == 2 and "params.npz is read too" in error(ran) and path.read_bytes() == before
+
+
 def test_ways_on_are_those_that_were_not_tried(folder: Path) -> None:
     def ways(*options: str) -> str:
         ran = run(*options)
