@@ -199,6 +199,20 @@ def test_what_imports_nothing_heavy(demo_folder: Path, command: str) -> None:
     assert ran.stderr.splitlines()[-1] == "0 []", ran.stderr
 
 
+def test_a_run_imports_no_more_than_it_needs(demo_folder: Path, tmp_path: Path) -> None:
+    """What other commands, other files, other sources and hard cases need takes its time to import."""
+    program = (
+        "import sys\nfrom oracle.terminal.commands import main\ncode = main(sys.argv[1:])\n"
+        "needless = ('oracle.checking', 'oracle.diagnosis', 'oracle.page', 'oracle.vectors', 'oracle.weights.pickled',"
+        " 'oracle.weights.torchzip', 'oracle.sources.residuals', 'oracle.terminal.tables', 'requests', 'email', 'http', 'xml', 'decimal',"
+        " 'fractions', 'difflib', 'multiprocessing', 'numpy.ma.', 'numpy.random.')\n"
+        "print(code, [name for name in sys.modules if name.startswith(needless)])"
+    )
+    job = ["--repo", "oracle-demo/synthetic-GemmaScopeNpz-curation", "--offline", "--cache-dir", str(demo_folder / "hub")]
+    ran = python("-c", program, *job, "-o", str(tmp_path / "reference.json"))
+    assert ran.stdout == "0 []\n", ran.stdout + ran.stderr
+
+
 def test_help() -> None:
     ran = oracle("--help")
     assert ran.returncode == 0 and "exit codes" in ran.stdout
