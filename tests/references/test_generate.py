@@ -334,13 +334,25 @@ def test_wrong_usage(old: Hub) -> None:
     fails(generate(old, "-o", "no/such/folder/x.json"), 2, "no/such/folder", "does not exist")
     fails(generate(old, "-o", "."), 2, "folder")
     fails(generate(old, "-o", "x/"), 2, "names no file")
-    fails(generate(old, "-o", ""), 2, "names no file")
     fails(generate(old, "-o", "x" * 300), 2, "cannot be written")
     fails(generate(old, "--curation-repo", "../x"), 2, "repo id")
     for wrong in (["--layers", "a"], ["--layers", "5-2"], ["--layers", ""], ["--seeds", "0"], ["--top-k", "-1"],
                   ["--tolerance", "0"], ["--tolerance", "nan"], ["--nonsense"], ["nonsense"]):
         ran = generate(old, *wrong) if wrong != ["nonsense"] else run("nonsense")
         assert ran.returncode == 2 and "Traceback" not in ran.stderr, (wrong, ran.stderr)
+
+
+@pytest.mark.parametrize("option", ["repo", "path", "schema", "revision", "weights-revision", "mirror", "cache-dir", "residuals", "dask", "ignore-key", "output"])
+def test_a_value_that_is_empty(option: str, demo_folder: Path) -> None:
+    """As of a variable that is not set: `--revision "$REV"` must not mean main."""
+    weights = ["--repo", "oracle-demo/synthetic-GemmaScopeNpz-curation", "--offline", "--cache-dir", str(demo_folder / "hub")]
+    fails(run(*weights, f"--{option}", ""), 2, f"--{option} is empty: give it a value, or leave it out")
+
+
+def test_a_file_without_a_name(demo_folder: Path) -> None:
+    fails(run("compare", str(demo_folder / "plt_gemma_reference.json"), ""), 2, "CANDIDATE is empty: name one")
+    fails(run("report", ""), 2, "REFERENCE is empty: name one")
+    fails(run("mirror", ""), 2, "DEST is empty: name one")
 
 
 def test_an_output_folder_that_is_read_only(old: Hub, tmp_path: Path) -> None:
