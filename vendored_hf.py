@@ -25,7 +25,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 from urllib.parse import quote, urljoin, urlsplit
@@ -48,12 +48,13 @@ CONNECTIONS, SEVERAL_FROM = 4, 64 << 20  # for a file of so many bytes or more
 LARGEST = 10**12  # bytes of a file
 CACHE_TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# A cache of files from the Hugging Face Hub.\n"
 _TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-_RETRIED_STATUS = (408, 429, 500, 502, 503, 504, 520, 522, 524)
+RETRIED_STATUS = (408, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524)  # of what may pass by itself
 _OF_HUB = ("X-Repo-Commit", "X-Linked-Etag", "X-Linked-Size")
 _COMMIT, _SHA256 = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
 _ETAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _EMPTY = ("e69de29bb2d1d6434b8b29ae775ad8c2e48c5391", hashlib.sha256().hexdigest())  # git's name of an empty file, and its sha256
 _LEFT = re.compile(r"\.[0-9a-f]{16}\.(?:tmp|incomplete)")  # behind a name: a file that was being written
+_LOGIN = ": put user:password@ before the proxy's host"
 _refused: set[str] = set()  # saved tokens of which a server has said that they are not valid
 _REPO_ID = re.compile(r"[A-Za-z0-9_](?:[\w.-]*\w)?(?:/[A-Za-z0-9_](?:[\w.-]*\w)?)?", re.ASCII)
 Progress = Callable[[int, int], None]
@@ -86,6 +87,8 @@ class ConsistencyError(OSError):
     """What arrived is not what the server said it would send: wrong sha256, size or Range."""
 class HFValidationError(ValueError):
     """A repo id, revision or path that the Hub cannot have."""
+class NoHomeError(OSError):
+    """The cache would be in the home folder of somebody who has none."""
 
 # --- the environment, read at each call ---------------------------------------------------------------------------
 def _setting(*names: str) -> str:
@@ -99,7 +102,7 @@ def _seconds(name: str) -> float:
 def _expanded(path: str) -> Path:
     path = os.path.expandvars(os.path.expanduser(path))
     if path.startswith("~"):
-        raise OSError(f"{said(path)}: there is no home folder: set HF_HUB_CACHE, or name the cache's folder")
+        raise NoHomeError(f"{said(path)}: there is no home folder: set HF_HUB_CACHE, or name the cache's folder")
     return Path(path)
 def _hf_home() -> Path:
     return _expanded(_setting("HF_HOME") or os.path.join(_setting("XDG_CACHE_HOME") or "~/.cache", "huggingface"))
@@ -107,7 +110,7 @@ def _hf_home() -> Path:
 def hf_hub_cache(cache_dir: Any = None) -> Path:
     """The cache folder: `cache_dir`, or HF_HUB_CACHE, or `hub` in HF_HOME. Raises OSError where that needs a home and there is none."""
     if cache_dir:
-        return Path(os.path.expanduser(cache_dir))
+        return _expanded(str(cache_dir))
     cache = _setting("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")
     return _expanded(cache) if cache else _hf_home() / "hub"
 
@@ -188,7 +191,6 @@ def locked(path: Path) -> Iterator[bool]:
             began = time.monotonic()
             logger.warning("waiting for another process that holds %s", path)
         time.sleep(0.05)
-
 def _locked(descriptor: int) -> bool:
     """Lock an open file. False where another holds it. Raises OSError where there are no locks."""
     try:
@@ -276,18 +278,19 @@ class Hub:
             raise OfflineModeIsEnabled(f"{shown(url)} is not asked: HF_HUB_OFFLINE is set")
         attempt, deadline = 1, time.monotonic() + self._patience
         while True:
-            asked, response = None, self._answer(method, url, timeout, byte_range, deadline)
+            asked, began = None, time.monotonic()
+            response = self._answer(method, url, timeout, byte_range, deadline)
             failure: HfHubHTTPError | HubConnectionError
             if isinstance(response, Exception):
                 failure = response if isinstance(response, HubConnectionError) else _unreachable(f"cannot reach {shown(url)}", url, response, None)
                 lasting = isinstance(response, (HubConnectionError, requests.exceptions.SSLError, ValueError))
-            elif response.status_code in (200, 206) or response.is_redirect or (method == "HEAD" and response.status_code in (405, 501)):
+            elif response.status_code in (200, 206) or (method == "HEAD" and (response.is_redirect or response.status_code in (405, 501))):
                 return response
             else:
                 response.close()
-                failure, lasting = _http_error(response, url), response.status_code not in _RETRIED_STATUS
+                failure, lasting = _http_error(response, url), response.status_code not in RETRIED_STATUS
                 asked = _asked_wait(response)
-                if self._token and "token is not valid" in str(failure) and self._token == get_token() and not _setting(*_TOKENS):
+                if self._token and response.status_code == 401 and _has_token(response) and self._token == get_token() and not _setting(*_TOKENS):
                     logger.warning("the token in %s is not valid any more: going on without it; `hf auth login` saves another", _token_path())
                     _refused.add(self._token)
                     self._token = None
@@ -298,10 +301,10 @@ class Hub:
                 failure.args = (f"{failure}; the server asks to wait until {until}",)
             if lasting or attempt >= attempts or time.monotonic() + wait > deadline:
                 raise failure
-            if asked:
-                logger.warning("%s", failure)
+            if asked or time.monotonic() - began > 5:  # nobody is to wait without a word
+                logger.warning("%s%s", failure, "" if asked else "; asking again")
             time.sleep(wait)
-            attempt += 1
+            attempt += not asked or asked < 1  # a wait that the server asks for costs no attempt
 
     def _answer(self, method: str, url: str, timeout: float, byte_range: str | None, deadline: float) -> requests.Response | Exception:
         """What _follow gives or raises. `timeout` is for each silence, so that a server could go on for ever with headers, or with
@@ -390,7 +393,6 @@ class _Chunked:
         if self._lines > 100:
             raise ValueError("lines without end")
         return getattr(self._file, name)
-
 def _prepared(address: str, base: str = "") -> str:
     """An address, or the one to which `base` redirects, in the form in which requests sends it. Raises HubConnectionError."""
     import requests
@@ -422,9 +424,9 @@ def _by_way(url: str) -> str:
     from requests.utils import get_environ_proxies, select_proxy
     with contextlib.suppress(ValueError):
         if proxy := select_proxy(url, get_environ_proxies(url)):
-            return f" by way of the proxy {shown(proxy)}, which {urlsplit(url).scheme.upper()}_PROXY names"
+            names = [name for name in (f"{urlsplit(url).scheme.upper()}_PROXY", "ALL_PROXY") if _setting(name, name.lower())]
+            return f" by way of the proxy {shown(proxy)}{f', which {names[0]} names' if names else ''}"
     return ""
-
 def _unreachable(what: str, url: str, error: BaseException, handled: BaseException | None) -> HubConnectionError:
     """What is raised for an error of requests: the innermost reason that says something, and the names of all, since the texts of
     requests and urllib3 hold whole addresses, passwords and words of servers. Not to be raised in `except`: its context would be that."""
@@ -432,45 +434,47 @@ def _unreachable(what: str, url: str, error: BaseException, handled: BaseExcepti
     inner: BaseException | None = error
     while inner is not None and inner is not handled:  # Python hangs what the caller was handling behind the causes
         names.append(type(inner).__name__)
-        known = re.search(r"Tunnel connection failed: [^')]*|Missing dependencies for SOCKS|timed out", str(inner))
+        known = re.search(r"Tunnel connection failed: [^')]*|Missing dependencies for SOCKS|timed out|Could not find .*, invalid path: .*", str(inner))
         reason = (inner.strerror if isinstance(inner, OSError) else "") or (known[0] if known else reason)
         inner = inner.__cause__ or inner.__context__
     reason = said(reason) or ("not a valid address" if isinstance(error, ValueError) and names[0] != "InvalidHeader" else names[-1])
     by_way = _by_way(getattr(getattr(error, "request", None), "url", None) or url)
-    failure = HubConnectionError(f"{what}{by_way}: {reason}{': pip install PySocks' if 'SOCKS' in reason else ''}")
+    failure = HubConnectionError(f"{what}{by_way}: {reason}{_LOGIN if 'failed: 407' in reason else ': pip install PySocks' if 'SOCKS' in reason else ''}")
     failure.__cause__ = ConnectionError(" < ".join(names))
     return failure
 def _backoff(attempt: int) -> float:
     """0.3, 0.6, 1.2 s and so on, up to a fifth more, so that many clients do not return at once."""
     return float(FIRST_WAIT * 2 ** (attempt - 1) * (1 + 0.2 * random.random()))
-
 def _asked_wait(response: requests.Response) -> float | None:
-    """Seconds that the server asks to wait, which it gives as a number, as a date, or as the Hub does."""
-    value = response.headers.get("Retry-After", "").strip()
-    limit = re.search(r"\br\s*=\s*0\s*;\s*t\s*=\s*(\d{1,9})", response.headers.get("RateLimit", "")[:500])
-    if limit and response.status_code == 429:
-        return float(limit[1]) + 1
+    """Seconds that the server asks to wait: a number, a date, or, as the Hub has it, until the quotas that are used up are there again."""
+    value, limits = response.headers.get("Retry-After", "").strip(), response.headers.get("RateLimit", "")
+    used_up = [quota for quota in re.sub(r'"[^"]*"', "", limits[:500]).split(",") if re.search(r"\br\s*=\s*0\s*(?:;|$)", quota)]
+    times = re.findall(r"\bt\s*=\s*(\d{1,9})\b", ",".join(used_up)) or re.findall(r"\breset\s*=\s*(\d{1,9})\b", limits[:500])  # drafts before the 8th
+    if times and response.status_code == 429:
+        return max(map(float, times)) + 1
     with contextlib.suppress(ValueError, TypeError, OverflowError, IndexError):
         from email.utils import parsedate_to_datetime  # 40 ms that few runs need
         return float(value) if value.isdigit() else max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
     return None
 
+def _has_token(response: requests.Response) -> bool:
+    return str(response.request.headers.get("Authorization", "")).startswith("Bearer ")  # none where a redirect led to another host
 def _http_error(response: requests.Response, url: str) -> HfHubHTTPError:
     """The exception for an error status, by the Hub's X-Error-Code where it sends one."""
     code, status = response.headers.get("X-Error-Code"), response.status_code
     message = said(response.headers.get("X-Error-Message", "") or response.reason or "")
-    bad_token = status == 401 and message.startswith("Invalid credentials")
+    bad_token = status == 401 and (message.startswith("Invalid credentials") or (not code and _has_token(response)))
     kind, text = {
         "GatedRepo": (GatedRepoError, "the repo is gated: accept its terms on its page, then set HF_TOKEN"),
         "RevisionNotFound": (RevisionNotFoundError, "the repo has no such revision"),
         "EntryNotFound": (RemoteEntryNotFoundError, "the repo has no such file at this revision"),
         "RepoNotFound": (RepositoryNotFoundError, "no such repo, or a private one: check its name, and HF_TOKEN"),
     }.get("RepoNotFound" if not code and status == 401 and not bad_token else code or "", (HfHubHTTPError, message))
-    by_way = _by_way(url) if status in (403, 407) else ""  # it may be the proxy that refuses
+    by_way = _by_way(url) if status in (403, 407, 502, 503, 504) else ""  # it may be the proxy that refuses
     if kind is HfHubHTTPError and status in (401, 403):
         refused = f"{'it or ' if by_way else ''}the server refuses ({text}): check HF_TOKEN"
         text = "the token is not valid: check HF_TOKEN" if bad_token else refused
-    return kind(f"HTTP {status} for {shown(url)}{by_way}: {text}", status, response.headers)
+    return kind(f"HTTP {status} for {shown(url)}{by_way}: {text}{_LOGIN if by_way and status == 407 else ''}", status, response.headers)
 
 @dataclass(frozen=True)
 class HfFileMetadata:
@@ -506,13 +510,10 @@ def file_metadata(hub: Hub, endpoint: str, repo_id: str, filename: str, revision
     commit_hash = commit if _COMMIT.fullmatch(commit) else None
     location = hf_hub_url(repo_id, filename, revision=commit_hash, endpoint=endpoint) if commit_hash else url
     length = int(size) if re.fullmatch("[0-9]{1,12}", size) else None
-    metadata = HfFileMetadata(commit_hash, etag if _ETAG.fullmatch(etag) else None, length, location)
-    if metadata.commit_hash:
-        return metadata
-    if headers.get("Content-Type", "").startswith("text/html") and not filename.endswith((".html", ".htm")):
+    if not commit_hash and headers.get("Content-Type", "").startswith("text/html") and not filename.endswith((".html", ".htm")):
         raise FileMetadataError(f"{shown(url)}: the answer is a web page, a login perhaps, and not the file")
-    # Without a commit an etag is a server's own affair: it names nothing unless it is a sha256.
-    return replace(metadata, etag=metadata.sha256)
+    # An etag that is no hash is a server's own affair: two files may have the same (a date and a size, say), and it names neither.
+    return HfFileMetadata(commit_hash, etag if _SHA256.fullmatch(etag) or (commit_hash and _COMMIT.fullmatch(etag)) else None, length, location)
 def _bare(etag: str | None) -> str:
     return (etag or "").removeprefix("W/").strip('"')  # a weak one may name the same bytes
 
@@ -548,7 +549,7 @@ def hf_hub_file(
     try:
         metadata = known or file_metadata(hub, endpoint, repo_id, filename, revision, 1 if cached else ATTEMPTS)
     except (HubConnectionError, HfHubHTTPError) as error:
-        if isinstance(error, HfHubHTTPError) and not (cached and error.status_code in _RETRIED_STATUS):
+        if isinstance(error, HfHubHTTPError) and not (cached and error.status_code in RETRIED_STATUS):
             raise
         if not cached:
             raise LocalEntryNotFoundError(f"{error}; and {filename} of {repo_id} is not in {cache}") from error
@@ -582,7 +583,7 @@ def download(
     hub: Hub, metadata: HfFileMetadata, target: Path, *, connections: int = CONNECTIONS, on_progress: Progress | None = None, alone: bool = True
 ) -> Path:
     """Fetch a file by way of a partial file beside `target` that the next call resumes, or that is this call's own where it
-    is not `alone`. Returns `target`, or, where the metadata names no content, the place beside it that is named by the sha256."""
+    is not `alone`. Returns `target`, or, where the metadata does not name these bytes, the place beside it that is named by their sha256."""
     partial = target.with_name(f"{target.name}.{'parts' if alone else os.urandom(8).hex()}.incomplete")
     source = Source(hub, metadata)
     if metadata.size is None:
@@ -599,7 +600,7 @@ def download(
                 if named in hashes or unnamed:
                     if named not in hashes:
                         logger.warning("could not verify %s: the server sends no hash of it", source.shown)
-                    return pieces.finish(target if metadata.etag else target.with_name(hashes[0]))
+                    return pieces.finish(target if metadata.etag in hashes else target.with_name(hashes[0]))
             partial.unlink()
             if not resumed:
                 raise ConsistencyError(f"{source.shown}: sha256 or git's sha1 or sha1 {' or '.join(hashes)}; the server had said {named}")

@@ -86,6 +86,8 @@ def one_line(error: BaseException, *, has_mirror: bool = False, is_offline: bool
         ways = ["leave --offline out where there is a network"] if is_offline else ["a filled cache with --offline (HF_HUB_OFFLINE=1)"]
         ways += ["another mirror with --mirror URL" if has_mirror else "a mirror with --mirror URL", "or `python -m oracle demo`"]
         text += f"; ways on: {', '.join(ways)}"
+    if isinstance(error, vendored_hf.NoHomeError):
+        text += " with --cache-dir DIR, or put nothing on disk with --stream"
     return text
 
 

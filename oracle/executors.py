@@ -59,7 +59,8 @@ def dask(address: str) -> Iterator[Executor]:
     if address.startswith("tls:") and not dask.config.get("distributed.comm.tls.ca-file", None):
         raise BadUse(f"{address}: tls takes certificates, and Dask's configuration names none: set DASK_DISTRIBUTED__COMM__TLS__CA_FILE")
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what it says goes with the errors below, or is of no use here
-    connect: Callable[[], Any] = functools.partial(Client, address, set_as_default=False, timeout=CONNECT)
+    quiet = type("Client", (Client,), {"__del__": lambda _: None})  # Dask's own waits for 20 s at the process's end where it could not connect
+    connect: Callable[[], Any] = functools.partial(quiet, address, set_as_default=False, timeout=CONNECT)
     client = _within(connect, f"no Dask scheduler answers at {address}")
     ended = threading.Event()
     try:

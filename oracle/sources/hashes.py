@@ -54,7 +54,8 @@ def cached_sha256(file: FileIO, named: str | None, folder: Path) -> str:
             return str(recorded["sha256"])
     sha256 = _sha256_of(file)
     if sha256 != (named or sha256):
-        raise DamagedFileError(f"{file.name} is damaged: its sha256 is {sha256}, and it is kept as {named}: delete it and fetch it again")
+        path = os.path.realpath(file.name)  # the blob: where a link to it alone is deleted, it would be linked again
+        raise DamagedFileError(f"{path} is damaged: its sha256 is {sha256}, and it is kept as {named}: delete it and fetch it again")
     if state_of(file) == state:
         remember(file, sha256, folder)
     return sha256

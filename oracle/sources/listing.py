@@ -15,7 +15,6 @@ from oracle import strict_json
 
 LIMIT = 16 * 1024 * 1024  # bytes of a listing or a manifest
 FOLDER = "listings"  # of ours, in a repo's part of the cache
-BUSY = (429, 500, 502, 503, 504)  # answers that say nothing of whether there is a listing or a manifest
 
 
 class ListingError(OSError):
@@ -67,8 +66,8 @@ def from_hub(hub: vendored_hf.Hub, endpoint: str, repo: str, revision: str | Non
     except (vendored_hf.RepositoryNotFoundError, vendored_hf.RevisionNotFoundError):
         raise
     except vendored_hf.HfHubHTTPError as error:
-        if error.status_code in BUSY:
-            raise
+        if error.status_code in vendored_hf.RETRIED_STATUS:
+            raise  # it says nothing of whether there is a listing
         raise ListingError(f"{refusal}: it answers {error.status_code}") from error
     try:
         answer = strict_json.loads(text or b"")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -176,7 +177,7 @@ class Mirror:
         try:
             text = listings.fetch(vendored_hf.Hub(self.endpoint, patience=self._patience, offline=False), url, "json")
         except vendored_hf.HfHubHTTPError as error:
-            if error.status_code in listings.BUSY:
+            if error.status_code in vendored_hf.RETRIED_STATUS:
                 raise  # there may be one, and without it nothing would be verified
         except listings.UnreadableError as error:
             raise MirrorError(str(error)) from error
@@ -270,7 +271,7 @@ def _copy(source: str, target: Path, destination: Path, sha256: str) -> None:
             digest.update(chunk)
             copy.write(chunk)
         if digest.hexdigest() != sha256:
-            raise MirrorError(f"{source} does not have the sha256 {sha256} that names it: delete it and fetch it again")
+            raise MirrorError(f"{os.path.realpath(source)} does not have the sha256 {sha256} that names it: delete it and fetch it again")
 
 
 def _write_manifest(destination: Path, manifest: Manifest) -> None:

@@ -361,7 +361,7 @@ def _add_origin(parser: argparse.ArgumentParser) -> None:
     add("--revision", metavar="REV", help="branch, tag or commit of the repo (main)")
     add("--weights-revision", metavar="REV", help="the same for weights whose hf:// address names none")
     mirror = "ask this instead of huggingface.co: a server like it, a proxy, a file server, a folder (ORACLE_MIRROR)"
-    add("--mirror", metavar="URL", default=os.environ.get("ORACLE_MIRROR") or None, help=mirror)
+    add("--mirror", metavar="URL", default=os.environ.get("ORACLE_MIRROR", "").strip() or None, help=mirror)
     add("--cache-dir", metavar="DIR", help="the Hub cache, shared with huggingface_hub (HF_HUB_CACHE)")
     add("--offline", action="store_true", default=None, help="no requests, as HF_HUB_OFFLINE=1 has it: the cache, or a folder")
     count = integer(1, MAX_CONNECTIONS)
