@@ -16,6 +16,7 @@ from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future,
 from typing import Any
 
 from oracle.errors import BadUse
+from oracle.version import VERSION
 
 CONNECT = 10  # seconds
 IDLE = 3  # seconds without a worker after which that is said
@@ -58,7 +59,8 @@ def dask(address: str) -> Iterator[Executor]:
 
     if address.startswith("tls:") and not dask.config.get("distributed.comm.tls.ca-file", None):
         raise BadUse(f"{address}: tls takes certificates, and Dask's configuration names none: set DASK_DISTRIBUTED__COMM__TLS__CA_FILE")
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what it says goes with the errors below, or is of no use here
+    for name in ("distributed", "distributed.client"):  # what they say goes with the errors below, or is of no use here
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     quiet = type("Client", (Client,), {"__del__": lambda _: None})  # Dask's own waits for 20 s at the process's end where it could not connect
     connect: Callable[[], Any] = functools.partial(quiet, address, set_as_default=False, timeout=CONNECT)
     client = _within(connect, f"no Dask scheduler answers at {address}")
@@ -98,7 +100,7 @@ class _Cluster(Executor):
         self._executor = executor
 
     def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
-        return self._executor.submit(_by_value(_call), pickle.dumps((function, arguments, named)))
+        return self._executor.submit(_by_value(_call), pickle.dumps((function, arguments, named)), VERSION)
 
 
 def _by_value(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -108,9 +110,14 @@ def _by_value(function: Callable[..., Any]) -> Callable[..., Any]:
     return whole
 
 
-def _call(task: bytes) -> Any:
+def _call(task: bytes, version: str) -> Any:
+    """On a worker, which may have come after the others were looked at."""
     import pickle
 
+    from oracle.version import VERSION
+
+    if VERSION != version:
+        raise RuntimeError(f"it has oracle {VERSION}, and here it is {version}: install the same on both")
     function, arguments, named = pickle.loads(task)
     return function(*arguments, **named)
 
@@ -118,7 +125,7 @@ def _call(task: bytes) -> Any:
 def _versions() -> tuple[str, str]:
     import numpy
 
-    from oracle.version import VERSION
+    from oracle.version import VERSION  # it goes to workers by value, without this file's names
 
     return VERSION, numpy.__version__
 

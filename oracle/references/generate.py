@@ -218,6 +218,8 @@ def _result_of(layer: int, future: Future[LayerResult | LayerFailure]) -> LayerR
         line = f"its worker failed with {name}: {' '.join(str(error).split())[:300]}"
         if is_loss(error):
             line = f"its worker is lost ({name}), for want of memory perhaps: try fewer, or again"
+        if "Cancelled" in name:
+            line = f"whoever hands out the work is gone, or let go of it ({name}): start it again"
         return LayerFailure(layer, line, errors.SOURCE, "".join(traceback.format_exception(error)))
 
 

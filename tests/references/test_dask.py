@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import threading
@@ -124,3 +125,39 @@ def test_9_a_worker_s_own_error_is_passed_on(served: Hub, tmp_path: Path) -> Non
         last = ran.stderr.splitlines()[-1]
         assert ran.returncode == 3 and "its worker failed with ModuleNotFoundError: No module named 'oracle." in last, ran.stderr
         assert "want of memory" not in last
+
+
+@pytest.mark.slow
+def test_9_workers_of_another_version_that_come_later(served: Hub, tmp_path: Path) -> None:
+    """A cluster that grows with its work has none when they are looked at."""
+    shutil.copytree(ROOT / "oracle", tmp_path / "other/oracle")
+    (tmp_path / "other/oracle/version.py").write_text('VERSION = "0.0.7"\n')
+    shutil.copy(ROOT / "vendored_hf.py", tmp_path / "other")
+    for cluster in cluster_of(tmp_path, 0, worker_place=tmp_path / "other"):
+        timer = threading.Timer(5, cluster.add_worker)
+        timer.start()
+        ran = oracle(*arguments(served, tmp_path, cluster.address))
+        timer.join()
+        assert ran.returncode == 3 and "it has oracle 0.0.7, and here it is" in ran.stderr.splitlines()[-1], ran.stderr
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_9_a_scheduler_that_goes_while_nobody_works(served: Hub, tmp_path: Path) -> None:
+    for cluster in cluster_of(tmp_path, 0):
+        timer = threading.Timer(5, cluster.scheduler.terminate)
+        timer.start()
+        ran = oracle(*arguments(served, tmp_path, cluster.address))
+        timer.join()
+        lines = ran.stderr.splitlines()
+        assert ran.returncode == 3 and lines[-1].startswith("error: ") and "whoever hands out the work is gone" in lines[-1], ran.stderr
+        assert "Traceback" not in ran.stderr and "want of memory" not in ran.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("address", ["http://127.0.0.1:9", "inproc://x:1"])
+def test_9_addresses_that_no_client_can_open(served: Hub, tmp_path: Path, address: str) -> None:
+    """Dask's client would wait for itself for 20 s when the process ends, and print a traceback."""
+    ran, seconds = hasty(served, tmp_path, address)
+    assert ran.returncode == 3 and ran.stderr.count("\n") == 1 and f"no Dask scheduler answers at {address}" in ran.stderr, ran.stderr
+    assert seconds < 10
