@@ -104,9 +104,11 @@ def write_text(parts: Iterable[str], path: str) -> None:
             try:
                 sys.stdout.writelines(parts)
                 sys.stdout.flush()
-            except BrokenPipeError:  # whoever reads it has seen enough: the rest is dropped, and that is no error
-                # Python would flush into the closed pipe once more at its end.
+            except OSError as error:
+                # Python would flush what is left once more at its end.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                if not isinstance(error, BrokenPipeError):  # whoever reads it has seen enough: the rest is dropped, and that is no error
+                    raise
         elif os.path.exists(target) and not stat.S_ISREG(os.stat(target).st_mode):
             with open(target, "w", encoding="utf-8") as device:  # a pipe or a device cannot be renamed over
                 device.writelines(parts)

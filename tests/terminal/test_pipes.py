@@ -71,6 +71,6 @@ def test_nobody_reads(folder: Path, name: str) -> None:
 
 def test_no_room_for_it_is_an_error(folder: Path) -> None:
     with open("/dev/full", "w") as full:
-        for command in (COMMANDS["residual"], COMMANDS["compare as JSON"]):
+        for command in (COMMANDS["residual"], COMMANDS["compare"], COMMANDS["compare as JSON"]):
             ran = oracle(*command, cwd=folder, stdout=full)
             assert ran.returncode == 2 and "error: standard output cannot be written: No space left" in ran.stderr, ran.stderr
