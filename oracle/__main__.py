@@ -37,7 +37,7 @@ def run() -> NoReturn:
 
 
 def _check_neighbour() -> None:
-    """End where somebody's copy of vendored_hf.py, which may be of another make, stands in the working folder: -m looks there first."""
+    """End where a file of a name that is imported here, which may be of another make, stands in the working folder: -m looks there first."""
     from importlib.util import find_spec
 
     from oracle import version
@@ -47,6 +47,11 @@ def _check_neighbour() -> None:
     if beside and beside.origin and not os.path.samefile(os.path.dirname(beside.origin), house):
         print(f"error: {beside.origin} stands before oracle's own vendored_hf.py: run it from another folder, or as `oracle`", file=sys.stderr)
         sys.exit(2)
+    for package in ("numpy", "yaml", "requests"):
+        place = os.path.join(sys.path[0], f"{package}.py")
+        if os.path.isfile(place):
+            print(f"error: {place} stands before the package {package}: run it from another folder, or as `oracle`", file=sys.stderr)
+            sys.exit(2)
 
 
 def _end(*_: object) -> None:
