@@ -214,7 +214,9 @@ def replacing(target: str | Path) -> Iterator[BinaryIO]:
         with open(_open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
             yield file
         os.replace(temporary, target)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # it does not say where
+            error.filename = error.filename or str(target)
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
@@ -456,7 +458,6 @@ def _asked_wait(response: requests.Response) -> float | None:
         from email.utils import parsedate_to_datetime  # 40 ms that few runs need
         return float(value) if value.isdigit() else max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
     return None
-
 def _has_token(response: requests.Response) -> bool:
     return str(response.request.headers.get("Authorization", "")).startswith("Bearer ")  # none where a redirect led to another host
 def _http_error(response: requests.Response, url: str) -> HfHubHTTPError:
@@ -784,7 +785,6 @@ class _Pieces:
         self._file.close()
         os.replace(self._path, target)
         return target
-
 def _main() -> None:
     import argparse
     parser = argparse.ArgumentParser(description="Fetch one file from the Hugging Face Hub and print where it is.")

@@ -292,10 +292,11 @@ def test_a_mirror_of_two_commits_is_found(served: Hub, tree: Path) -> None:
     assert grown.returncode == 4 and "in another folder" in grown.stderr
 
 
-def test_a_manifest_that_is_out_of_reach_for_now_is_not_taken_for_none(served: Hub) -> None:
-    served.inject(*(Fault(host="hub", status=503, headers={"Retry-After": "0"}) for _ in range(hf.ATTEMPTS)))
+@pytest.mark.parametrize("status", [503, 520])
+def test_a_manifest_that_is_out_of_reach_for_now_is_not_taken_for_none(served: Hub, status: int) -> None:
+    served.inject(*(Fault(host="hub", status=status, headers={"Retry-After": "0"}) for _ in range(hf.ATTEMPTS)))
     ran = run("--mirror", served.url, "--layers", "0", "-o", "-")
-    assert ran.returncode == 3 and "HTTP 503" in ran.stderr and "manifest.json" in ran.stderr and ran.stdout == ""
+    assert ran.returncode == 3 and f"HTTP {status}" in ran.stderr and "manifest.json" in ran.stderr and ran.stdout == ""
 
 
 def test_bad_manifests(tree: Path) -> None:

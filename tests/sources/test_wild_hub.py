@@ -9,6 +9,7 @@ import hashlib
 import os
 import random
 import re
+import socket
 import ssl
 import subprocess
 import sys
@@ -23,6 +24,7 @@ import vendored_hf as hf
 from oracle.sources.stream import open_remote
 from tests.support.hub import Fault, Hub
 from tests.support.places import ROOT
+from tests.support.process import run
 from tests.support.scripted import Request, head, part, scripted, whole
 
 REPO, PATH = "org/weights", "a/params.npz"
@@ -214,7 +216,7 @@ def test_3_a_200_in_answer_to_a_range(connections: int, what: str, several: None
 # --- 4: waits ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504, 520, 522, 524])
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524])
 def test_4_what_passes_is_asked_again(filled: Hub, status: int) -> None:
     filled.inject(Fault(host="hub", method="HEAD", status=status), Fault(status=status))
     assert fetch(filled.url) == CONTENT
@@ -223,6 +225,9 @@ def test_4_what_passes_is_asked_again(filled: Hub, status: int) -> None:
 @pytest.mark.parametrize("headers, least", [
     ({"RateLimit": '"api";r=0;t=1'}, 2), ({"RateLimit": '"pages";r=5;t=90, "resolvers";r=0;t=0', "Retry-After": "80"}, 1),
     ({"RateLimit": '"api";r=7;t=90', "Retry-After": "1"}, 1), ({"Retry-After": "2"}, 2), ({"Retry-After": "0"}, 0),
+    *(pytest.param({"RateLimit": text}, 1, marks=pytest.mark.slow) for text in (
+        '"api";t=0;r=0', '"api";r=0;pk=:cHJvY2Vzcw==:;t=0', '"r=0;t=90";r=5;t=90, "b";r=0;t=0', "limit=9, remaining=0, reset=0")),
+    pytest.param({"RateLimit": '"burst";r=0;t=0, "daily";r=0;t=1'}, 2, marks=pytest.mark.slow),
 ])
 def test_4_waits_as_the_server_asks_and_says_so(filled: Hub, headers: dict[str, str], least: int, caplog: pytest.LogCaptureFixture) -> None:
     filled.inject(Fault(host="hub", method="HEAD", status=429, headers=headers))
@@ -236,6 +241,8 @@ def test_4_waits_as_the_server_asks_and_says_so(filled: Hub, headers: dict[str, 
     {"Retry-After": "3600"}, {"RateLimit": '"api";r=0;t=299'}, {"Retry-After": "9" * 400}, {"Retry-After": "Fri, 31 Dec 9999 23:59:59 GMT"},
     {"Retry-After": email.utils.formatdate(time.time() + 7200, usegmt=True)},
     {"RateLimit": '"api";'.ljust(491) + "r=0;t=299"},  # 500 characters, which are all that is looked at
+    *({"RateLimit": text} for text in (
+        '"api";t=299;r=0', '"api";r=0;pk=:cHJvY2Vzcw==:;t=299', '"burst";r=0;t=1, "daily";r=0;t=299', "limit=9, remaining=0, reset=299")),
 ])
 def test_4_a_wait_that_is_too_long_ends_with_when_to_come_back(filled: Hub, headers: dict[str, str]) -> None:
     filled.inject(*(Fault(host="hub", method="HEAD", status=429, headers=headers) for _ in range(9)))
@@ -264,6 +271,22 @@ def test_4_waits_double_and_are_up_to_a_fifth_longer(chance: float, waits: list[
     with pytest.raises(hf.LocalEntryNotFoundError, match="Connection refused"):
         fetch("http://127.0.0.1:9")
     assert waited == pytest.approx(waits)
+
+
+@pytest.mark.slow
+def test_4_a_wait_that_is_asked_for_costs_no_attempt(filled: Hub) -> None:
+    """The patience alone ends it: others behind the same address may use up what comes back."""
+    filled.inject(*(Fault(host="hub", method="HEAD", status=429, headers={"Retry-After": "1"}) for _ in range(hf.ATTEMPTS + 1)))
+    assert fetch(filled.url) == CONTENT
+
+
+@pytest.mark.slow
+def test_4_a_silent_server_is_not_waited_for_without_a_word(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", "5.5")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        with pytest.raises(hf.LocalEntryNotFoundError, match="no whole answer in 7 s"):
+            fetch(f"http://127.0.0.1:{silent.getsockname()[1]}", patience=7)
+    assert caplog.text.count("timed out; asking again") == 1
 
 
 def test_4_all_waits_end_with_the_patience(filled: Hub) -> None:
@@ -347,8 +370,8 @@ def test_5_seconds_that_an_answer_may_take(value: str, seconds: float, monkeypat
 
 
 def test_5_a_cache_folder_below_home(filled: Hub, tmp_path: Path) -> None:
-    assert fetch(filled.url, cache_dir="~/mine") == CONTENT
-    assert blobs(tmp_path / "home/mine") and not Path("~").exists()
+    assert fetch(filled.url, cache_dir="~/mine") == fetch(filled.url, cache_dir="$HOME/named") == CONTENT
+    assert blobs(tmp_path / "home/mine") and blobs(tmp_path / "home/named") and not Path("~").exists() and not Path("$HOME").exists()
     assert fetch(filled.url, cache_dir="~/mine", local_files_only=True) == CONTENT
 
 
@@ -360,7 +383,11 @@ def test_5_no_home(filled: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(OSError, match="there is no home folder: set HF_HUB_CACHE"):
         fetch(filled.url)
+    with pytest.raises(OSError, match="there is no home folder"):
+        fetch(filled.url, cache_dir="~/cache")
     assert not Path("~").exists() and hf.get_token() is None
+    ran = run("--mirror", filled.url, "--repo", REPO, "--path", PATH)
+    assert ran.returncode == 3 and "--cache-dir DIR" in ran.stderr and "--stream" in ran.stderr and ran.stderr.count("\n") == 1, ran.stderr
     assert fetch(filled.url, cache_dir=tmp_path / "cache") == CONTENT
 
 
@@ -377,14 +404,20 @@ def test_6_a_proxy_that_refuses_is_named(scheme: str, status: str, monkeypatch: 
         assert proxy.requests and {request.method for request in proxy.requests} == {"CONNECT" if scheme == "https" else "HEAD"}
     text = str(raised.value)
     assert f"the proxy {proxy.url}, which {scheme.upper()}_PROXY names" in text and set(status.split()) <= set(re.findall(r"\w+", text)), text
-    assert "s3cret" not in text and "hub.example" in text
+    assert "s3cret" not in text and "hub.example" in text and ("put user:password@ before" in text) == status.startswith("407")
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_6_a_proxy_that_is_not_there_is_named(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("all_proxy", "http://127.0.0.1:9")
-    with pytest.raises(hf.LocalEntryNotFoundError, match="by way of the proxy http://127.0.0.1:9, .*Connection refused"):
+    with pytest.raises(hf.LocalEntryNotFoundError, match="by way of the proxy http://127.0.0.1:9, which ALL_PROXY names: Connection refused"):
         fetch(f"{scheme}://hub.example")
+
+
+def test_6_certificates_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/none/company.pem")
+    with pytest.raises(hf.LocalEntryNotFoundError, match="invalid path: /none/company.pem"):
+        fetch("https://127.0.0.1:9")
 
 
 @pytest.mark.parametrize("status, headers, text", [
@@ -471,6 +504,25 @@ def test_8_forty_digits_beside_a_commit(
             with pytest.raises(hf.ConsistencyError, match=f"the server had said {digits}"):
                 fetch(server.url)
             assert not blobs()
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_8_two_files_with_one_etag(secure: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """nginx makes it of date and size: what a script laid out in one second may have one. Each file is its own all the same."""
+    authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "ca.pem"))
+    files = {"a.npz": CONTENT, "b.npz": CONTENT[::-1]}
+    etag = "ab" * 20 if secure else "65f1a2b3-16e360"
+
+    def answer(request: Request) -> bytes:
+        return part(files[request.target.rpartition("/")[2]], request, ETag=f'"{etag}"', X_Repo_Commit=COMMIT)
+
+    with scripted(answer, context if secure else None) as server:
+        for _ in range(2):
+            assert {path: fetch(server.url, path) for path in files} == files
+    assert [fetch("http://127.0.0.1:9", path, revision=COMMIT) for path in files] == [*files.values()]
 
 
 def test_8_a_sha256_that_does_not_fit_is_an_end_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

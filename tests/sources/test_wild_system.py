@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -123,6 +124,21 @@ def test_7_a_stale_saved_token_on_a_public_repo(caplog: pytest.LogCaptureFixture
     assert caplog.text.count(f"the token in {place} is not valid any more") == 1 and "hf_stale_1" not in caplog.text
 
 
+@pytest.mark.parametrize("words", [{}, {"X_Error_Message": "Invalid username or password."}, {"X_Error_Code": "RepoNotFound"}])
+def test_7_a_stale_saved_token_that_is_refused_in_other_words(words: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
+    """A server says 401 to a token that is none, whatever it calls that."""
+    def answer(request: Request) -> bytes:
+        refused = head("401 Unauthorized", **words, Content_Length=0)
+        return refused if "authorization" in request.headers else part(CONTENT, request, ETag=f'"{SHA256}"')
+
+    saved(f"hf_words_{len(str(words))}")
+    with scripted(answer) as server:
+        assert fetch(server.url) == CONTENT
+        assert "is not valid any more" in caplog.text
+        with pytest.raises(hf.HfHubHTTPError, match="no such repo|the token is not valid: check HF_TOKEN"):
+            fetch(server.url, token="hf_named", cache_dir="other")
+
+
 def test_7_a_stale_saved_token_on_a_private_repo(caplog: pytest.LogCaptureFixture) -> None:
     place = saved("hf_stale_2")
     with scripted(refusing("hf_stale_2", private=True)) as server:
@@ -181,6 +197,24 @@ def test_7_workers_need_no_shared_memory(demo_folder: Path, tmp_path: Path) -> N
 SCRIPT = "import sys\nfrom oracle.__main__ import run\nrun()\n"  # as pip writes the console script
 
 
+def test_7_a_damaged_file_that_is_deleted_as_the_error_says_is_fetched_again(served: Hub, tmp_path: Path) -> None:
+    """Not the link in snapshots/: whoever deletes that gets it again, to the same bytes."""
+    arguments = ["--mirror", served.url, "--layers", "0", "-o", str(tmp_path / "out"), "--cache-dir", str(tmp_path / "cache")]
+    assert run(*arguments).returncode == 0
+    path = next((tmp_path / "cache").glob(f"*/snapshots/*/{path_of(0)}"))
+    path.resolve().write_bytes(bytes(path.stat().st_size))
+    ran = run(*arguments)
+    assert ran.returncode == 4 and ran.stderr.endswith(": delete it and fetch it again\n"), ran.stderr
+    Path(ran.stderr.splitlines()[-1].removeprefix("error: ").partition(" is damaged")[0]).unlink()
+    assert run(*arguments).returncode == 0
+
+
+def test_5_a_blank_mirror_is_none(served: Hub, tmp_path: Path) -> None:
+    for url, endpoint in (("  ", served.url), (f" {served.url}\n", "http://127.0.0.1:9")):
+        ran = run("--layers", "0", "-o", str(tmp_path / "out"), environment={"ORACLE_MIRROR": url, "HF_ENDPOINT": endpoint})
+        assert ran.returncode == 0, ran.stderr
+
+
 def test_10_a_file_of_our_name_in_the_working_folder(tmp_path: Path) -> None:
     (tmp_path / "vendored_hf.py").write_text("raise RuntimeError('it was run')\n")
     ran = python("-m", "oracle", "--version", cwd=tmp_path)
@@ -190,6 +224,12 @@ def test_10_a_file_of_our_name_in_the_working_folder(tmp_path: Path) -> None:
     (scripts / "oracle").write_text(SCRIPT)
     ran = python(str(scripts / "oracle"), "--version", cwd=tmp_path)
     assert ran.returncode == 0 and ran.stdout.startswith("oracle "), ran.stderr
+
+
+def test_10_a_file_of_a_package_s_name_in_the_working_folder(tmp_path: Path) -> None:
+    (tmp_path / "numpy.py").write_text("")
+    ran = python("-m", "oracle", "--version", cwd=tmp_path)
+    assert ran.returncode == 2 and ran.stderr == f"error: {tmp_path}/numpy.py stands before the package numpy: run it from another folder, or as `oracle`\n"
 
 
 def test_10_our_own_copy_elsewhere_is_told_of_too(tmp_path: Path) -> None:
@@ -253,6 +293,15 @@ def test_11_a_download_that_a_full_disk_broke_off_is_resumed_and_not_swept(fille
     before = len(filled.requests("cdn"))
     assert fetch(filled.url) == CONTENT and not left.exists()
     assert sum(seen.sent for seen in filled.requests("cdn")[before:]) < len(CONTENT)
+
+
+@pytest.mark.parametrize("full", [errno.ENOSPC, errno.EDQUOT])
+def test_11_a_full_disk_is_told_with_its_place(full: int, tmp_path: Path) -> None:
+    """The system says no more than that; of a file that cannot be read, whose place this is not, no place is named."""
+    for number, place in ((full, str(tmp_path / "out")), (errno.EIO, None)):
+        with pytest.raises(OSError) as raised, hf.replacing(tmp_path / "out"):
+            raise OSError(number, os.strerror(number))
+        assert raised.value.filename == place and not [*tmp_path.glob("out*")]
 
 
 def test_11_a_file_that_another_process_writes_stays(tmp_path: Path) -> None:
