@@ -21,8 +21,9 @@ MEMORY = 140 << 20  # bytes that a text and what it holds may take
 PIECE, LONGEST_LIST = 1 << 20, 4 << 20  # bytes that are read at a time, characters of a list that is packed
 PACKED_KEY = "residual"
 
-# What Python's objects take, at most: an object, a list, a place with its number, a text.
-_OBJECT, _LIST, _PLACE, _TEXT = 232, 64, 40, 56
+# What Python's objects take, at most: an object, a list, a place with its number, a text, a key that is not known yet.
+_OBJECT, _LIST, _PLACE, _TEXT, _KEY = 232, 64, 40, 56, 256
+_KEYS = re.compile(r'"([^"]{0,200})"[ \t\n\r]*:')
 _PACKED = re.compile(rf'((?<!\\)"{PACKED_KEY}"[ \t\n\r]*:[ \t\n\r]*)(\[[-+.eE0-9, \t\n\r]*\])')
 
 
@@ -113,8 +114,9 @@ def _unpacked(first: bytes, file: BinaryIO, limit: int, packed: deque[array[floa
 
 def memory_of(text: str) -> int:
     """About how many bytes of memory a text and what it holds will take, and rather more."""
-    texts = max(0, text.count('"') // 2 - text.count(":"))  # keys are the same objects each time
-    objects = _OBJECT * text.count("{") + _LIST * text.count("[") + _PLACE * text.count(",") + _TEXT * texts
+    texts = max(0, text.count('"') // 2 - text.count(":"))  # a key is the same object each time
+    keys = sum(len(set(_KEYS.findall(text, start, start + PIECE))) for start in range(0, len(text), PIECE))
+    objects = _OBJECT * text.count("{") + _LIST * text.count("[") + _PLACE * text.count(",") + _TEXT * texts + _KEY * keys
     return sys.getsizeof(text) + objects
 
 

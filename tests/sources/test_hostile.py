@@ -88,6 +88,15 @@ def test_json_that_would_take_more_than_its_share(name: str) -> None:
     assert time.monotonic() - began < MOST_TIME
 
 
+@pytest.mark.parametrize("each", ['"%x":0,', '"%x":{"y%x":1},', '"\\t%x" :0,'])
+def test_keys_that_all_differ_take_their_share(each: str, demo_folder: Path, tmp_path: Path) -> None:
+    """Those of a document are the same objects each time; 20 MB of others took 424 MiB."""
+    pairs = "".join(each % ((number,) * each.count("%")) for number in range(600_000))
+    (tmp_path / "candidate.json").write_text(f'{{"test_cases":[],{pairs}"z":0}}')
+    ran = run("compare", str(demo_folder / "plt_gemma_reference.json"), str(tmp_path / "candidate.json"))
+    assert ran.returncode == 4 and "more than 140 MiB of memory" in ran.stderr, ran.stderr
+
+
 def test_memory_is_estimated_from_above() -> None:
     """What Python's own objects take, with all that hangs on them; numbers of one value are one object."""
     import sys
