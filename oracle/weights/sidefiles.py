@@ -221,7 +221,7 @@ SAELENS_ARCHITECTURES = (
 def saelens(side: Side, present: Collection[str], k: int | None, context: Context) -> Settings:
     """SAELens's cfg.json, of its version 6 and of those before."""
     version = side.values.get("sae_lens_version") or side.values.get("metadata.sae_lens_version")
-    is_old = not isinstance(version, str) or int(re.match(r"\d*", version)[0] or 0) < 6  # type: ignore[index]
+    is_old = not isinstance(version, str) or int(re.match(r"\d{0,9}", version)[0] or 0) < 6  # type: ignore[index]
     architecture = side.choice("architecture", SAELENS_ARCHITECTURES, "standard" if is_old else None)
     counts = {"k": side.count("k")}
     if is_old:
