@@ -15,7 +15,7 @@ from oracle.errors import BadData
 
 SIZE_LIMIT = 1024 * 1024
 ENTRY_LIMIT = 1024
-TOKEN_LIMIT = 16 * ENTRY_LIMIT  # an entry takes two; each costs PyYAML 20 microseconds, and a whole MiB of them 20 seconds
+TOKEN_LIMIT = 32 * ENTRY_LIMIT  # an entry takes two; each costs PyYAML 20 microseconds, and a whole MiB of them 20 seconds
 
 # Of a config.yaml: what is obeyed, and what says nothing of the numbers, or is known from elsewhere.
 OBEYED = ("transcoders", "model_name", "model_kind", "activation", "k")

@@ -96,12 +96,13 @@ class Side:
         if not isinstance(document, dict):
             raise WeightsError(f"{label} holds no JSON object")
         values, ignored = {}, []
+        silent, all_within = frozenset(row.silent), tuple(name[:-1] for name in row.silent if name.endswith(".*"))
         for key, value in _flattened(document, row):
             if key in ignore_key:
                 ignored.append(key)
             elif key in row.obeyed:
                 values[key] = value
-            elif not _is_silent(key, row.silent):
+            elif key not in silent and not key.startswith(all_within):
                 raise WeightsError(
                     f"{label}: `{_shown(key)}` is {_shown(value)}, and what that does to the numbers is not known: "
                     f"--ignore-key {_shown(key)} goes on without it"
@@ -147,16 +148,13 @@ class Side:
 
 def _flattened(document: dict[str, Any], row: SideFile, outer: str = "") -> Iterable[tuple[str, Any]]:
     """Keys and values; of an object inside it those of its own keys, where one of them is obeyed."""
+    objects = {known[:place] for known in (*row.obeyed, *row.silent) for place, letter in enumerate(known) if letter == "."}
     for key, value in document.items():
         name = f"{outer}{key}"
-        if isinstance(value, dict) and any(known.startswith(f"{name}.") for known in (*row.obeyed, *row.silent)):
+        if isinstance(value, dict) and name in objects:
             yield from _flattened(value, row, f"{name}.")
         else:
             yield name, value
-
-
-def _is_silent(key: str, silent: tuple[str, ...]) -> bool:
-    return any(key == name or (name.endswith(".*") and key.startswith(name[:-1])) for name in silent)
 
 
 def _shown(value: Any) -> str:
