@@ -299,6 +299,8 @@ def _parse_header(file: TensorFile, header: bytes, name: str) -> tuple[np.dtype,
     try:
         with _parsing:
             fields = ast.literal_eval(header.decode("utf-8").strip())
+        if fields.keys() != {"descr", "fortran_order", "shape"}:
+            raise ValueError  # NumPy reads no other
         descr, fortran_order, shape = fields["descr"], fields["fortran_order"], fields["shape"]
         repr((descr, shape))  # a number of 30,000 digits cannot be printed
     except Exception as error:  # whatever Python's own parser makes of it

@@ -247,11 +247,11 @@ def test_a_directory_of_zip64_past_its_limit(looked: bool, monkeypatch: pytest.M
     assert time.monotonic() - began < 1
 
 
-def of_header(text: str) -> bytes:
+def of_header(text: str, data: bytes = b"") -> bytes:
     header = text.encode().ljust(64)
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as file:
-        file.writestr("W_enc.npy", b"\x93NUMPY\x02\x00" + len(header).to_bytes(4, "little") + header)
+        file.writestr("W_enc.npy", b"\x93NUMPY\x02\x00" + len(header).to_bytes(4, "little") + header + data)
     return archive.getvalue()
 
 
