@@ -46,12 +46,17 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner),
     max_leaves=12,
 )
+# For one place of a document: drawn at once, where JSON takes twenty draws.
+ODD: st.SearchStrategy[Any] = st.sampled_from([
+    None, True, False, 0, -1, 1, 7, 2**31, 2**53 + 1, 2**63, 2**64, -(2**64), 10**90, 0.5, -0.0, 1e-42, 1e308, float("nan"), float("inf"), "", "a", "0", "a\nb", "\ud800", "\u2028", "é", "a" * 64,
+    "../x", "a/b", [], {}, [[]], [{}], {"": 0}, {"a": [1]}, [1, 2], [0.5], [True], ["a"], [None, "a"], [[[[]]]], {"index": 1, "activation": 0.5}, "9" * 5000, 42.0,
+])
 FILE = st.fixed_dictionaries({}, optional={
-    "repo": st.just("org/repo") | JSON, "revision": st.just("main") | JSON, "path": st.text(max_size=12) | JSON, "commit": st.just("a" * 40) | JSON,
-    "size": st.integers() | JSON, "sha256": st.just("b" * 64) | JSON,
+    "repo": st.just("org/repo") | ODD, "revision": st.just("main") | ODD, "path": st.text(max_size=12) | ODD, "commit": st.just("a" * 40) | ODD,
+    "size": st.integers() | ODD, "sha256": st.just("b" * 64) | ODD,
 })
 # Keys and texts that look like the one that is packed.
-RESIDUAL = st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=5) | st.lists(st.floats() | st.integers() | st.booleans(), max_size=3) | JSON
+RESIDUAL = st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=5) | st.lists(st.floats() | st.integers() | st.booleans(), max_size=3) | ODD
 LIKE_IT = st.sampled_from(["residual", 'a "residual": [1.5]', '"residual": [0.5]', '\\"residual": [0.5', "\\", '"', 'residual"'])
 WITH_RESIDUALS = st.recursive(
     RESIDUAL | LIKE_IT,
@@ -60,17 +65,17 @@ WITH_RESIDUALS = st.recursive(
     ),
     max_leaves=10,
 )
-MANIFEST = st.fixed_dictionaries({"format_version": st.just(1) | JSON}, optional={
-    "files": st.lists(FILE | JSON, max_size=3) | JSON, "listings": st.lists(FILE | JSON) | JSON,
+MANIFEST = st.fixed_dictionaries({"format_version": st.just(1) | ODD}, optional={
+    "files": st.lists(FILE | ODD, max_size=3) | ODD, "listings": st.lists(FILE | ODD) | ODD,
 })
 CASE = st.fixed_dictionaries({}, optional={
-    "layer": st.integers(-1, 3) | JSON, "seed": st.integers() | JSON, "n_active": st.integers() | JSON,
-    "top_10": st.lists(st.fixed_dictionaries({"index": st.integers() | JSON, "activation": st.floats() | JSON}) | JSON, max_size=3) | JSON,
-    "n_active_bounds": JSON, "flags": JSON, "residual": RESIDUAL, "reconstructions": JSON,
+    "layer": st.integers(-1, 3) | ODD, "seed": st.integers() | ODD, "n_active": st.integers() | ODD,
+    "top_10": st.lists(st.fixed_dictionaries({"index": st.integers() | ODD, "activation": st.floats() | ODD}) | ODD, max_size=3) | ODD,
+    "n_active_bounds": ODD, "flags": ODD, "residual": RESIDUAL, "reconstructions": ODD,
 })
-DOCUMENT = st.fixed_dictionaries({"test_cases": st.lists(CASE | JSON, max_size=3) | JSON}, optional={
-    "format_version": st.just(1) | JSON, "weights_repo": st.text() | JSON, "d_model": st.integers() | JSON, "n_features_per_layer": st.integers() | JSON, "layers": JSON,
-    "top_k": JSON, "tolerance": JSON, "gate": JSON, "digest": JSON,
+DOCUMENT = st.fixed_dictionaries({"test_cases": st.lists(CASE | ODD, max_size=3) | ODD}, optional={
+    "format_version": st.just(1) | ODD, "weights_repo": st.text() | ODD, "d_model": st.integers() | ODD, "n_features_per_layer": st.integers() | ODD, "layers": ODD,
+    "top_k": ODD, "tolerance": ODD, "gate": ODD, "digest": ODD,
     "residual_generator": WITH_RESIDUALS, "residuals": WITH_RESIDUALS, "more": WITH_RESIDUALS,
 })
 YAML = st.lists(st.sampled_from([
@@ -277,8 +282,8 @@ def of_wait(header: tuple[str, str, int]) -> None:
 
 
 ENTRY = st.fixed_dictionaries({}, optional={
-    "dtype": st.sampled_from(["F32", "F16", "BF16", "F64", "I64"]) | JSON, "shape": st.lists(st.integers(-1, 9), max_size=3) | JSON,
-    "data_offsets": st.tuples(st.integers(-1, 65), st.integers(-1, 65)) | st.just((0, 64)) | JSON,
+    "dtype": st.sampled_from(["F32", "F16", "BF16", "F64", "I64"]) | ODD, "shape": st.lists(st.integers(-1, 9), max_size=3) | ODD,
+    "data_offsets": st.tuples(st.integers(-1, 65), st.integers(-1, 65)) | st.just((0, 64)) | ODD,
 })
 DATE = st.text("0123456789 :,+-GMTJanuryFebDecMoniSt", max_size=40)
 
@@ -299,7 +304,7 @@ PICKLE = (st.lists(st.sampled_from(OPCODES), max_size=12) | SOME_DICT | st.tuple
     lambda pieces: [piece.decode("latin-1") for piece in pieces]
 )
 SIDES = [row.side_file for row in FORMATS if row.side_file]
-SIDE_VALUE = st.sampled_from(["topk", "jumprelu", "relu", "batchtopk", "standard", "6.0.0", "5", "9" * 5000, "none", "expected_average_only_in", "layer_norm", 50, 0, 1.5, True, False]) | JSON
+SIDE_VALUE = st.sampled_from(["topk", "jumprelu", "relu", "batchtopk", "standard", "6.0.0", "5", "9" * 5000, "none", "expected_average_only_in", "layer_norm", 50, 0, 1.5, True, False]) | ODD
 
 
 def side_document(number: int) -> st.SearchStrategy[dict[str, Any]]:
@@ -317,34 +322,38 @@ def side_document(number: int) -> st.SearchStrategy[dict[str, Any]]:
         return document
 
     keys = st.sampled_from([*SIDES[number].obeyed * 3, *SIDES[number].silent[:5]]) | st.text(max_size=3)
-    return st.dictionaries(keys, SIDE_VALUE, max_size=6).map(nested)
+    return st.dictionaries(keys, SIDE_VALUE, max_size=4).map(nested)
 
 
-PRESENT = st.lists(st.sampled_from(["W_enc", "b_enc", "W_dec", "b_dec", "threshold", "log_threshold", "W_skip", "b_gate", "r_mag", "scaling_factor", "k"]), unique=True)
+PRESENT = st.sampled_from([
+    ["W_enc"], ["W_enc", "b_enc", "W_dec", "b_dec"], ["W_enc", "b_enc", "threshold"], ["W_enc", "log_threshold"], ["W_enc", "W_skip"], ["W_enc", "b_gate", "r_mag", "b_mag"],
+    ["W_enc", "scaling_factor", "b_dec"], ["W_enc", "k", "threshold"],
+])
 SIDE_FILE = st.integers(0, len(SIDES) - 1).flatmap(lambda number: st.tuples(side_document(number), st.just(number), PRESENT, st.none() | st.integers(1, 9)))
 EXACT_CASE = st.fixed_dictionaries({}, optional={
-    "case": st.integers(0, 3) | JSON, "layer": st.just(0) | JSON, "flags": st.just([]) | JSON, "residual": st.just([1.0]) | JSON, "n_active": st.integers(0, 2) | JSON,
-    "active": st.lists(st.fixed_dictionaries({"index": st.integers(0, 9) | JSON, "activation": st.floats() | JSON}), max_size=2) | JSON,
-    "reconstructions": st.lists(st.fixed_dictionaries({"target_layer": st.integers(0, 2), "values": st.lists(st.floats()) | JSON}), max_size=2) | JSON,
+    "case": st.integers(0, 3) | ODD, "layer": st.just(0) | ODD, "flags": st.just([]) | ODD, "residual": st.just([1.0]) | ODD, "n_active": st.integers(0, 2) | ODD,
+    "active": st.lists(st.fixed_dictionaries({"index": st.integers(0, 9) | ODD, "activation": st.floats() | ODD}), max_size=2),
+    "reconstructions": st.lists(st.fixed_dictionaries({"target_layer": st.integers(0, 2), "values": st.lists(st.floats()) | ODD}), max_size=2) | ODD,
 })
 VECTORS = st.fixed_dictionaries({
-    "format": st.just("x"), "weights": st.just("x"), "d_model": st.just(1) | JSON, "n_features": st.just(10) | JSON,
-    "notes": st.just({"f": {"catches": "x"}}) | JSON, "test_cases": st.lists(EXACT_CASE, max_size=3) | JSON,
+    "format": st.just("x"), "weights": st.just("x"), "d_model": st.just(1), "n_features": st.just(10) | ODD, "notes": st.just({"f": {"catches": "x"}}) | ODD,
+    "test_cases": st.lists(EXACT_CASE, max_size=2) | ODD,
 })
+ANSWERS = st.fixed_dictionaries({"test_cases": st.lists(EXACT_CASE, max_size=2) | ODD})
 
 DOORS: dict[str, tuple[Callable[[Any], None], st.SearchStrategy[Any]]] = {
     "config.yaml": (of_yaml, YAML),
-    "manifest.json": (of_manifest, MANIFEST | JSON),
+    "manifest.json": (of_manifest, MANIFEST | ODD),
     "JSON": (of_json, st.text('[]{}",:0123456789eE+-.truefalsnNaIity \\u\n', max_size=60) | JSON.map(json.dumps) | st.text()),
     "JSON files": (of_json_file, st.tuples(WITH_RESIDUALS, st.integers(4, 60), st.none() | st.integers(0, 2))),
-    "references and candidates": (of_document, DOCUMENT | JSON),
+    "references and candidates": (of_document, DOCUMENT | ODD),
     ".npy headers": (of_npy, NPY | st.text(max_size=30)),
     "zip archives": (of_zip, st.tuples(EDITS, st.just(0) | st.integers(0, 40), st.integers(0, 1))),
     "torch's archives": (of_torch_zip, st.tuples(EDITS, st.just(0) | st.integers(0, 40))),
     "torch's pickles": (of_pickle, PICKLE),
     "side files": (of_side_file, SIDE_FILE),
-    "exact vectors": (of_vectors, st.tuples(VECTORS | JSON, VECTORS | JSON)),
-    "safetensors headers": (of_safetensors, st.dictionaries(st.text(max_size=5), ENTRY | JSON, max_size=3) | JSON),
+    "exact vectors": (of_vectors, st.tuples(VECTORS | ODD, ANSWERS | ODD)),
+    "safetensors headers": (of_safetensors, st.dictionaries(st.text(max_size=5), ENTRY | ODD, max_size=3) | ODD),
     "waits": (of_wait, st.tuples(DATE | st.integers().map(str), DATE.map(lambda text: f'"a";r=0;t={text}') | DATE, st.sampled_from([429, 503]))),
 }
 
@@ -391,7 +400,7 @@ def test_anything_at_a_parser_s_door(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DOORS)
 def test_ten_thousand_things_at_a_parser_s_door(name: str) -> None:
-    holds(*DOORS[name], 10_000, 1)
+    holds(*DOORS[name], 10_000)
 
 
 # --- what a server answers ---------------------------------------------------------------------------------------------
@@ -404,9 +413,9 @@ HEADER = st.sampled_from([
     "Content-Range: bytes 0-9/10", "Content-Range: x", "Last-Modified: x", " folded", "no colon", ": empty",
 ]) | LENGTH.map("Content-Length: {}".format) | LENGTH.map("X-Linked-Size: {}".format) | st.text(max_size=8)
 SIBLINGS = st.fixed_dictionaries({}, optional={
-    "siblings": st.lists(st.fixed_dictionaries({"rfilename": st.text(max_size=5) | JSON}) | JSON, max_size=3) | JSON, "sha": st.just("c" * 40) | st.none() | JSON,
+    "siblings": st.lists(st.fixed_dictionaries({"rfilename": st.text(max_size=5) | ODD}) | ODD, max_size=3) | ODD, "sha": st.just("c" * 40) | st.none() | ODD,
 })
-BODY = st.sampled_from(["", "0123456789", "01234", "5\r\n01234\r\n0\r\n\r\n", "-5\r\n", "5;x\r\n01234\r\n0\r\nX: y\r\n\r\n", "fffffffffff\r\n"]) | (SIBLINGS | JSON).map(json.dumps) | st.text(max_size=9)
+BODY = st.sampled_from(["", "0123456789", "01234", "5\r\n01234\r\n0\r\n\r\n", "-5\r\n", "5;x\r\n01234\r\n0\r\nX: y\r\n\r\n", "fffffffffff\r\n"]) | (SIBLINGS | ODD).map(json.dumps) | st.text(max_size=9)
 STATUS = st.sampled_from(["HTTP/1.1 200 OK"] * 4 + ["HTTP/1.1 206 Partial Content"] * 3 + ["HTTP/1.0 200", "HTTP/1.1 302 Found", "HTTP/1.1 404 Not Found", "HTTP/1.1 503 x", "HTTP/1.1 204 x"]) | st.text(max_size=9)
 ANSWER = st.tuples(STATUS, st.lists(HEADER, max_size=4), BODY)
 
