@@ -27,7 +27,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 from urllib.parse import quote, urljoin, urlsplit
 
 if os.name == "nt":
@@ -129,8 +129,7 @@ def _token_path() -> Path:
     path = _setting("HF_TOKEN_PATH")
     return _expanded(path) if path else _hf_home() / "token"
 
-@dataclass(frozen=True)
-class LocalFile:
+class LocalFile(NamedTuple):
     """A file on disk, its commit and the sha256 it was verified against or named by; None where nobody told."""
 
     path: str

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""Error classes and their exit codes."""
+"""Error classes, their exit codes, and the words that messages of every wing share."""
 
 from __future__ import annotations
 
@@ -87,6 +87,11 @@ def one_line(error: BaseException, *, has_mirror: bool = False, is_offline: bool
         ways += ["another mirror with --mirror URL" if has_mirror else "a mirror with --mirror URL", "or `python -m oracle demo`"]
         text += f"; ways on: {', '.join(ways)}"
     return text
+
+
+def counted(n: int, noun: str) -> str:
+    """A number and what it counts: "1 case", "3 cases"."""
+    return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
 def did_you_mean(word: str, words: Iterable[str]) -> str:

@@ -68,6 +68,9 @@ class Origin:
             raise BadUse(f"Origin: input_scale is {self.input_scale!r}, not in {MIN_SCALE:g} to {MAX_SCALE:g}")
         if self.normalize not in (None, *NORMALIZE):
             raise BadUse(f"Origin: normalize is {self.normalize!r}, not {' or '.join(NORMALIZE)}")
+        for name in ("repo", "schema", "revision", "weights_revision", "mirror", "cache_dir"):
+            if getattr(self, name) == "":  # it would mean None, as of a variable that is not set
+                raise BadUse(f"Origin: {name} is empty: name it, or leave it None")
         for name in ("path", "ignore_key"):
             if isinstance(getattr(self, name), str):
                 raise BadUse(f"Origin: {name} is a text, not a tuple of them")

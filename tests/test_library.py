@@ -308,6 +308,7 @@ def test_what_no_json_has(reference: Document) -> None:
 
 NOT_JOBS: dict[str, tuple[type[Exception], Callable[[Document], object]]] = {
     "no cache": (OSError, lambda _: generate(Job(Origin("org/name", offline=True)))),
+    "an empty revision": (BadUse, lambda _: generate(Job(Origin("org/name", revision="")))),
     "no mirror": (OSError, lambda _: generate(Job(Origin("org/name", mirror="/no/such/folder")))),
     "no server": (OSError, lambda _: generate(Job(Origin("org/name", mirror="http://127.0.0.1:9")))),
     "no revision": (ValueError, lambda _: generate(Job(Origin("org/name", revision="a\nb")))),

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import decimal
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -23,8 +22,7 @@ ZERO = ("0", "0")  # what a feature is held against, inside or outside
 Record = dict[str, Any]
 
 
-@dataclass(frozen=True, eq=False)
-class Inputs:
+class Inputs(NamedTuple):
     """float32 inputs [n, d_model]; what a decoder gives is multiplied by `factor` and added to `offset`, float64 [n, 1], after them.
 
     `removed` are vectors, float32 [d_model], that were subtracted from what had been rounded or summed up before, and how many
@@ -37,8 +35,7 @@ class Inputs:
     removed: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
 
 
-@dataclass(frozen=True, eq=False)
-class EncoderInput:
+class EncoderInput(NamedTuple):
     """A residual as W_enc is multiplied by it: `normalised` first, then with `b_dec` subtracted, where there is one.
 
     Everything is computed in float64, single operations and correctly rounded sums, and rounded once to float32.
@@ -108,8 +105,7 @@ def _sums(values: np.ndarray) -> np.ndarray:
 # --- gates -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
-class Condition:
+class Condition(NamedTuple):
     """A feature can fire iff its `distance` is above 0. How far that moves where each pre-activation does is `reach` times as far.
 
     The distance is that of `measured`, which is called `subject`, from what it is held against; where it is None, from 0. `against`
@@ -135,8 +131,7 @@ class Condition:
         return needed
 
 
-@dataclass(frozen=True, eq=False)
-class Decision:
+class Decision(NamedTuple):
     """What a gate makes of a case. A feature is active iff all conditions hold, and it is `inside`, bool [n], where that is given.
 
     `undecided` are features that have to be settled before anything else can be said; then there are no conditions.
@@ -159,8 +154,7 @@ class Decision:
         return int(np.minimum(per_group, self.limit).sum())
 
 
-@dataclass(frozen=True)
-class GateStep:
+class GateStep(NamedTuple):
     """A condition of a gate for one feature, in exact numbers: `subject` is held `against` something, and has to be above it."""
 
     subject: str
@@ -170,8 +164,7 @@ class GateStep:
     holds: bool
 
 
-@dataclass(frozen=True)
-class FeatureSteps:
+class FeatureSteps(NamedTuple):
     """What is made of one feature, exact: product = input . W_enc[:, j]; its value; the gate; and its rank among those that fire."""
 
     product: Fraction
@@ -339,6 +332,8 @@ def _resolve(measure: Numbers, inside: np.ndarray, unknown: np.ndarray, size: in
 
 def exp_float32(values: np.ndarray) -> np.ndarray:
     """exp of float32 values, rounded correctly to float32: `decimal` decides where float64, a few ulps off, leaves it open."""
+    import decimal  # not at the top: few gates need it
+
     with np.errstate(over="ignore"):
         near = np.exp(values.astype(np.float64))
         low, high = ((near * factor).astype(np.float32) for factor in (1 - 2.0**-48, 1 + 2.0**-48))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,8 +25,7 @@ SLACK_DEVIATIONS, ROUNDING_DEVIATIONS = 3, 4
 _SIGNIFICANT_DIGITS = 3  # of a tolerance
 
 
-@dataclass(frozen=True)
-class Output:
+class Output(NamedTuple):
     """What is said of an output, float64 [d_model]: its norm, sum, sum of squares and first ten values.
 
     `tolerance` is how far each value of a correct port's may be from these.
@@ -141,7 +140,7 @@ def decode_columns(blocks: Iterable[np.ndarray], cases: list[ActiveFeatures]) ->
 def divided(active: ActiveFeatures, norms: np.ndarray) -> ActiveFeatures:
     """Features whose activations are divided by `norms`, float32 [n_features], before W_dec."""
     own = norms[active.features].astype(np.float64)
-    return replace(active, activations=active.activations / own, slack=active.slack / own)
+    return active._replace(activations=active.activations / own, slack=active.slack / own)
 
 
 def norms(blocks: Iterator[np.ndarray], *, features_first: bool) -> np.ndarray:

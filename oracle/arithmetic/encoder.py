@@ -8,9 +8,8 @@ one of these open, exact arithmetic does. So the answer depends on no BLAS, no t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import reduce
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -25,8 +24,7 @@ MARGIN_DECIMALS = 6
 MOST_TOLERANCE = 2.0**105  # partial sums are below 2^22 times a case's own tolerance in any order: more may overflow float32
 
 
-@dataclass(frozen=True, eq=False)
-class Encoder:
+class Encoder(NamedTuple):
     """What is computed of an input: product = input . W_enc[:, j]; value = scale_j * product + offset_j; and whether it fires.
 
     `offset` is float64 [n_features], each the exact product of two float32 at most; `scale` float32 [n_features], None for 1.
@@ -47,8 +45,7 @@ class Encoder:
         return factor, offset
 
 
-@dataclass(frozen=True, eq=False)
-class ActiveFeatures:
+class ActiveFeatures(NamedTuple):
     """All features that are active, in ascending order: int [n], and their float32 activations [n].
 
     `slack` [n], float64, is how far a correct port's activation may be from this one: the tolerance, and where a
@@ -62,8 +59,7 @@ class ActiveFeatures:
     at_gate: np.ndarray
 
 
-@dataclass(frozen=True)
-class Encoding:
+class Encoding(NamedTuple):
     """What one residual gives.
 
     `top` holds (feature index, activation): activations are float32 values, descending, then by index.
@@ -84,8 +80,7 @@ class Encoding:
     active: ActiveFeatures | None = None
 
 
-@dataclass(frozen=True)
-class LayerEncoding:
+class LayerEncoding(NamedTuple):
     """The encodings of one layer, and of all pre-activations: float32's largest error, and how many were settled.
 
     `tolerances` are those that each encoding's bounds, ties and flags go by. `steps` are those of one feature in each case,

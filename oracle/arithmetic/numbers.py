@@ -8,9 +8,9 @@ whose numbers are equal for one reason, dead ones above all, share one exact val
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -25,8 +25,7 @@ _SIGNIFICANT_DIGITS = 3  # of a tolerance
 _FEW = 256  # so many columns are not looked through for equal ones
 
 
-@dataclass(frozen=True, eq=False)
-class Settled:
+class Settled(NamedTuple):
     """Exact values: `features` ascend, int [m]; `of` says for each which of the `values` is its own."""
 
     features: np.ndarray
@@ -152,13 +151,13 @@ class Numbers:
 
     def magnitude(self) -> Numbers:
         """|number|."""
-        return Numbers(np.abs(self.near), self.bound, replace(self.settled, values=[abs(value) for value in self.settled.values]))
+        return Numbers(np.abs(self.near), self.bound, self.settled._replace(values=[abs(value) for value in self.settled.values]))
 
     def floored(self) -> Numbers:
         """max(number, 0)."""
         bound = np.where(self.high > 0, self.bound, 0.0)
         values = [max(value, value * 0) for value in self.settled.values]
-        return Numbers(np.maximum(self.near, 0.0), bound, replace(self.settled, values=values))
+        return Numbers(np.maximum(self.near, 0.0), bound, self.settled._replace(values=values))
 
     def value(self, feature: int) -> float | Fraction:
         """The number as it is known: exact where it is settled."""
@@ -247,8 +246,7 @@ def classes(keys: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 # --- sums --------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class ActivationSums:
+class ActivationSums(NamedTuple):
     """The sum of all activations, and of their squares, each with what a correct port's may be off by.
 
     Both are exact, of activations that are rounded to a multiple of `sum_unit`: so the same on every machine, and seldom

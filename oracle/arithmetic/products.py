@@ -6,8 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -19,8 +18,7 @@ COLUMN_BYTES = 16 * 1024 * 1024  # of columns of W_enc that are held at once
 Removed = Sequence[tuple[np.ndarray, np.ndarray]]  # see chain.Inputs
 
 
-@dataclass(frozen=True)
-class Matrix:
+class Matrix(NamedTuple):
     """A matrix as it lies in its file: each call of `blocks` is a pass over it, a block of rows, float32, at a time.
 
     A row is that of an input, as of W_enc [d_model, n_features]; or, `features_first`, of what it gives: [n_features, d_model].
@@ -77,8 +75,7 @@ class NotFiniteError(ValueError):
     """W_enc, or a pre-activation, holds NaN or infinities."""
 
 
-@dataclass(frozen=True)
-class Products:
+class Products(NamedTuple):
     """Inputs times W_enc: float32 and float64 [n_cases, n_features], each feature's largest |W_enc|, float64 [n_features], and
     the depth of the float64 sums. `squares`, float64 [n_cases, n_features], are sums of the terms' squares, if asked for."""
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import math
 import operator
-from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -48,8 +48,7 @@ def residual(seed: int, stream: int, length: int) -> np.ndarray:
     return values[:length]
 
 
-@dataclass(frozen=True)
-class Pair:
+class Pair(NamedTuple):
     """A pair of the generator, step by step: two outputs x, two uniforms w, and s. `values` are float32; of a pair that is dropped,
     where s is 1 or more, `ln_s`, `f` and they are None.
     """
@@ -75,7 +74,7 @@ def first_pairs(seed: int, stream: int, length: int) -> list[Pair]:
         if s < 1:
             ln_s = float(_ln(np.array([s]))[0])
             f = math.sqrt((-2.0 * ln_s) / s)
-            pair = replace(pair, ln_s=ln_s, f=f, values=(float(np.float32(u * f)), float(np.float32(v * f))))
+            pair = pair._replace(ln_s=ln_s, f=f, values=(float(np.float32(u * f)), float(np.float32(v * f))))
             missing -= 2
         pairs.append(pair)
     return pairs

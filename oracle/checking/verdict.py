@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from oracle.errors import counted
 from oracle.references.document import CaseId
 
 FLOAT32_ROUNDING = 2.0**-24  # of a value: at most this much of it
@@ -21,10 +22,6 @@ SAME, ROUNDING, DIFFERS, MISSING = STATUSES = "same", "rounding", "differs", "mi
 CASE, RESIDUAL, SHAPE, N_ACTIVE, FEATURE, ACTIVATION, PLACE, LIST, SUM, RECONSTRUCTION, RECORD = SUBJECTS = (
     "case", "residual", "shape", "n_active", "feature", "activation", "place", "list", "sum", "reconstruction", "record",
 )  # fmt: skip
-
-
-def counted(n: int, noun: str) -> str:
-    return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
 def stored(*values: float) -> float:

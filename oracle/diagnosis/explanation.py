@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from oracle.arithmetic.constants import SEED_STRIDE
-from oracle.checking.verdict import counted
 from oracle.diagnosis.layers import ExaminedCase
 from oracle.diagnosis.port import Hypothesis, Match, Mistake, Rounding, same
 from oracle.diagnosis.steps import bfloat16, float16
+from oracle.errors import counted
 from oracle.references.document import CaseId
 
 # How surprising it is that a wrong mistake gives a number that the right answer does not: in bits, so that they add up.

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -163,7 +163,7 @@ class Neighbourhood:
         for role in dict.fromkeys((self._role, SIDE, ENCODER)):
             file = files.files.get(role)
             if file and file.repo == own.repo:
-                file = replace(file, revision=file.revision or own.revision)
+                file = file._replace(revision=file.revision or own.revision)
             if file and role == ENCODER != self._role:  # it has vectors, for which none is fetched
                 with contextlib.suppress(OSError, vendored_hf.EntryNotFoundError):
                     paths[role] = self._weights.offline().fetch(file)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -210,11 +210,11 @@ def moved(by: float) -> Input:
 
 
 def other_input(**changed: Any) -> Input:
-    return lambda r, right, b_dec: right_input(r, replace(right, **changed), b_dec)
+    return lambda r, right, b_dec: right_input(r, right._replace(**changed), b_dec)
 
 
 def scaled_twice(r: np.ndarray, right: EncoderInput, b_dec: np.ndarray) -> np.ndarray:
-    return right_input(r, replace(right, factor=right.factor**2), b_dec)
+    return right_input(r, right._replace(factor=right.factor**2), b_dec)
 
 
 # --- biases, gates, indices, activations, targets -----------------------------------------------------------------------

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -33,10 +34,12 @@ from oracle.references.plan import Plan, plan
 from oracle.references.rows import FORMAT_VERSION, Document
 from oracle.sources.curation import HubFile
 from oracle.sources.listing import Listing
-from oracle.sources.residuals import ResidualFile
 from oracle.sources.source import FileEvents, Source
 from oracle.version import VERSION
 from oracle.weights.sidefiles import Context
+
+if TYPE_CHECKING:
+    from oracle.sources.residuals import ResidualFile
 
 METHODOLOGY = "from-first-principles encoder oracle in NumPy (float32 products, float64 and exact referee; no torch)"
 
@@ -60,7 +63,7 @@ class Events(FileEvents):
         """Something that a user should know of."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """A job whose layers are on their way, in their order."""
 
@@ -95,7 +98,7 @@ def start(job: Job, events: Events = Events(), executor: Executor | None = None)
     Raises LayerError, CurationError, WeightsError, MirrorError, or an exception of vendored_hf.
     """
     source = Source(job.origin, events)
-    residuals = None if job.residuals is None else ResidualFile.of(job.residuals, job.seeds)
+    residuals = None if job.residuals is None else _residual_file(job.residuals, job.seeds)
     job_plan = plan(job, source)
     if residuals:
         residuals.check(list(job_plan.layers))
@@ -110,6 +113,12 @@ def start(job: Job, events: Events = Events(), executor: Executor | None = None)
     finally:
         for future in futures.values():
             future.cancel()
+
+
+def _residual_file(path: str, rows: int | None) -> ResidualFile:
+    from oracle.sources.residuals import ResidualFile  # not at the top: most residuals are generated
+
+    return ResidualFile.of(path, rows)
 
 
 def generate(job: Job, events: Events = Events(), executor: Executor | None = None) -> Reference:
@@ -150,7 +159,7 @@ def _tasks(job: Job, job_plan: Plan) -> list[LayerTask]:
 
 
 def _with_rows(task: LayerTask, residuals: ResidualFile | None) -> LayerTask:
-    return replace(task, rows=residuals.rows(task.files.layer)) if residuals else task
+    return task._replace(rows=residuals.rows(task.files.layer)) if residuals else task
 
 
 def _submit(
@@ -161,13 +170,12 @@ def _submit(
     job = replace(job, origin=source.settled_origin)
     futures = {}
     for task in _tasks(job, job_plan):
-        resolved = replace(task.files, files={role: source.resolve_commit(file) for role, file in task.files.files.items()})
-        futures[task.files.layer] = executor.submit(run, _with_rows(replace(task, files=resolved), residuals), *heard)
+        resolved = task.files._replace(files={role: source.resolve_commit(file) for role, file in task.files.files.items()})
+        futures[task.files.layer] = executor.submit(run, _with_rows(task._replace(files=resolved), residuals), *heard)
     return futures
 
 
-@dataclass(frozen=True)
-class LayerFailure:
+class LayerFailure(NamedTuple):
     """Why a layer has no cases: a line, the exit code that goes with it, and the chain for --debug."""
 
     layer: int

@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -36,8 +37,7 @@ class RobustError(BadData, ValueError):
     """No seed gives a case without a flag."""
 
 
-@dataclass(frozen=True, eq=False)
-class LayerTask:
+class LayerTask(NamedTuple):
     """All that a layer's cases depend on: the job, those of the layer's files that it reads, and what is said of it elsewhere.
 
     `rows` are its residuals, float32 [n, input_length], where the job names a file of them: the values travel, not the path.
@@ -50,8 +50,7 @@ class LayerTask:
     rows: np.ndarray | None = None
 
 
-@dataclass(frozen=True)
-class Arithmetic:
+class Arithmetic(NamedTuple):
     """What a layer's weights are encoded by, as the JSON has it; `negative_formula` is that of layers with negative thresholds.
 
     `ignored` are keys of its side file that were passed over on demand, `notes` what a user should know.
@@ -101,8 +100,7 @@ def input_of(record: Document, layer: int) -> Document:
     return {"kind": own.pop("kind", None), "factor": factors.get(str(layer)), **own}
 
 
-@dataclass(frozen=True)
-class LayerResult:
+class LayerResult(NamedTuple):
     """What a layer gives: `record` is its entry in the JSON's `layers`, with its repo and revision.
 
     `skipped` are the seeds that --robust passed over.
@@ -120,7 +118,7 @@ class LayerResult:
     n_settled: int
 
 
-@dataclass
+@dataclass(eq=False)
 class Encodings:
     """Encodings and reconstructions, in the order of the residuals; float32's largest error, and how many were settled.
 
@@ -153,7 +151,7 @@ class Encodings:
                 gate_margin=encoding.gate_margin,
                 gate_ties=tuple(encoding.gate_ties),
                 flags=tuple(encoding.flags),
-                **vars(encoding.sums),
+                **encoding.sums._asdict(),
                 encoder_input_fingerprint=self.input_fingerprints[number] if self.input_fingerprints else None,
             )
             for number, (case_id, encoding) in enumerate(zip(ids, self.encodings))
@@ -238,7 +236,7 @@ def encode_residuals(
         if decode:
             encodings.reconstructions += _reconstructions(weights, group, inputs, encoded.encodings)
         encodings.tolerances += encoded.tolerances if own_tolerances else []
-        encodings.encodings += [replace(encoding, active=None) for encoding in encoded.encodings]
+        encodings.encodings += [encoding._replace(active=None) for encoding in encoded.encodings]
         encodings.count(encoded.float32_max_abs_error, encoded.n_settled)
     return encodings
 
@@ -345,7 +343,7 @@ def _reconstructions(
         for target in range(row_shape[0] if several else 1):
             parts = [sums, *skip] if target == weights.own_target else [sums]
             output = decoder.output(parts, weights.b_dec_of(target), target if several else None, factor=factor, offset=offset)
-            outputs.append(Reconstruction(target_layer=weights.first_target + target, **vars(output)))
+            outputs.append(Reconstruction(target_layer=weights.first_target + target, **output._asdict()))
         cases.append(tuple(outputs))
     return cases
 

@@ -7,7 +7,8 @@ import contextlib
 import posixpath
 import re
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import vendored_hf
 from oracle.errors import BadUse, did_you_mean
@@ -30,8 +31,7 @@ class LayerError(BadUse, ValueError):
     """A layer was asked for that there is not."""
 
 
-@dataclass(frozen=True)
-class LayerFiles:
+class LayerFiles(NamedTuple):
     """The weight files of a layer, by their role: see weights/formats.py."""
 
     layer: int
@@ -42,7 +42,7 @@ class LayerFiles:
         """All files of a layer, which lie beside that of its encoder."""
         folder, stem = posixpath.dirname(encoder.path), weights_format.stem(encoder.path)
         others = {
-            role: replace(encoder, path=posixpath.normpath(posixpath.join(folder, name.format(layer=layer, stem=stem))))
+            role: encoder._replace(path=posixpath.normpath(posixpath.join(folder, name.format(layer=layer, stem=stem))))
             for role, name in weights_format.files.items()
             if role != ENCODER
         }
@@ -57,8 +57,7 @@ class LayerFiles:
         return self if decode else LayerFiles(self.layer, {role: file for role, file in self.files.items() if role != DECODER})
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """`layers` are the files of the job's layers in order, `known` those of all layers that the repo tells of.
 
     `config` is the config.yaml that was read, None where there was none, and `commit` that of the repo where the
@@ -104,7 +103,7 @@ def sibling_files(weights_format: Format, file: HubFile, listing: Listing) -> di
         if layer is not None:
             sibling = abs(l0 - own_l0), path
             nearest[layer] = min(nearest.get(layer, sibling), sibling)
-    return _beside(weights_format, {layer: replace(file, path=path) for layer, (_, path) in nearest.items()})
+    return _beside(weights_format, {layer: file._replace(path=path) for layer, (_, path) in nearest.items()})
 
 
 def _without_numbers(weights_format: Format, path: str) -> tuple[str, int]:
@@ -158,7 +157,7 @@ def plan(job: Job, source: Source) -> Plan:
     side = curation.parse_config(text, config_file.path, origin.ignore_key)
     if side.files is None or (origin.path and config_file.path == CONFIG_FILE):
         return _of_names(job, repo, source, side=side, config=config_file, commit=file.commit)
-    known = {layer: replace(entry, revision=entry.revision or origin.weights_revision) for layer, entry in side.files.items()}
+    known = {layer: entry._replace(revision=entry.revision or origin.weights_revision) for layer, entry in side.files.items()}
     files = _wanted(job, repo, known, len(known))
     rows = [row for row in FORMATS if LIST in row.found_by and _is_of_kind(row, side.model_kind)]
     row = _format(job, source, rows, files, f"the transcoders: list of {repo}")
@@ -245,7 +244,7 @@ def _of_paths(job: Job, repo: str, source: Source) -> Plan:
             raise LayerError(f"{path} does not say which layer it is of: name such a file alone, its layer with --layers")
         if layer in files:
             raise LayerError(f"{files[layer].path} and {path} are both of layer {layer}")
-        files[layer] = replace(file, revision=job.origin.weights_revision or job.origin.revision)
+        files[layer] = file._replace(revision=job.origin.weights_revision or job.origin.revision)
     if isinstance(job.layers, tuple) and set(job.layers) != set(files):
         raise LayerError(f"the paths are of the layers {sorted(files)}, and --layers says {sorted(set(job.layers))}")
     files = dict(sorted(files.items()))

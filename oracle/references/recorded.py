@@ -246,4 +246,4 @@ def _hub_file(record: LayerRecord, path: str) -> HubFile:
         file = curation.parse_uri(f"hf://{record.repo}/{path}")
     except curation.CurationError as error:
         raise DataError(f"the reference names a weight file that cannot be: {error}") from error
-    return replace(file, revision=record.revision)
+    return file._replace(revision=record.revision)

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -31,8 +30,7 @@ class CurationError(BadData, ValueError):
     """A config.yaml that does not say which file holds which layer."""
 
 
-@dataclass(frozen=True)
-class HubFile:
+class HubFile(NamedTuple):
     """A file on the Hub. `revision` is None where the entry names none."""
 
     repo: str
@@ -40,8 +38,7 @@ class HubFile:
     path: str
 
 
-@dataclass(frozen=True)
-class Config:
+class Config(NamedTuple):
     """What a config.yaml says: `files` by layer in the list's order, or None where it has no list.
 
     `model_name` is the model that was transcoded, `activation` the gate, with its `k`; each None where it is not said. `ignored` are

@@ -6,8 +6,8 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import quote
 
 import vendored_hf
@@ -26,8 +26,7 @@ class UnreadableError(vendored_hf.HubConnectionError):
     """An answer breaks off, or is too long."""
 
 
-@dataclass(frozen=True)
-class Listing:
+class Listing(NamedTuple):
     """The paths of a repo at a revision, and the commit that this is, if it is known.
 
     `complete` is whether these are all that the repo has, and not only what somebody fetched of it.

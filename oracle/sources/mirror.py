@@ -13,9 +13,8 @@ import json
 import logging
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import vendored_hf
@@ -42,8 +41,7 @@ def _place(file: HubFile) -> str:
     return f"{file.repo}/resolve/{file.revision or 'main'}/{file.path}"
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """A file of a mirror. `commit` is None where the source of the mirror told none."""
 
     repo: str
@@ -59,8 +57,7 @@ class Entry:
         return _place(HubFile(self.repo, self.revision, self.path))
 
 
-@dataclass(frozen=True)
-class Manifest:
+class Manifest(NamedTuple):
     """What a manifest.json says."""
 
     entries: list[Entry]
@@ -73,7 +70,7 @@ def parse_manifest(text: bytes, where: str) -> Manifest:
         document = strict_json.loads(text)
         if document["format_version"] != FORMAT_VERSION:
             raise MirrorError(f"{where} has format version {document['format_version']!r}; {FORMAT_VERSION} is known")
-        entries = [Entry(**{field: file[field] for field in Entry.__dataclass_fields__}) for file in document["files"]]
+        entries = [Entry(**{field: file[field] for field in Entry._fields}) for file in document["files"]]
         for entry in entries:
             if not all(isinstance(text, str) for text in (entry.repo, entry.revision, entry.path)) or type(entry.size) is not int:
                 raise TypeError(entry)
@@ -278,7 +275,7 @@ def _copy(source: str, target: Path, destination: Path, sha256: str) -> None:
 
 def _write_manifest(destination: Path, manifest: Manifest) -> None:
     document: dict[str, Any] = {"format_version": FORMAT_VERSION}
-    document["files"] = [asdict(entry) for entry in sorted(manifest.entries, key=lambda entry: entry.place)]
+    document["files"] = [entry._asdict() for entry in sorted(manifest.entries, key=lambda entry: entry.place)]
     document["listings"] = [
         {"repo": repo.repo, "revision": repo.revision, "commit": repo.commit, "paths": repo.paths}
         for repo in sorted(manifest.listings, key=lambda repo: (repo.repo, repo.revision))

@@ -48,7 +48,7 @@ class FileEvents:
         """A file is read off the wire as the encoder asks for it; `received` counts its bytes."""
 
 
-@dataclass
+@dataclass(eq=False)
 class SourceFile:
     """A file that is open, and what is known of it; sha256 is None for a stream. Closing it raises DamagedFileError where a file on
     disk changed while it was open: what was read is not what was hashed."""
@@ -205,7 +205,7 @@ class Source:
         return None
 
     def _pinned(self, file: HubFile) -> HubFile:
-        return replace(file, revision=self._commits.get((file.repo, file.revision or "main"), file.revision))
+        return file._replace(revision=self._commits.get((file.repo, file.revision or "main"), file.revision))
 
     def _pin(self, file: HubFile, commit: str | None) -> None:
         if commit:

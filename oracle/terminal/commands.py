@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oracle import errors
-from oracle.checking.verdict import counted
-from oracle.errors import BadUse
+from oracle.errors import BadUse, counted
 from oracle.job import DEMO_CACHE, DEMO_OWNER
-from oracle.terminal import github, tables
+from oracle.terminal import github
 from oracle.terminal.options import job_of, origin_of, origin_words, parse
 from oracle.terminal.output import check_folder, check_output, dump, json_text, write_text
 from oracle.terminal.text import fits, in_bytes, output_width, printable, say, shows_colours
@@ -190,6 +189,8 @@ def _chosen(ids: Collection[CaseId], options: argparse.Namespace) -> set[CaseId]
 
 def _conclude(outcome: Comparison | Verification, options: argparse.Namespace, explanation: Explanation | None = None) -> int:
     """Print an outcome, tell GitHub of it, and return its exit code."""
+    from oracle.terminal import tables
+
     title, closing = f"oracle {options.command}", tables.closing(outcome, explanation)
     github.summarize_verdicts(title, outcome.cases, closing)
     if not (outcome.agrees or options.quiet):
@@ -211,6 +212,8 @@ def _conclude(outcome: Comparison | Verification, options: argparse.Namespace, e
 
 def _next_commands(outcome: Comparison | Verification, options: argparse.Namespace) -> Iterator[list[str]]:
     """What to try where they disagree: the search for the cause, and one feature step by step, from the same weights."""
+    from oracle.terminal import tables
+
     if outcome.agrees:
         return
     program, files = ["python", "-m", "oracle"], ["--candidate", options.candidate] if options.command == "compare" else []

@@ -10,9 +10,8 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from oracle.checking.verdict import counted
-from oracle.terminal.tables import case_rows, case_texts
-from oracle.terminal.text import say
+from oracle.errors import counted
+from oracle.terminal.text import case_rows, case_texts, say
 
 if TYPE_CHECKING:
     from oracle.checking.verdict import CaseVerdict

@@ -179,6 +179,14 @@ class _Parser(argparse.ArgumentParser):
     def add_flag(self, name: str, help: str) -> None:
         self.add_argument(name, action="store_true", help=help)
 
+    def check_filled(self, options: argparse.Namespace) -> None:
+        """End where an option was given an empty text, as of a variable that is not set: it would mean what is done without it."""
+        for action in self._actions:
+            value = getattr(options, action.dest, None)
+            if value == "" or (isinstance(value, list) and "" in value):
+                name = next((name for name in action.option_strings if name.startswith("--")), None)
+                self.error(f"{name} is empty: give it a value, or leave it out" if name else f"{action.metavar} is empty: name one")
+
     def options(self) -> list[str]:
         """The names of its options."""
         return [name for action in self._actions for name in action.option_strings]
@@ -207,6 +215,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     chosen = commands[command]
     options, others = whole.parse_known_args([command, *arguments[first == command :]])
     if not others:
+        chosen.check_filled(options)
         return options
     late = next((word for word in others if word in commands), None)
     if late and first != command:

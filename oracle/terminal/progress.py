@@ -20,8 +20,7 @@ from oracle.references.document import Case
 from oracle.references.generate import Events
 from oracle.terminal.output import check_apart, check_output
 from oracle.terminal.screen import Bar, bars_are_disabled, screen_of
-from oracle.terminal.tables import case_texts
-from oracle.terminal.text import fitting, in_bytes, printable, say, shortened, terminal_width
+from oracle.terminal.text import case_texts, fitting, in_bytes, printable, say, shortened, terminal_width
 
 TICK = 0.1  # seconds between two drawings
 EVERY = 10.0  # seconds between two lines about one file, where there are no bars

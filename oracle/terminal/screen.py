@@ -17,7 +17,7 @@ NARROW = 60  # columns below which a bar is left out, and its numbers stay
 NUMBERS = 34  # columns of a bar's numbers, padded so that they stand still
 
 
-@dataclass
+@dataclass(eq=False)
 class Bar:
     """What is on its way: a file, in bytes, or the layers of a job. `streamed` is bytes besides that count no part."""
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from oracle.checking.verdict import Comparison, Problem, counted
+from oracle.checking.verdict import Comparison, Problem
 from oracle.terminal.output import json_text
 from oracle.terminal.text import GREEN, RED, coloured, columns_of, printable, wrapped
 from oracle.version import VERSION
@@ -17,27 +17,10 @@ from oracle.version import VERSION
 if TYPE_CHECKING:
     from oracle.checking.verdict import CaseVerdict, Verification
     from oracle.diagnosis.explanation import Explanation
-    from oracle.references.document import Case
 
 MOST_BLOCKS = 12  # cases that fail, where -v does not ask for all; the other formats have them all
 MOST_OF_A_CELL = 24  # columns of a table's cell: a fingerprint has room, a list stands on a line of its own
 MOST_OF_A_GROUP = 3  # problems of a case that say the same of other features, or of other numbers
-
-
-def case_texts(case: Case) -> tuple[str, str, str, str]:
-    """What a person reads of a case of a reference: its first feature, rank margin, gate margin and flags."""
-    feature = f"{case.top[0].feature} ({case.top[0].activation:.4f})" if case.top else "none"
-    rank, gate = ("none" if value is None else f"{value:.6f}" for value in (case.rank_margin, case.gate_margin))
-    return feature, rank, gate, ", ".join(case.flags or ())
-
-
-def case_rows(cases: Sequence[CaseVerdict], most: int) -> tuple[list[tuple[str, str, str]], list[str]]:
-    """Case, status and summary of each case. Of more than `most`, those that fail come first and a line counts the rest."""
-    shown = cases if len(cases) <= most else sorted(cases, key=lambda case: case.agrees)[:most]
-    rows = [(str(case.id), case.status, case.summary) for case in shown]
-    failed = sum(not case.agrees for case in cases) - sum(not case.agrees for case in shown)
-    rest = [f"... and {counted(len(cases) - len(shown), 'case')} more, of which {failed} do not agree"] if len(shown) < len(cases) else []
-    return rows, rest
 
 
 def closing(outcome: Comparison | Verification, explanation: Explanation | None = None) -> list[str]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""Lines for a person: what is printed of a text, how many columns it takes, what of it fits the terminal, and how it is broken."""
+"""Lines for a person: what is printed of a text or of a case, how many columns it takes, what of it fits, and how it is broken."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ import os
 import sys
 import threading
 import unicodedata
-from typing import TextIO
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TextIO
+
+from oracle.errors import counted
+
+if TYPE_CHECKING:
+    from oracle.checking.verdict import CaseVerdict
+    from oracle.references.document import Case
 
 GREEN, RED, PLAIN = "\x1b[32m", "\x1b[31m", "\x1b[0m"
 NARROWEST = 20  # columns: what is wrapped is not wrapped to less
@@ -138,3 +145,19 @@ def _head(text: str, width: int) -> str:
         if columns > width:
             return text[:position]
     return text
+
+
+def case_texts(case: Case) -> tuple[str, str, str, str]:
+    """What a person reads of a case of a reference: its first feature, rank margin, gate margin and flags."""
+    feature = f"{case.top[0].feature} ({case.top[0].activation:.4f})" if case.top else "none"
+    rank, gate = ("none" if value is None else f"{value:.6f}" for value in (case.rank_margin, case.gate_margin))
+    return feature, rank, gate, ", ".join(case.flags or ())
+
+
+def case_rows(cases: Sequence[CaseVerdict], most: int) -> tuple[list[tuple[str, str, str]], list[str]]:
+    """Case, status and summary of each case. Of more than `most`, those that fail come first and a line counts the rest."""
+    shown = cases if len(cases) <= most else sorted(cases, key=lambda case: case.agrees)[:most]
+    rows = [(str(case.id), case.status, case.summary) for case in shown]
+    failed = sum(not case.agrees for case in cases) - sum(not case.agrees for case in shown)
+    rest = [f"... and {counted(len(cases) - len(shown), 'case')} more, of which {failed} do not agree"] if len(shown) < len(cases) else []
+    return rows, rest

@@ -99,7 +99,7 @@ _LM_SAES = {
 }  # fmt: skip
 _SCALED_JUMP = Settings(JUMPRELU, normalised=SCALED, factor=2.0, back=2.0)
 _LEVEL = 0.0625
-_WHOLE_TOPK = replace(_LESS_B_DEC, gate=TOPK, k=K)
+_WHOLE_TOPK = _LESS_B_DEC._replace(gate=TOPK, k=K)
 _LINEAR = ("encoder.weight", "encoder.bias", "decoder.weight")
 _GATES = (B_GATE, R_MAG, B_MAG)
 
@@ -117,32 +117,32 @@ _OF_FORMATS = (
     Variant("GemmaScope2Crosscoder", "", _JUMP, (THRESHOLD,), d_out=N_INPUTS // N_LAYERS),
     Variant("Sae", "", _JUMP, (THRESHOLD,)),
     Variant("Sae", "relu", Settings()),
-    Variant("EmbeddingSae", "", replace(_JUMP, root_scaled=True), (THRESHOLD,)),
+    Variant("EmbeddingSae", "", _JUMP._replace(root_scaled=True), (THRESHOLD,)),
     _sae("", _LESS_B_DEC),
     _sae("unshifted", Settings(), apply_b_dec_to_input=False),
-    _sae("jumprelu", replace(_JUMP, minus_b_dec=True), THRESHOLD, architecture=JUMPRELU),
+    _sae("jumprelu", _JUMP._replace(minus_b_dec=True), THRESHOLD, architecture=JUMPRELU),
     _sae("topk", _WHOLE_TOPK, architecture=TOPK, k=K),
-    _sae("topk-norms", replace(_WHOLE_TOPK, by_decoder_norm=True), architecture=TOPK, k=K, rescale_acts_by_decoder_norm=True),
-    _sae("abstopk", replace(_WHOLE_TOPK, gate=ABSTOPK), architecture=ABSTOPK, k=K),
-    _sae("gated", replace(_LESS_B_DEC, gate=GATED), *_GATES, architecture=GATED),
-    _sae("unit-rms", replace(_LESS_B_DEC, normalised=UNIT_RMS), normalize_activations="constant_norm_rescale"),
+    _sae("topk-norms", _WHOLE_TOPK._replace(by_decoder_norm=True), architecture=TOPK, k=K, rescale_acts_by_decoder_norm=True),
+    _sae("abstopk", _WHOLE_TOPK._replace(gate=ABSTOPK), architecture=ABSTOPK, k=K),
+    _sae("gated", _LESS_B_DEC._replace(gate=GATED), *_GATES, architecture=GATED),
+    _sae("unit-rms", _LESS_B_DEC._replace(normalised=UNIT_RMS), normalize_activations="constant_norm_rescale"),
     _sae("unit-rms-unshifted", Settings(normalised=UNIT_RMS), normalize_activations="constant_norm_rescale", apply_b_dec_to_input=False),
-    _sae("layer-norm", replace(_LESS_B_DEC, normalised=LAYER_NORM), normalize_activations="layer_norm"),
-    _sae("scaled", replace(_LESS_B_DEC, normalised=SCALED, factor=2.0, back=0.5), input_scale=2.0, normalize_activations="expected_average_only_in"),
+    _sae("layer-norm", _LESS_B_DEC._replace(normalised=LAYER_NORM), normalize_activations="layer_norm"),
+    _sae("scaled", _LESS_B_DEC._replace(normalised=SCALED, factor=2.0, back=0.5), input_scale=2.0, normalize_activations="expected_average_only_in"),
     _sae("transcoder", Settings(), d_out=12, architecture="transcoder", apply_b_dec_to_input=False),
     _sae("skip-transcoder", Settings(), W_SKIP, d_out=12, architecture="skip_transcoder", apply_b_dec_to_input=False),
     _sae("jumprelu-transcoder", _JUMP, THRESHOLD, d_out=12, architecture="jumprelu_transcoder", apply_b_dec_to_input=False),
     _dictionary("AutoEncoder", _LESS_B_DEC, names=(*_LINEAR, "bias")),
     _dictionary("AutoEncoderTopK", _WHOLE_TOPK, THRESHOLD, STORED_K, names=(*_LINEAR, "b_dec"), k=K),
-    _dictionary("BatchTopKSAE", replace(_JUMP, level=0.125, minus_b_dec=True), THRESHOLD, STORED_K, names=(*_LINEAR, "b_dec")),
+    _dictionary("BatchTopKSAE", _JUMP._replace(level=0.125, minus_b_dec=True), THRESHOLD, STORED_K, names=(*_LINEAR, "b_dec")),
     _dictionary("JumpReluAutoEncoder", _JUMP, THRESHOLD, names=("W_enc", "b_enc", "W_dec", "b_dec")),
-    _dictionary("GatedAutoEncoder", replace(_LESS_B_DEC, gate=GATED), *_GATES, names=("encoder.weight", "decoder.weight", "decoder_bias")),
+    _dictionary("GatedAutoEncoder", _LESS_B_DEC._replace(gate=GATED), *_GATES, names=("encoder.weight", "decoder.weight", "decoder_bias")),
     Variant("QwenScope", "", Settings(TOPK, K)),
-    Variant("LlamaScope", "", replace(_SCALED_JUMP, level=_LEVEL, level_factor=2.0), (), {**_LM_SAES, "jump_relu_threshold": _LEVEL}),
+    Variant("LlamaScope", "", _SCALED_JUMP._replace(level=_LEVEL, level_factor=2.0), (), {**_LM_SAES, "jump_relu_threshold": _LEVEL}),
     Variant("LlamaScopeR1", "", _SCALED_JUMP, (LOG_THRESHOLD,), _LM_SAES),
     Variant("Sparsify", "", _WHOLE_TOPK, (), {"activation": TOPK, "k": K}),
-    Variant("Sparsify", "groupmax", replace(_WHOLE_TOPK, gate=GROUPMAX, k=GROUPS), (), {"activation": GROUPMAX, "k": GROUPS}),
-    Variant("Sparsify", "signed", replace(_WHOLE_TOPK, gate=ABSTOPK), (), {"activation": TOPK, "k": K, "signed": True}),
+    Variant("Sparsify", "groupmax", _WHOLE_TOPK._replace(gate=GROUPMAX, k=GROUPS), (), {"activation": GROUPMAX, "k": GROUPS}),
+    Variant("Sparsify", "signed", _WHOLE_TOPK._replace(gate=ABSTOPK), (), {"activation": TOPK, "k": K, "signed": True}),
     Variant("Sparsify", "transcode", Settings(TOPK, K), (W_SKIP,), {"activation": TOPK, "k": K, "transcode": True, "skip_connection": True}),
     Variant("Goodfire", "", Settings()),
     Variant("QResearch", "", Settings()),
@@ -153,7 +153,7 @@ _OF_FORMATS = (
 def _square(row: Format) -> Variant:
     """The first row of a format once more, with square weights and two layers."""
     first = next(variant for variant in _OF_FORMATS if variant.format == row.name)
-    settings = first.settings if first.settings.k is None else replace(first.settings, k=SQUARE_K)
+    settings = first.settings if first.settings.k is None else first.settings._replace(k=SQUARE_K)
     side = first.side and {key: SQUARE_K if key == "k" else SQUARE if value == N_FEATURES else value for key, value in first.side.items()}
     names = _LINEAR + ("bias",) if row.name == "DictionaryLearning" else ()
     return replace(first, what="square", settings=settings, side=side, names=names, is_square=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from oracle.weights import sidefiles
 from oracle.weights.sidefiles import B_DEC, B_ENC, B_GATE, B_MAG, LOG_THRESHOLD, R_MAG, SCALING, THRESHOLD, UNUSED, W_DEC, W_ENC, W_SKIP, K, Reading, SideFile
@@ -22,8 +22,7 @@ LAYER_FOLDER = r"(?:^|/)layer_(\d{1,6})(?=[/._]|$)"  # how a path says its layer
 ENCODER, DECODER, SIDE = "encoder", "decoder", "side"
 
 
-@dataclass(frozen=True)
-class TensorSpec:
+class TensorSpec(NamedTuple):
     """A tensor: its name, with {layer} where it has the layer in it, its axes in their order, none for a single number, what it is
     for, and the file that it is in. Several may be for one thing; a file has one of them.
 
@@ -37,8 +36,7 @@ class TensorSpec:
     role: str = ENCODER
 
 
-@dataclass(frozen=True)
-class Format:
+class Format(NamedTuple):
     """A row. Axes are d_model, d_model_out, n_features, n_targets, n_input_layers.
 
     `encoder_files` is how the files are called, {layer} and {stem} for what differs, `decoder_file` where W_dec stands in one of
@@ -165,8 +163,7 @@ _GEMMA_SCOPE = Format(
     absent=("W_skip",),
 )
 
-_SAE = replace(
-    _GEMMA_SCOPE,
+_SAE = _GEMMA_SCOPE._replace(
     name="Sae",
     found_by=(PATH,),
     model_kind="",
@@ -262,19 +259,17 @@ FORMATS = (
         jumprelu_name="CltSplitJumpReLU",  # candle-mi's tests assert it
     ),
     _GEMMA_SCOPE_2,
-    replace(
-        _GEMMA_SCOPE_2,
+    _GEMMA_SCOPE_2._replace(
         name="GemmaScope2Clt",
         encoder_files=("params_layer_{layer}.safetensors",),
         found_by=(NAMES, PATH),
         model_kind="cross_layer_transcoder",
         repo_key="clt_repo",
         output="clt",
-        tensors=tuple(replace(spec, axes=_TO_TARGETS) if spec.part == W_DEC else spec for spec in _GEMMA_SCOPE_2.tensors),
+        tensors=tuple(spec._replace(axes=_TO_TARGETS) if spec.part == W_DEC else spec for spec in _GEMMA_SCOPE_2.tensors),
         all_targets=True,
     ),
-    replace(
-        _GEMMA_SCOPE_2,
+    _GEMMA_SCOPE_2._replace(
         name="GemmaScope2Crosscoder",
         encoder_files=("params_layer_{layer}.safetensors", "params.safetensors"),
         found_by=(PATH,),
@@ -292,14 +287,13 @@ FORMATS = (
         layer_pattern=r"(?!)",  # the folder's numbers are those of all its layers
     ),
     _SAE,
-    replace(_SAE, name="EmbeddingSae", folder="embedding", settings=sidefiles.embedding),
+    _SAE._replace(name="EmbeddingSae", folder="embedding", settings=sidefiles.embedding),
     _SAE_OF_A_PATH,
-    replace(
-        _SAE_OF_A_PATH,
+    _SAE_OF_A_PATH._replace(
         name="DictionaryLearning",
         encoder_files=("ae.pt",),
         tensors=(
-            *(replace(spec, required=spec.part != B_ENC) for spec in _LINEAR if spec.part != B_DEC),
+            *(spec._replace(required=spec.part != B_ENC) for spec in _LINEAR if spec.part != B_DEC),
             TensorSpec("W_enc", _BY_INPUT, W_ENC),
             TensorSpec("b_enc", _N_FEATURES, B_ENC, required=False),
             TensorSpec("W_dec", _BY_FEATURE, W_DEC),
@@ -314,8 +308,7 @@ FORMATS = (
         settings=sidefiles.dictionary_learning,
         side_file=sidefiles.DICTIONARY_LEARNING,
     ),
-    replace(
-        _SAE_OF_A_PATH,
+    _SAE_OF_A_PATH._replace(
         name="QwenScope",
         encoder_files=("layer{layer}.sae.pt",),
         tensors=(
@@ -327,8 +320,7 @@ FORMATS = (
         settings=sidefiles.qwen_scope,
         side_file=None,
     ),
-    replace(
-        _SAE_OF_A_PATH,
+    _SAE_OF_A_PATH._replace(
         name="LlamaScope",
         encoder_files=("checkpoints/final.safetensors",),
         tensors=_LINEAR,
@@ -336,8 +328,7 @@ FORMATS = (
         side_file=sidefiles.LLAMA_SCOPE,
         layer_pattern=r"(?:^|/|-)L(\d{1,4})[A-Z]+(?=[-/]|$)",
     ),
-    replace(
-        _SAE_OF_A_PATH,
+    _SAE_OF_A_PATH._replace(
         name="LlamaScopeR1",
         encoder_files=("sae_weights.safetensors",),
         tensors=(*_LINEAR, TensorSpec("log_jumprelu_threshold", _N_FEATURES, LOG_THRESHOLD)),
@@ -345,8 +336,7 @@ FORMATS = (
         side_file=sidefiles.LLAMA_SCOPE_R1,
         layer_pattern=r"(?:^|/|-)L(\d{1,4})[A-Z]+(?=[-/]|$)",
     ),
-    replace(
-        _SAE_OF_A_PATH,
+    _SAE_OF_A_PATH._replace(
         name="Sparsify",
         encoder_files=("sae.safetensors",),
         tensors=(
@@ -359,22 +349,19 @@ FORMATS = (
         side_file=sidefiles.SPARSIFY,
         layer_pattern=r"(?:^|/)(?:layers|h)[._](\d{1,6})(?=\D|$)",
     ),
-    replace(
-        _SAE_OF_A_PATH,
+    _SAE_OF_A_PATH._replace(
         name="Goodfire",
         encoder_files=("{stem}-l{layer}.pth", "{stem}-l{layer}.pt"),
-        tensors=tuple(replace(spec, name=spec.name.replace("coder.", "coder_linear.")) for spec in _LINEAR),
+        tensors=tuple(spec._replace(name=spec.name.replace("coder.", "coder_linear.")) for spec in _LINEAR),
         settings=sidefiles.plain, side_file=None, owner="Goodfire",
     ),
-    replace(
-        _SAE_OF_A_PATH,
+    _SAE_OF_A_PATH._replace(
         name="QResearch",
         encoder_files=("{stem}-l{layer}.pt",),
         tensors=_LINEAR,
         settings=sidefiles.plain, side_file=None, owner="qresearch",
     ),
-    replace(
-        _SAE_OF_A_PATH,
+    _SAE_OF_A_PATH._replace(
         name="HookZ",
         encoder_files=("{stem}.pt",),
         tensors=_GEMMA_SCOPE.tensors[:-1],

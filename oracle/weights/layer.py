@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -39,15 +38,20 @@ from oracle.weights.sidefiles import (
     Side,
 )  # fmt: skip
 from oracle.weights.tensors import StoredTensor, Tensor, TensorFile, listed
-from oracle.weights.torchzip import TorchZip
 
-READERS: dict[str, Callable[[BinaryIO, str], TensorFile]] = {".npz": Npz, ".safetensors": Safetensors, ".pt": TorchZip, ".pth": TorchZip}
+
+def _torch_zip(reader: BinaryIO, label: str) -> TensorFile:
+    from oracle.weights.torchzip import TorchZip  # not at the top: few files are torch's, and it takes 3 ms
+
+    return TorchZip(reader, label)
+
+
+READERS: dict[str, Callable[[BinaryIO, str], TensorFile]] = {".npz": Npz, ".safetensors": Safetensors, ".pt": _torch_zip, ".pth": _torch_zip}
 # Which tensors a gate needs, beside W_enc and b_dec.
 NEEDED = {RELU: (B_ENC,), JUMPRELU: (B_ENC,), TOPK: (B_ENC,), ABSTOPK: (B_ENC,), GROUPMAX: (B_ENC,), GATED: (B_GATE, R_MAG, B_MAG)}
 
 
-@dataclass(frozen=True)
-class OpenFile:
+class OpenFile(NamedTuple):
     """A weight file that is open. Its `path` in the repo tells the container, `label` names it in messages."""
 
     reader: BinaryIO
@@ -102,7 +106,7 @@ class LayerWeights:
         elif self.format.side_file:
             return Settings()  # a decoder's file alone
         count = self._tensors[K].file.integer(self._tensors[K].header) if K in self._tensors else None
-        return replace(self.format.settings(side, self._tensors.keys(), count, context), ignored=side.ignored)
+        return self.format.settings(side, self._tensors.keys(), count, context)._replace(ignored=side.ignored)
 
     # --- the encoder --------------------------------------------------------------------------------------------------
 
@@ -293,7 +297,7 @@ class LayerWeights:
             self._check_shape(header, spec, file.label)
             axes = spec.axes[::-1] if header.transposed else spec.axes
             if spec.part == W_ENC and len(axes) == 3:  # the layers' inputs are one input, one behind the other
-                header, axes = replace(header, shape=(header.shape[0] * header.shape[1], header.shape[2])), ("inputs", "n_features")
+                header, axes = header._replace(shape=(header.shape[0] * header.shape[1], header.shape[2])), ("inputs", "n_features")
             self._tensors[spec.part], self._specs[spec.part] = StoredTensor(header, axes, tensors, file.label), spec
         for spec in self.format.of_role(role):
             if spec.required and spec.part not in self._tensors:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field, replace
-from typing import Any, BinaryIO
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, NamedTuple
 
 from oracle import strict_json
 from oracle.arithmetic.constants import ABSTOPK, GATED, GROUPMAX, IDENTITY, JUMPRELU, LAYER_NORM, RELU, SCALED, TOPK, UNIT_RMS
@@ -23,8 +23,7 @@ W_ENC, B_ENC, W_DEC, B_DEC, W_SKIP, THRESHOLD, LOG_THRESHOLD = "W_enc", "b_enc",
 B_GATE, R_MAG, B_MAG, SCALING, K, UNUSED = "b_gate", "r_mag", "b_mag", "scaling_factor", "k", "unused"
 
 
-@dataclass(frozen=True)
-class Context:
+class Context(NamedTuple):
     """What is said of a layer's arithmetic elsewhere: the repo's name, `activation` and `k` by its config.yaml, `k`, `input_scale`,
     `normalize` and `ignore_key` by options."""
 
@@ -36,8 +35,7 @@ class Context:
     normalize: str | None = None
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """How a layer's numbers follow from its tensors.
 
     `gate` is one of chain.py's kinds, with its `k`, and whether a top-k is one of ReLU; `level` is a threshold for all features,
@@ -65,8 +63,7 @@ class Settings:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class SideFile:
+class SideFile(NamedTuple):
     """A row's side file: its name beside the encoder's file, {stem} for that one's, and the keys that are `obeyed`, and `silent` of
     the numbers. A key inside another is `outer.inner`; `outer.*` are all of them."""
 
@@ -75,7 +72,7 @@ class SideFile:
     silent: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Side:
     """The values of a side file by their keys; `label` names it in messages."""
 
@@ -197,12 +194,12 @@ def plain(side: Side, present: Collection[str], k: int | None, context: Context)
 
 def embedding(side: Side, present: Collection[str], k: int | None, context: Context) -> Settings:
     """As SAELens has it: W_enc divided, and W_dec multiplied, by the root of d_model."""
-    return replace(plain(side, present, k, context), root_scaled=True)
+    return plain(side, present, k, context)._replace(root_scaled=True)
 
 
 def minus_b_dec(side: Side, present: Collection[str], k: int | None, context: Context) -> Settings:
     """ReLU of an input from which b_dec is subtracted."""
-    return replace(plain(side, present, k, context), minus_b_dec=True)
+    return plain(side, present, k, context)._replace(minus_b_dec=True)
 
 
 def qwen_scope(side: Side, present: Collection[str], k: int | None, context: Context) -> Settings:
@@ -301,7 +298,7 @@ def llama_scope(side: Side, present: Collection[str], k: int | None, context: Co
     common = Settings(JUMPRELU, normalised=SCALED, factor=factor, back=average_out / d_model**0.5, minus_b_dec=subtracts, notes=notes)
     if LOG_THRESHOLD in present:
         return common
-    return replace(common, level=side.number("jump_relu_threshold"), level_factor=factor)
+    return common._replace(level=side.number("jump_relu_threshold"), level_factor=factor)
 
 
 def sparsify(side: Side, present: Collection[str], k: int | None, context: Context) -> Settings:

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import islice
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -24,8 +23,7 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 ROW_BYTES_LIMIT = 16 * 1024 * 1024  # of float32: so much is a block that has fewer than MIN_BLOCK_ROWS
 
 
-@dataclass(frozen=True)
-class Tensor:
+class Tensor(NamedTuple):
     """A tensor's header. `raw` is how its numbers lie in the file; bfloat16 lies as 16-bit integers.
 
     `offset` is where the data begins, in bytes: in its member of an .npz or a .pt, in the file of a .safetensors. `shape` is
@@ -175,8 +173,7 @@ class Data:
             view = view[count:]
 
 
-@dataclass(frozen=True)
-class StoredTensor:
+class StoredTensor(NamedTuple):
     """A tensor of a format where it lies: its header, its axes as they lie, its file, and what messages call the file."""
 
     header: Tensor

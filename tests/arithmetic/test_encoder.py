@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from fractions import Fraction
 from typing import Any
 
@@ -42,7 +41,9 @@ def encode(
 
 
 def summary(encoding: Encoding) -> dict[str, Any]:
-    return {key: value for key, value in asdict(encoding).items() if key != "active"}
+    values = {**encoding._asdict(), "sums": encoding.sums._asdict()}
+    del values["active"]
+    return values
 
 
 @settings(deadline=None, max_examples=80)

@@ -53,7 +53,7 @@ def summary(encoding: Encoding) -> dict[str, Any]:
     active = encoding.active
     assert active is not None
     rows = zip(active.features.tolist(), active.activations.tolist(), active.slack.tolist(), active.at_gate.tolist())
-    return {**vars(encoding), "active": list(rows), "sums": vars(encoding.sums)}
+    return {**encoding._asdict(), "active": list(rows), "sums": encoding.sums._asdict()}
 
 
 def exact(arrays: Arrays, gate: ExactGate, inputs: np.ndarray, k: int, tolerance: float = TOLERANCE) -> dict[str, Any]:

@@ -131,7 +131,7 @@ def test_any_order_of_float32_sums_agrees_with_the_reference(seed: int, d_model:
     rng = np.random.default_rng(seed + 2)
     encodings = encode(w_enc, b_enc, gate, residuals).encodings
     for r, right in zip(residuals, encodings):
-        bounds = {"n_active_bounds": right.n_active_bounds, "gate_ties": tuple(right.gate_ties), "flags": tuple(right.flags), **vars(right.sums)}
+        bounds = {"n_active_bounds": right.n_active_bounds, "gate_ties": tuple(right.gate_ties), "flags": tuple(right.flags), **right.sums._asdict()}
         case = a_case(right.top, right.n_active, **bounds)
         for order in (np.arange(d_model), np.arange(d_model)[::-1], rng.permutation(d_model)):
             pre = np.zeros(n_features, np.float32)

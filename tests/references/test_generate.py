@@ -199,6 +199,20 @@ def test_what_imports_nothing_heavy(demo_folder: Path, command: str) -> None:
     assert ran.stderr.splitlines()[-1] == "0 []", ran.stderr
 
 
+def test_a_run_imports_no_more_than_it_needs(demo_folder: Path, tmp_path: Path) -> None:
+    """What other commands, other files, other sources and hard cases need takes its time to import."""
+    program = (
+        "import sys\nfrom oracle.terminal.commands import main\ncode = main(sys.argv[1:])\n"
+        "needless = ('oracle.checking', 'oracle.diagnosis', 'oracle.page', 'oracle.vectors', 'oracle.weights.pickled',"
+        " 'oracle.weights.torchzip', 'oracle.sources.residuals', 'oracle.terminal.tables', 'requests', 'email', 'http', 'xml', 'decimal',"
+        " 'fractions', 'difflib', 'multiprocessing', 'numpy.ma.', 'numpy.random.')\n"
+        "print(code, [name for name in sys.modules if name.startswith(needless)])"
+    )
+    job = ["--repo", "oracle-demo/synthetic-GemmaScopeNpz-curation", "--offline", "--cache-dir", str(demo_folder / "hub")]
+    ran = python("-c", program, *job, "-o", str(tmp_path / "reference.json"))
+    assert ran.stdout == "0 []\n", ran.stdout + ran.stderr
+
+
 def test_help() -> None:
     ran = oracle("--help")
     assert ran.returncode == 0 and "exit codes" in ran.stdout
@@ -320,13 +334,25 @@ def test_wrong_usage(old: Hub) -> None:
     fails(generate(old, "-o", "no/such/folder/x.json"), 2, "no/such/folder", "does not exist")
     fails(generate(old, "-o", "."), 2, "folder")
     fails(generate(old, "-o", "x/"), 2, "names no file")
-    fails(generate(old, "-o", ""), 2, "names no file")
     fails(generate(old, "-o", "x" * 300), 2, "cannot be written")
     fails(generate(old, "--curation-repo", "../x"), 2, "repo id")
     for wrong in (["--layers", "a"], ["--layers", "5-2"], ["--layers", ""], ["--seeds", "0"], ["--top-k", "-1"],
                   ["--tolerance", "0"], ["--tolerance", "nan"], ["--nonsense"], ["nonsense"]):
         ran = generate(old, *wrong) if wrong != ["nonsense"] else run("nonsense")
         assert ran.returncode == 2 and "Traceback" not in ran.stderr, (wrong, ran.stderr)
+
+
+@pytest.mark.parametrize("option", ["repo", "path", "schema", "revision", "weights-revision", "mirror", "cache-dir", "residuals", "dask", "ignore-key", "output"])
+def test_a_value_that_is_empty(option: str, demo_folder: Path) -> None:
+    """As of a variable that is not set: `--revision "$REV"` must not mean main."""
+    weights = ["--repo", "oracle-demo/synthetic-GemmaScopeNpz-curation", "--offline", "--cache-dir", str(demo_folder / "hub")]
+    fails(run(*weights, f"--{option}", ""), 2, f"--{option} is empty: give it a value, or leave it out")
+
+
+def test_a_file_without_a_name(demo_folder: Path) -> None:
+    fails(run("compare", str(demo_folder / "plt_gemma_reference.json"), ""), 2, "CANDIDATE is empty: name one")
+    fails(run("report", ""), 2, "REFERENCE is empty: name one")
+    fails(run("mirror", ""), 2, "DEST is empty: name one")
 
 
 def test_an_output_folder_that_is_read_only(old: Hub, tmp_path: Path) -> None:

@@ -107,14 +107,14 @@ def moved(times: float) -> Callable[[Layer, Array], Array]:
 
 
 def without(**changes: Any) -> Callable[[Layer, Array], Array]:
-    return lambda layer, r: right_inputs(replace(layer, settings=replace(layer.settings, **changes)), r)
+    return lambda layer, r: right_inputs(replace(layer, settings=layer.settings._replace(**changes)), r)
 
 
 def scaled_twice(layer: Layer, r: Array) -> Array:
     settings = layer.settings
     if settings.root_scaled:
         return r / F32(16)
-    return right_inputs(replace(layer, settings=replace(settings, factor=settings.factor**2)), r)
+    return right_inputs(replace(layer, settings=settings._replace(factor=settings.factor**2)), r)
 
 
 def in_float64(layer: Layer, r: Array) -> Array:
@@ -137,7 +137,7 @@ def no_mean(layer: Layer, r: Array) -> Array:
 
 def b_dec_first(layer: Layer, r: Array) -> Array:
     x = r - layer.tensors["b_dec"]
-    return right_inputs(replace(layer, settings=replace(layer.settings, minus_b_dec=False)), x)
+    return right_inputs(replace(layer, settings=layer.settings._replace(minus_b_dec=False)), x)
 
 
 def unit_norm(r: Array) -> Array:
@@ -222,7 +222,7 @@ def changed(**changes: Any) -> Port:
 def wrong_k(by: int) -> Port:
     class Other(Port):
         def answer(self, layer: Layer, residual: Array) -> dict[str, Any]:
-            settings = replace(layer.settings, k=(layer.settings.k or 0) + by)
+            settings = layer.settings._replace(k=(layer.settings.k or 0) + by)
             return Port.answer(self, replace(layer, settings=settings), residual)
 
     return Other()

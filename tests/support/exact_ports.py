@@ -199,7 +199,7 @@ class Port:
     def answer(self, layer: Layer, residual: Array) -> dict[str, Any]:
         """n_active, active and reconstructions of a float32 residual."""
         with np.errstate(all="ignore"):
-            return self._answer(replace(layer, settings=replace(layer.settings, **self.changes)), residual)
+            return self._answer(replace(layer, settings=layer.settings._replace(**self.changes)), residual)
 
     def _answer(self, layer: Layer, residual: Array) -> dict[str, Any]:
         settings, tensors = layer.settings, layer.tensors

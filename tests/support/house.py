@@ -127,8 +127,11 @@ def _imports(module: str, nodes: list[ast.AST], modules: set[str]) -> Iterator[s
             yield f"{where} imports {name}, which stands above it"
 
 
+_OF_NAMED_TUPLES = ("_asdict", "_fields", "_make", "_replace")  # public: with an underscore, so that a field may have the name
+
+
 def _private(name: str) -> bool:
-    return name.startswith("_") and not name.startswith("__") and name != "_"
+    return name.startswith("_") and not name.startswith("__") and name not in ("_", *_OF_NAMED_TUPLES)
 
 
 def _private_names(nodes: list[ast.AST]) -> set[str]:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import io
 import itertools
@@ -79,8 +78,8 @@ def test_the_encoder_gives_the_same(name: str) -> None:
 def reconstructions(weights, residual, inputs, encoding):  # type: ignore[no-untyped-def]
     active = encoding.active
     fires = active.activations != 0
-    active = dataclasses.replace(active, features=active.features[fires], activations=active.activations[fires], slack=active.slack[fires],
-                                 at_gate=active.at_gate[fires])  # fmt: skip
+    active = active._replace(features=active.features[fires], activations=active.activations[fires], slack=active.slack[fires],
+                             at_gate=active.at_gate[fires])  # fmt: skip
     if weights.settings.by_decoder_norm:
         active = decoder.divided(active, weights.decoder_norms)
     shape = weights.decoder_shape
@@ -107,13 +106,13 @@ def reconstructions(weights, residual, inputs, encoding):  # type: ignore[no-unt
 def test_a_reader_comes_to_the_settings_of_the_row(name: str) -> None:
     expected = variant_of(name).settings
     for weights in opened(name).values():
-        found = dataclasses.replace(weights.settings, notes=(), unused=())
+        found = weights.settings._replace(notes=(), unused=())
         if variant_of(name).format != "LlamaScope" and expected.level is not None:
-            found = dataclasses.replace(found, level=expected.level)  # a tensor of one number
+            found = found._replace(level=expected.level)  # a tensor of one number
         if expected.root_scaled or expected.normalised != "scaled":
-            found = dataclasses.replace(found, factor=expected.factor, back=expected.back)
+            found = found._replace(factor=expected.factor, back=expected.back)
         if not expected.restores or variant_of(name).what == "unit-rms":
-            found = dataclasses.replace(found, restores=expected.restores)
+            found = found._replace(restores=expected.restores)
         assert found == expected
 
 
