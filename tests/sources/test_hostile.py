@@ -258,6 +258,28 @@ def test_answers_of_16_mib(where: str, name: str, tmp_path: Path) -> None:
     assert code in (3, 4) and "mistake in oracle" not in said, said
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [listing.MOST_PATHS, listing.MOST_PATHS + 1])
+def test_a_listing_of_as_many_files_as_are_read(count: int, tmp_path: Path) -> None:
+    body = json.dumps({"siblings": [{"rfilename": f"layer_{number % 1000}.safetensors"} for number in range(count)]}).encode()
+
+    def answer(request: Request) -> bytes:
+        if "/api/" in request.target:
+            return head("200 OK", Content_Type="application/json", Content_Length=len(body)) + body
+        return head("404 Not Found", Content_Length=0, X_Error_Code="EntryNotFound")
+
+    with scripted(answer) as server:
+        code, said = measured("--mirror", server.url, "--repo", "org/repo", "-o", str(tmp_path / "out"))
+    assert code == (4 if count > listing.MOST_PATHS else 3) and ("at most 100000 are read" in said) == (code == 4), said
+    paths = ["a"] * count
+    manifest = json.dumps({"format_version": 1, "files": [], "listings": [{"repo": "a/b", "revision": "main", "commit": None, "paths": paths}]}).encode()
+    if count > listing.MOST_PATHS:
+        with pytest.raises(mirror.MirrorError, match="more than 100000 files"):
+            mirror.parse_manifest(manifest, "m")
+    else:
+        assert mirror.parse_manifest(manifest, "m").listings[0].paths == tuple(paths)
+
+
 # --- weights -------------------------------------------------------------------------------------------------------
 
 
