@@ -118,8 +118,11 @@ def _unpacked(first: bytes, file: BinaryIO, limit: int, packed: deque[array[floa
 def memory_of(text: str) -> int:
     """About how many bytes of memory a text and what it holds will take, and rather more."""
     texts = max(0, text.count('"') // 2 - text.count(":"))  # keys are the same objects each time
-    objects = _OBJECT * text.count("{") + _LIST * text.count("[") + _PLACE * text.count(",") + _TEXT * texts
-    return sys.getsizeof(text) + objects
+    places = _PLACE * text.count(",")
+    objects = _OBJECT * text.count("{") + _LIST * text.count("[") + places + _TEXT * texts
+    # What stands in texts is there twice, four bytes a character where it has an escape of a wide one. Numbers are shorter than their places.
+    contents = max(0, len(text) * (4 if "\\u" in text else 1) - places)
+    return sys.getsizeof(text) + objects + contents
 
 
 def _check_memory(needed: int) -> None:

@@ -21,7 +21,7 @@ from tests.support.places import ROOT
 from tests.support.process import run
 from tests.support.small_scope import fill
 
-MOST_SECONDS = 900  # of all calls of a command: the longest takes about 60
+MOST_SECONDS = 900  # of all calls of a command: the longest takes about a minute
 COMMANDS = {
     "generate": (["--mirror", "{hub}", "--layers", "0", "-o", "{place}/out.json"], "out.json"),
     "workers": (["--mirror", "{hub}", "--layers", "0,1", "--workers", "2", "-o", "{place}/out.json"], "out.json"),
