@@ -77,12 +77,15 @@ def as_oracle_errors() -> Iterator[None]:
         raise kind(one_line(error)) from error
 
 
-def one_line(error: BaseException, *, has_mirror: bool = False, is_offline: bool = False) -> str:
-    """An error as a person reads it; ways on are those that were not tried: a mirror, or a cache without the network."""
+def one_line(error: BaseException, *, has_mirror: bool = False, is_offline: bool = False, demo: str = "") -> str:
+    """An error as a person reads it; ways on are those that were not tried: a mirror, or a cache without the network; of a reference
+    of the demo's the options `demo`, which name its weights."""
     text = " ".join(str(error).split())
     if exit_code(error) == INTERNAL:
         text = f"a mistake in oracle, please report it with what --debug shows: {type(error).__name__}: {text}"
-    if isinstance(error, vendored_hf.LocalEntryNotFoundError):
+    if demo and exit_code(error) == SOURCE:
+        text += f"; the demo's weights are read with {demo}"
+    elif isinstance(error, vendored_hf.LocalEntryNotFoundError):
         ways = ["leave --offline out where there is a network"] if is_offline else ["a filled cache with --offline (HF_HUB_OFFLINE=1)"]
         ways += ["another mirror with --mirror URL" if has_mirror else "a mirror with --mirror URL", "or `python -m oracle demo`"]
         text += f"; ways on: {', '.join(ways)}"

@@ -83,14 +83,15 @@ class Encoding(NamedTuple):
 class LayerEncoding(NamedTuple):
     """The encodings of one layer, and of all pre-activations: float32's largest error, and how many were settled.
 
-    `tolerances` are those that each encoding's bounds, ties and flags go by. `steps` are those of one feature in each case,
-    where they were asked for, and `column` its encoder vector, float32 [d_model].
+    `tolerances` are those that each encoding's bounds, ties and flags go by; `largest_weights` are the Matrix's. `steps` are those of
+    one feature in each case, where they were asked for, and `column` its encoder vector, float32 [d_model].
     """
 
     encodings: list[Encoding]
     tolerances: list[float]
     float32_max_abs_error: float
     n_settled: int
+    largest_weights: np.ndarray
     steps: list[FeatureSteps]
     column: np.ndarray | None
 
@@ -154,7 +155,7 @@ def encode(
         close_what_is_decided()
     in_order = range(len(inputs))
     steps_in_order = [steps[number] for number in in_order if number in steps]
-    return LayerEncoding([encodings[number] for number in in_order], tolerances, error32, n_settled, steps_in_order, column)
+    return LayerEncoding([encodings[number] for number in in_order], tolerances, error32, n_settled, products.largest_weights, steps_in_order, column)
 
 
 class _Draft:

@@ -23,11 +23,14 @@ class Matrix(NamedTuple):
 
     A row is that of an input, as of W_enc [d_model, n_features]; or, `features_first`, of what it gives: [n_features, d_model].
     `rows`, where it is given, reads some rows alone, which ascend: parts of them, with float32 [len(part), ...] for each.
+    `largest_weights`, each feature's largest |W_enc|, float64 [n_features], is what an earlier pass found: all is finite then, and
+    it is not looked for again.
     """
 
     blocks: Callable[[], Iterator[np.ndarray]]
     features_first: bool
     rows: Callable[[np.ndarray], Iterator[tuple[np.ndarray, np.ndarray]]] | None = None
+    largest_weights: np.ndarray | None = None
 
     def keeping(self, feature: int, column: list[np.ndarray]) -> Matrix:
         """The same matrix, whose passes put the encoder vector of one feature, float32, into `column`, in parts."""
@@ -42,7 +45,7 @@ class Matrix(NamedTuple):
                 start += len(block)
                 yield block
 
-        return Matrix(blocks, self.features_first, self.rows)
+        return self._replace(blocks=blocks)
 
     def columns(self, features: np.ndarray) -> np.ndarray:
         """The encoder vectors of some features in ascending order, float32 [d_model, n]: by a pass over it, or as rows alone."""
@@ -106,10 +109,12 @@ def multiply(w_enc: Matrix, inputs: np.ndarray, *, with_squares: bool = False) -
 
     multiply_blocks = _multiply_features if w_enc.features_first else _multiply_inputs
     with np.errstate(all="ignore"):  # the caller finds what overflows
-        product32, product64, depth, squares = multiply_blocks(checked(), inputs, with_squares)
+        blocks = checked() if w_enc.largest_weights is None else w_enc.blocks()
+        product32, product64, depth, squares = multiply_blocks(blocks, inputs, with_squares)
     if n_bad:
         raise NotFiniteError(f"W_enc has {n_bad} values that are NaN or infinite")
-    return Products(product32, product64, np.concatenate(peaks).astype(np.float64), depth, squares)
+    largest = np.concatenate(peaks).astype(np.float64) if w_enc.largest_weights is None else w_enc.largest_weights
+    return Products(product32, product64, largest, depth, squares)
 
 
 def _multiply_inputs(

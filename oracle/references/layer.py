@@ -215,7 +215,7 @@ def encode_residuals(
     weights: LayerWeights, residuals: np.ndarray, k: int, tolerance: float, *, own_tolerances: bool, decode: bool
 ) -> Encodings:
     """What float32 residuals [n, d_model] give, a group of them in each pass over W_enc. Raises WeightsError."""
-    encodings = Encodings()
+    encodings, layer_encoder = Encodings(), weights.encoder
     at_once = max(1, min(SEEDS_AT_ONCE, VALUES_AT_ONCE // weights.n_features))
     for start in range(0, len(residuals), at_once):
         group = residuals[start : start + at_once]
@@ -228,11 +228,12 @@ def encode_residuals(
                 raise WeightsError(f"{weights.label}: residual {start + int(bad[0])} of the layer {problem}")
         try:
             encoded = encoder.encode(
-                weights.encoder, inputs.values, k=k, tolerance=tolerance,
+                layer_encoder, inputs.values, k=k, tolerance=tolerance,
                 own_tolerances=own_tolerances, removed=inputs.removed, with_active=decode,
             )  # fmt: skip
         except NotFiniteError as error:
             raise WeightsError(f"{weights.label}: {error}") from error
+        layer_encoder = layer_encoder._replace(w_enc=layer_encoder.w_enc._replace(largest_weights=encoded.largest_weights))
         if decode:
             encodings.reconstructions += _reconstructions(weights, group, inputs, encoded.encodings)
         encodings.tolerances += encoded.tolerances if own_tolerances else []

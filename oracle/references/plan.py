@@ -110,7 +110,7 @@ def _without_numbers(weights_format: Format, path: str) -> tuple[str, int]:
     """A path without its layer and its L0, and the L0."""
     name = weights_format.encoder_file
     before = re.escape(name.partition("{layer}")[0] if "{layer}" in name else "layer_")
-    l0 = re.search(r"l0_(\d+)", path)
+    l0 = re.search(r"l0_(\d{1,9})", path)
     return re.sub(rf"((?:^|/)(?:layer_|{before})|l0_)\d+", r"\1#", path), int(l0[1]) if l0 else 0
 
 

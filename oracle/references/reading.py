@@ -45,13 +45,18 @@ def are_vectors(document: Any) -> bool:
     return isinstance(document, dict) and "notes" in document and "format" in document
 
 
+def are_answers(document: Any) -> bool:
+    """Whether a JSON is what a port printed: nothing but cases says what it is of."""
+    return isinstance(document, dict) and "test_cases" in document and not document.keys() & {"d_model", "n_features_per_layer", "format_version"}
+
+
 def parse_reference(document: Any, name: str = "the reference") -> Reference:
     """A reference: ours, or one that torch wrote. One that has any key of ours is ours. `name` names it in messages. Raises DataError."""
     if are_vectors(document):
         raise DataError(f"{file_name(name)} holds exact vectors, not a reference: `compare` alone reads them")
     _refuse_list(document, name)
     item = Fields(document, name, REFERENCE)
-    if "test_cases" in item and not item.value.keys() & {"d_model", "n_features_per_layer", "format_version"}:
+    if are_answers(document):
         raise DataError(f"{file_name(name)} holds a port's answers, not a reference: a reference comes first, python -m oracle compare REFERENCE {name}")
     cases = [case for case in item.items("test_cases") if isinstance(case, dict)]
     if item.value.keys() & _keys(Reference) or any(case.keys() & _keys(Case) for case in cases):

@@ -12,13 +12,19 @@ from urllib.parse import quote
 
 import vendored_hf
 from oracle import strict_json
+from oracle.errors import BadData
 
 LIMIT = 16 * 1024 * 1024  # bytes of a listing or a manifest
+MOST_PATHS = 100_000  # of a repo, the most that the Hub advises; each is held against the names of all formats, 20 microseconds
 FOLDER = "listings"  # of ours, in a repo's part of the cache
 
 
 class ListingError(OSError):
     """The source does not tell which files a repo has."""
+
+
+class LongListingError(BadData, ValueError):
+    """A repo has more files than are read."""
 
 
 class UnreadableError(vendored_hf.HubConnectionError):
@@ -58,7 +64,7 @@ def fetch(hub: vendored_hf.Hub, url: str, content_type: str = "") -> bytes | Non
 
 
 def from_hub(hub: vendored_hf.Hub, endpoint: str, repo: str, revision: str | None) -> Listing:
-    """The Hub's listing of a repo. Raises ListingError where the server has none, or an exception of vendored_hf."""
+    """The Hub's listing of a repo. Raises ListingError where the server has none, LongListingError, or an exception of vendored_hf."""
     url = f"{endpoint.rstrip('/')}/api/models/{repo}/revision/{quote(revision or 'main', safe='')}"
     refusal = f"{vendored_hf.shown(url)} does not list the repo's files"
     try:
@@ -76,6 +82,8 @@ def from_hub(hub: vendored_hf.Hub, endpoint: str, repo: str, revision: str | Non
             raise TypeError
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ListingError(f"{refusal}: its answer is no such list") from error
+    if len(paths) > MOST_PATHS:
+        raise LongListingError(f"{vendored_hf.shown(url)} lists {len(paths)} files, and at most {MOST_PATHS} are read: name one with --path")
     return Listing(repo, revision or "main", commit, paths)
 
 

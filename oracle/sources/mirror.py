@@ -84,6 +84,8 @@ def parse_manifest(text: bytes, where: str) -> Manifest:
         texts = [text for repo in repos for text in (repo.repo, repo.revision, "" if repo.commit is None else repo.commit, *repo.paths)]
         if not all(isinstance(text, str) for text in texts) or not all(isinstance(item["paths"], list) for item in listed):
             raise TypeError(repos)
+        if any(len(repo.paths) > listings.MOST_PATHS for repo in repos):
+            raise MirrorError(f"{where} lists a repo of more than {listings.MOST_PATHS} files, the most that are read")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, MirrorError):
             raise

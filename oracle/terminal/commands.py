@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from oracle import errors
 from oracle.errors import BadUse, counted
-from oracle.job import DEMO_CACHE, DEMO_OWNER
+from oracle.job import DEMO_OWNER
 from oracle.terminal import github
-from oracle.terminal.options import job_of, origin_of, origin_words, parse
+from oracle.terminal.options import demo_words, job_of, origin_of, origin_words, parse
 from oracle.terminal.output import check_folder, check_output, dump, json_text, write_text
 from oracle.terminal.text import fits, in_bytes, output_width, printable, say, shows_colours
 
@@ -52,7 +52,8 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if options.debug:
             say("".join(traceback.format_exception(error)).rstrip())
-        line = errors.one_line(error, has_mirror=bool(getattr(options, "mirror", None)), is_offline=bool(getattr(options, "offline", None)))
+        origin = {f"{prefix}{name}": bool(getattr(options, name, None)) for prefix, name in (("has_", "mirror"), ("is_", "offline"))}
+        line = errors.one_line(error, **origin, demo=shlex.join(demo_words(options)) if DEMO_OWNER in str(error) else "")
         say(f"error: {line}")
         github.annotate("oracle", line)
         return errors.exit_code(error)
@@ -148,10 +149,13 @@ def _compare(options: argparse.Namespace) -> int:
 def _compared(options: argparse.Namespace, document: Any) -> tuple[Reference, Candidate, Comparison, Explanation | None]:
     """The reference of a JSON, the options' candidate, their comparison, and the cause where they disagree and --explain asks."""
     from oracle.checking.compare import compare
-    from oracle.references.reading import is_reference, parse_candidate, parse_reference, read_json
+    from oracle.references.reading import are_answers, is_reference, parse_candidate, parse_reference, read_json
 
-    reference = parse_reference(document, options.reference)
     answers = read_json(options.candidate)
+    if are_answers(document) and is_reference(answers):
+        turned = shlex.join(["python", "-m", "oracle", "compare", options.candidate, options.reference])
+        raise BadUse(f"{options.reference} holds a port's answers, and {options.candidate} the reference, which comes first: {turned}")
+    reference = parse_reference(document, options.reference)
     candidate = parse_candidate(answers, reference.top_k, options.candidate)
     if is_reference(answers):
         say(f"{options.candidate} is a reference itself, not what a port printed: it is compared all the same", quiet=options.quiet)
@@ -217,7 +221,7 @@ def _next_commands(outcome: Comparison | Verification, options: argparse.Namespa
     if outcome.agrees:
         return
     program, files = ["python", "-m", "oracle"], ["--candidate", options.candidate] if options.command == "compare" else []
-    origin = _weights_words(options)
+    origin = [*origin_words(options), *demo_words(options)]
     if files and not options.explain and not tables.has_flags(outcome):
         yield [*program, "compare", options.reference, options.candidate, "--explain", *origin]
     of_features = ((case.id, problem.feature) for case in outcome.cases for problem in case.problems if problem.feature is not None)
@@ -226,14 +230,6 @@ def _next_commands(outcome: Comparison | Verification, options: argparse.Namespa
             place = ["--layer", str(case_id.layer), f"--{case_id.kind}", str(case_id.number), "--feature", str(feature)]
             yield [*program, "inspect", options.reference, *place, *files, *origin]
             return
-
-
-def _weights_words(options: argparse.Namespace) -> list[str]:
-    """The options for the weights; where they name no cache and no mirror, those of the demo's cache beside a reference of the demo's."""
-    folder = Path(options.reference).parent / DEMO_CACHE
-    if not (options.cache_dir or options.mirror) and any(folder.glob(f"models--{DEMO_OWNER}--*")):
-        options = argparse.Namespace(**{**vars(options), "cache_dir": str(folder), "offline": True})
-    return origin_words(options)
 
 
 def _inspect(options: argparse.Namespace) -> None:

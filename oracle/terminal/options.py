@@ -11,11 +11,14 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, NoReturn
 
 from oracle.errors import USAGE, did_you_mean
 from oracle.job import (
     ALL,
+    DEMO_CACHE,
+    DEMO_OWNER,
     LEAST_FACTOR,
     MAX_CONNECTIONS,
     MAX_FEATURES,
@@ -73,6 +76,16 @@ def origin_words(origin: argparse.Namespace | Origin) -> list[str]:
         elif value and value != field.default:
             words += [word for item in (value if isinstance(value, (tuple, list)) else [value]) for word in (option, str(item))]
     return words
+
+
+def demo_words(options: argparse.Namespace) -> list[str]:
+    """The options that name the demo's cache beside the reference that they name; none where there is none, or where they name a source."""
+    if not hasattr(options, "reference") or options.cache_dir or options.mirror:
+        return []
+    folder = Path(options.reference).parent / DEMO_CACHE
+    if not any(folder.glob(f"models--{DEMO_OWNER}--*")):
+        return []
+    return ["--cache-dir", str(folder), *([] if options.offline else ["--offline"])]
 
 
 def job_of(options: argparse.Namespace) -> Job:

@@ -9,6 +9,7 @@ is not aligned, so that it cannot be mapped either.
 from __future__ import annotations
 
 import ast
+import bisect
 import io
 import math
 import struct
@@ -89,7 +90,8 @@ class Archive(TensorFile):
             if name in self.members:
                 raise self.error(f"two members are named {info.filename}")
             self.members[name] = info
-        if len({info.header_offset for info in self.members.values()}) < len(self.members):
+        self._starts = sorted({info.header_offset for info in self.members.values()})
+        if len(self._starts) < len(self.members):
             raise self.error("two members begin at one place")
 
     def member_data(self, member: str, name: str) -> MemberData:
@@ -160,7 +162,7 @@ class Archive(TensorFile):
         if method != info.compress_type or not sizes_follow and (crc, packed, size) != (info.CRC, info.compress_size, info.file_size):
             raise self.error(f"{info.filename} has another size, CRC-32 or compression by its own header than by the directory")
         start: int = info.header_offset + 30 + name_length + extra_length
-        following = [other.header_offset for other in self.members.values() if other.header_offset > info.header_offset]
+        following = self._starts[bisect.bisect_right(self._starts, info.header_offset) :][:1]
         if start + info.compress_size > min([*following, self._archive.start_dir]):
             raise self.error(f"{info.filename} overlaps what stands behind it")
         return start
@@ -297,6 +299,8 @@ def _parse_header(file: TensorFile, header: bytes, name: str) -> tuple[np.dtype,
     try:
         with _parsing:
             fields = ast.literal_eval(header.decode("utf-8").strip())
+        if fields.keys() != {"descr", "fortran_order", "shape"}:
+            raise ValueError  # NumPy reads no other
         descr, fortran_order, shape = fields["descr"], fields["fortran_order"], fields["shape"]
         repr((descr, shape))  # a number of 30,000 digits cannot be printed
     except Exception as error:  # whatever Python's own parser makes of it
@@ -304,11 +308,15 @@ def _parse_header(file: TensorFile, header: bytes, name: str) -> tuple[np.dtype,
     if isinstance(descr, str) and descr.lstrip("|<>=").startswith("O"):
         raise file.error(f"{name} is a pickled Python object; nothing is unpickled")
     if not isinstance(descr, str) or descr not in _DTYPES:
-        raise file.error(f"{name} is of dtype {descr!r}; float16, float32 and float64 are read")
+        raise file.error(f"{name} is of dtype {_shown(descr)}; float16, float32 and float64 are read")
     if fortran_order is not False:
         raise file.error(f"{name} is in Fortran order; C order is read")
     if not isinstance(shape, tuple) or len(shape) not in (1, 2):
-        raise file.error(f"{name} has shape {shape!r}; 1 or 2 dimensions are read")
+        raise file.error(f"{name} has shape {_shown(shape)}; 1 or 2 dimensions are read")
     if not all(type(extent) is int and 0 < extent <= EXTENT_LIMIT for extent in shape):
-        raise file.error(f"{name} has shape {shape!r}; each extent must be 1 to {EXTENT_LIMIT}")
+        raise file.error(f"{name} has shape {_shown(shape)}; each extent must be 1 to {EXTENT_LIMIT}")
     return _DTYPES[descr], shape
+
+
+def _shown(value: object) -> str:
+    return repr(value)[:80]

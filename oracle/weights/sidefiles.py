@@ -93,12 +93,13 @@ class Side:
         if not isinstance(document, dict):
             raise WeightsError(f"{label} holds no JSON object")
         values, ignored = {}, []
+        silent, all_within = frozenset(row.silent), tuple(name[:-1] for name in row.silent if name.endswith(".*"))
         for key, value in _flattened(document, row):
             if key in ignore_key:
                 ignored.append(key)
             elif key in row.obeyed:
                 values[key] = value
-            elif not _is_silent(key, row.silent):
+            elif key not in silent and not key.startswith(all_within):
                 raise WeightsError(
                     f"{label}: `{_shown(key)}` is {_shown(value)}, and what that does to the numbers is not known: "
                     f"--ignore-key {_shown(key)} goes on without it"
@@ -144,16 +145,13 @@ class Side:
 
 def _flattened(document: dict[str, Any], row: SideFile, outer: str = "") -> Iterable[tuple[str, Any]]:
     """Keys and values; of an object inside it those of its own keys, where one of them is obeyed."""
+    objects = {known[:place] for known in (*row.obeyed, *row.silent) for place, letter in enumerate(known) if letter == "."}
     for key, value in document.items():
         name = f"{outer}{key}"
-        if isinstance(value, dict) and any(known.startswith(f"{name}.") for known in (*row.obeyed, *row.silent)):
+        if isinstance(value, dict) and name in objects:
             yield from _flattened(value, row, f"{name}.")
         else:
             yield name, value
-
-
-def _is_silent(key: str, silent: tuple[str, ...]) -> bool:
-    return any(key == name or (name.endswith(".*") and key.startswith(name[:-1])) for name in silent)
 
 
 def _shown(value: Any) -> str:
@@ -218,7 +216,7 @@ SAELENS_ARCHITECTURES = (
 def saelens(side: Side, present: Collection[str], k: int | None, context: Context) -> Settings:
     """SAELens's cfg.json, of its version 6 and of those before."""
     version = side.values.get("sae_lens_version") or side.values.get("metadata.sae_lens_version")
-    is_old = not isinstance(version, str) or int(re.match(r"\d*", version)[0] or 0) < 6  # type: ignore[index]
+    is_old = not isinstance(version, str) or int(re.match(r"\d{0,9}", version)[0] or 0) < 6  # type: ignore[index]
     architecture = side.choice("architecture", SAELENS_ARCHITECTURES, "standard" if is_old else None)
     counts = {"k": side.count("k")}
     if is_old:

@@ -19,6 +19,7 @@ from oracle.terminal.text import columns_of, wrapped
 from oracle.version import VERSION
 from tests.support.cases import blocks
 from tests.support.encodings import stripped
+from tests.support.hub import Hub
 from tests.support.process import Completed, run, variables
 
 REFERENCE = "plt_gemma_reference.json"
@@ -134,6 +135,17 @@ def test_of_the_demo_s_answers_what_to_try_next_reads_the_demo_s_cache(demo_fold
     # Where a cache is named it is that, and elsewhere than beside the demo's reference none is.
     named = run("compare", "plt_gemma_reference.json", "candidate.json", "--cache-dir", "mine", cwd=demo_folder, environment={"COLUMNS": "9999"})
     assert named.stdout.count("--cache-dir mine") == 2 and "hub" not in named.stdout
+
+
+@pytest.mark.parametrize("source", [(), ("--offline",)])
+def test_of_the_demo_s_reference_an_error_names_the_demo_s_cache(demo_folder: Path, tmp_path: Path, hub: Hub, source: tuple[str, ...]) -> None:
+    """Nobody else has its weights: another Hub says that there is no such repo."""
+    reference = str(demo_folder / "plt_gemma_reference.json")
+    ran = run("verify", reference, *source, environment={"HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(tmp_path / "cache")})
+    line = ran.stderr.splitlines()[-1]
+    assert ran.returncode == 3 and "; the demo's weights are read with --cache-dir " in line, ran.stderr
+    words = shlex.split(line.partition("are read with ")[2])
+    assert run("verify", reference, *source, *words, environment={"HF_HUB_CACHE": str(tmp_path / "cache")}).returncode == 0
 
 
 def test_one_is_not_many(demo_folder: Path, candidate: dict[str, Any]) -> None:

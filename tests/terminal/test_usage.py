@@ -145,8 +145,10 @@ def test_a_document_that_is_something_else_is_recognised(folder: Path, name: str
 
 def test_a_reference_and_a_candidate_in_each_other_s_place(folder: Path) -> None:
     swapped = run("compare", "candidate.json", "reference.json")
-    assert swapped.returncode == 4
-    assert "candidate.json holds a port's answers, not a reference: a reference comes first, python -m oracle compare REFERENCE" in error(swapped)
+    assert swapped.returncode == 2
+    assert error(swapped).endswith("reference.json the reference, which comes first: python -m oracle compare reference.json candidate.json")
+    twice = run("compare", "candidate.json", "candidate.json")
+    assert twice.returncode == 4 and "candidate.json holds a port's answers, not a reference" in error(twice)
     same = run("compare", "reference.json", "reference.json")
     assert same.returncode == 0 and "reference.json is a reference itself, not what a port printed" in same.stderr
     assert run("compare", "reference.json", "candidate.json").stderr == ""
