@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fractions import Fraction
 
 MARGIN_DECIMALS = 6
+MOST_GATE_TIES = 1 << 17  # that are named: of two million dead features a case would take 16 MB, and no port's list is decided by them
 MOST_TOLERANCE = 2.0**105  # partial sums are below 2^22 times a case's own tolerance in any order: more may overflow float32
 
 
@@ -65,8 +66,8 @@ class Encoding(NamedTuple):
     `top` holds (feature index, activation): activations are float32 values, descending, then by index.
     `rank_margin` is None where fewer than two features are ranked. Margins are in the units of the activations.
     `gate_ties` are the features, ascending, that may fire or not within the tolerance: as many as the bounds are apart, or
-    more where one fires for another. The flags are decided by the exact margins, not by the rounded ones.
-    `active` is there if it was asked for.
+    more where one fires for another; None where there are more than MOST_GATE_TIES. The flags are decided by the exact margins,
+    not by the rounded ones. `active` is there if it was asked for.
     """
 
     n_active: int
@@ -74,7 +75,7 @@ class Encoding(NamedTuple):
     top: list[tuple[int, float]]
     rank_margin: float | None
     gate_margin: float
-    gate_ties: list[int]
+    gate_ties: list[int] | None
     flags: list[str]
     sums: ActivationSums
     active: ActiveFeatures | None = None
@@ -352,7 +353,7 @@ class _Draft:
             top=[(feature, round_to_float32(value)) for feature, value in zip(ranked[: self._k], values)],
             rank_margin=None if rank_margin is None else _round_margin(rank_margin),
             gate_margin=_round_margin(self._gate_margin()),
-            gate_ties=np.flatnonzero(at_gate).tolist(),
+            gate_ties=np.flatnonzero(at_gate).tolist() if np.count_nonzero(at_gate) <= MOST_GATE_TIES else None,
             flags=flags,
             sums=activation_sums(self._value, active, at_gate, tolerance),
             active=self._active_features(active, at_gate) if self._with_active else None,
@@ -362,6 +363,8 @@ class _Draft:
         """The least distance of a feature from its gate, exact where it is settled."""
         distances = [condition.distance for condition in self._decision.conditions]
         least, most = self._margins()
+        if most.min() == 0:
+            return 0.0
         near = np.flatnonzero(least <= float(most.min()))
         # Of features that are equal one is enough.
         first, _ = classes([key for distance in distances for key in (distance.near[near], distance.identities(near))])

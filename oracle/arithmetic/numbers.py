@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 UNIT_ROUNDOFF_32 = 2.0**-24
 _SIGNIFICANT_DIGITS = 3  # of a tolerance
+SUMMED_AT_ONCE = 1 << 16  # features: Python's numbers take ten times NumPy's memory
 _FEW = 256  # so many columns are not looked through for equal ones
 
 
@@ -266,18 +267,24 @@ def activation_sums(value: Numbers, active: np.ndarray, at_gate: np.ndarray, tol
     """
     unit = sum_unit(tolerance)
     off = tolerance + unit / 2
-    features = np.flatnonzero(active | at_gate)
-    counts = value.multiples(features, unit)
-    fires, ties = active[features].tolist(), at_gate[features].tolist()
-    fired = [count for count, fire in zip(counts, fires) if fire]
-    sizes = [abs(float(count)) * unit for count in counts]
+    may_fire = active | at_gate
+    n_features = int(np.count_nonzero(may_fire))
+    features = np.flatnonzero(may_fire & ((value.low != 0) | (value.high != 0)))  # a zero, as of a dead feature, adds nothing
+    sizes = np.empty(len(features))  # |a_j|
+    fired = fired_squares = 0
+    for start in range(0, len(features), SUMMED_AT_ONCE):
+        part = features[start : start + SUMMED_AT_ONCE]
+        counts = value.multiples(part, unit)
+        sizes[start : start + len(part)] = [abs(float(count)) * unit for count in counts]
+        fires = [count for count, fire in zip(counts, active[part].tolist()) if fire]
+        fired, fired_squares = fired + sum(fires), fired_squares + sum(count * count for count in fires)
     # sum (2 e a + e^2) over all, and where a feature is at its gate (a + e)^2 in its place.
-    tied = [size for size, tie in zip(sizes, ties) if tie]
-    total, squares = math.fsum(sizes), math.fsum(size * size for size in sizes)
-    most = len(sizes) * off + math.fsum(tied) + UNIT_ROUNDOFF_32 * total
-    most_of_squares = 2 * off * total + len(sizes) * off**2 + math.fsum(size * size for size in tied) + 2 * UNIT_ROUNDOFF_32 * squares
+    tied = sizes[at_gate[features]]
+    total, squares = math.fsum(sizes), math.fsum(sizes * sizes)
+    most = n_features * off + math.fsum(tied) + UNIT_ROUNDOFF_32 * total
+    most_of_squares = 2 * off * total + n_features * off**2 + math.fsum(tied * tied) + 2 * UNIT_ROUNDOFF_32 * squares
     return ActivationSums(
-        float(sum(fired)) * unit, _rounded_up(most), float(sum(count * count for count in fired)) * unit**2, _rounded_up(most_of_squares)
+        float(fired) * unit, _rounded_up(most), float(fired_squares) * unit**2, _rounded_up(most_of_squares)
     )
 
 

@@ -11,7 +11,7 @@ rounding. Where a reference does not name its ties (torch's) none comes or goes 
 
 from __future__ import annotations
 
-from oracle.arithmetic.constants import SELECTIONS, TOPK
+from oracle.arithmetic.constants import RELU, SELECTIONS, TOPK
 from oracle.checking.verdict import ACTIVATION, DIFFERS, FEATURE, LIST, N_ACTIVE, PLACE, ROUNDING, SAME, SUM, CaseVerdict, Problem, stored
 from oracle.references.document import RANK_TIE, Case, Reference, TopFeature
 
@@ -112,11 +112,13 @@ def _list_problem(
     gone = [index for index in right_values if index not in values]
     ties = case.gate_ties or ()
     unnamed = case.gate_ties is None and fewest < most
-    advice = "; the reference does not name the features at their gates: write it again" if unnamed else ""
+    advice = "; the reference names none of the features at their gates, for there are too many" if unnamed else ""
     last, least = _end(expected, k, tolerance), _end(answered, k, tolerance)
     inside = [index for index in new if values[index] > last + stored(values[index])]
     kind = (reference.gate or {}).get("kind")
     strange = [index for index in inside if index not in ties]
+    if kind == RELU:  # a feature at its gate has next to nothing
+        strange = strange or [index for index in inside if not values[index] <= 2 * tolerance + stored(values[index])]
     if kind == TOPK and expected:  # what comes in for another has about the value of the last that fires
         strange = strange or [index for index in inside if not values[index] <= expected[-1].activation + 4 * tolerance]
     elif kind not in SELECTIONS:

@@ -199,7 +199,7 @@ class Case:
     n_active_bounds: tuple[int, int] | None = row(_bounds, since=OURS)
     rank_margin: float | None = row(or_none(number(0)), since=OURS)
     gate_margin: float | None = row(number(0), since=OURS)
-    gate_ties: tuple[int, ...] | None = row(_gate_ties, since=OURS)
+    gate_ties: tuple[int, ...] | None = row(or_none(_gate_ties), since=OURS)
     flags: tuple[str, ...] | None = row(texts, since=OURS)
     top: tuple[TopFeature, ...] = row(
         _top, "top_{top_k}",

@@ -149,7 +149,7 @@ class Encodings:
                 n_active_bounds=encoding.n_active_bounds,
                 rank_margin=encoding.rank_margin,
                 gate_margin=encoding.gate_margin,
-                gate_ties=tuple(encoding.gate_ties),
+                gate_ties=None if encoding.gate_ties is None else tuple(encoding.gate_ties),
                 flags=tuple(encoding.flags),
                 **encoding.sums._asdict(),
                 encoder_input_fingerprint=self.input_fingerprints[number] if self.input_fingerprints else None,

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from oracle.checking import lists
 from oracle.checking.compare import compare
 from oracle.checking.reconstructions import reconstruction_problems
 from oracle.checking.verdict import DIFFERS, LIST, MISSING, ROUNDING, SAME, CaseVerdict, Comparison, Problem, Verification
@@ -48,12 +49,22 @@ def test_no_feature_comes_in_that_is_at_no_gate(value: float) -> None:
     assert compare_case(replace(tied, gate_ties=()), replace(answer, n_active=51)).status == DIFFERS
 
 
+@pytest.mark.parametrize("value, status", [(1e-4, ROUNDING), (1.99e-4, ROUNDING), (2.01e-4, DIFFERS), (4.5, DIFFERS)])
+def test_what_comes_over_a_gate_of_0_has_next_to_nothing(value: float, status: str) -> None:
+    reference = replace(REFERENCE, top_k=4, gate={"kind": "relu"})
+    top = [(7, 2.0), (3, 1.0)]
+    case = a_case(top, 2, n_active_bounds=(2, 3), gate_ties=(60,))
+    answer = a_case(sorted([*top, (60, value)], key=lambda feature: -feature[1]), 3)
+    assert lists.compare_case(reference, case, answer).status == status
+    assert lists.compare_case(replace(reference, gate={"kind": "jumprelu"}), case, answer).status == ROUNDING  # its threshold is not on record
+
+
 def test_a_reference_that_names_no_ties_says_so() -> None:
     unnamed = a_case(FOUR, n_active_bounds=(49, 51), gate_ties=None)
     for case, advice in ((unnamed, True), (replace(unnamed, n_active_bounds=(50, 50)), False), (replace(unnamed, gate_ties=(8, 9)), False)):
         for top in ([*FOUR[1:], (55, 0.9999)], [(60, 4.5), *FOUR[:3]]):
             verdict = compare_case(case, a_case(top))
-            assert verdict.status == DIFFERS and ("does not name the features at their gates" in verdict.summary) is advice
+            assert verdict.status == DIFFERS and ("names none of the features at their gates" in verdict.summary) is advice
 
 
 @pytest.mark.parametrize("off, status", [(0.99, ROUNDING), (1.01, DIFFERS)])

@@ -362,14 +362,16 @@ def test_a_side_file_of_1_mib(keys: int, dots: int) -> None:
 
 
 @pytest.mark.slow
-def test_two_million_features_by_16_seeds(tmp_path: Path) -> None:
+@pytest.mark.parametrize("alive", [1, 0])
+def test_two_million_features_by_16_seeds(alive: int, tmp_path: Path) -> None:
+    """Dead ones are all at their gates."""
     d_model, n_features = 8, 2_000_000
     rng = np.random.default_rng(0)
-    encoder = rng.standard_normal((d_model, n_features), dtype=np.float32)
+    encoder = rng.standard_normal((d_model, n_features), dtype=np.float32) * np.float32(alive)
     folder = tmp_path / "tree/org/repo/resolve/main/layer_0"
     folder.mkdir(parents=True)
     np.savez(
-        folder / "params.npz", W_enc=encoder, b_enc=encoder[0], threshold=np.full(n_features, 3, np.float32),
+        folder / "params.npz", W_enc=encoder, b_enc=encoder[0], threshold=np.full(n_features, 3 * alive, np.float32),
         W_dec=np.zeros((n_features, d_model), np.float32), b_dec=np.zeros(d_model, np.float32),
     )  # fmt: skip
     size = (folder / "params.npz").stat().st_size >> 20
@@ -378,6 +380,26 @@ def test_two_million_features_by_16_seeds(tmp_path: Path) -> None:
     for command in ([*place, *job, "-o", str(tmp_path / "out")], ["verify", str(tmp_path / "out"), *place]):
         code, said = measured(*command, weights=size, most_seconds=LONG_JOB)
         assert code == 0, said
+
+
+def test_more_dead_features_than_are_named(tmp_path: Path) -> None:
+    """The bounds say how many may fire; which they are is not said, so that one that comes onto a port's list is told as such."""
+    n_features = 131_073
+    place = tmp_path / "tree/org/repo/resolve/main/params.npz"
+    place.parent.mkdir(parents=True)
+    names = {"W_enc": (2, n_features), "b_enc": (n_features,), "threshold": (n_features,), "W_dec": (n_features, 2), "b_dec": (2,)}
+    place.write_bytes(npz({name: np.zeros(shape, np.float32) for name, shape in names.items()}))
+    origin = ["--mirror", str(tmp_path / "tree"), "--repo", "org/repo", "--path", "params.npz", "--schema", "GemmaScopeNpz"]
+    reference, answers = tmp_path / "reference.json", tmp_path / "answers.json"
+    assert run(*origin, "--layers", "0", "--seeds", "1", "-o", str(reference)).returncode == 0
+    [case] = json.loads(reference.read_text())["test_cases"]
+    assert case["n_active_bounds"] == [0, n_features] and case["gate_ties"] is None
+    assert run("verify", str(reference), *origin[:2]).returncode == 0
+    all_fire = {"layer": 0, "seed": 0, "n_active": n_features, "top_10": [{"index": index, "activation": 0.0} for index in range(10)]}
+    answers.write_text(json.dumps({"test_cases": [all_fire]}))
+    ran = run("compare", str(reference), str(answers))
+    assert ran.returncode == 1 and "names none of the features at their gates, for there are too many" in " ".join(ran.stdout.split())
+    assert run("compare", str(reference), str(reference)).returncode == 0
 
 
 def test_many_features_take_fewer_seeds_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
