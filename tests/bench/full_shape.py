@@ -262,7 +262,7 @@ def main() -> None:
     options = parser.parse_args()
     cache = Path(options.folder) / "hub"
     environment = {
-        **os.environ, "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "HF_ENDPOINT": ""
+        **os.environ, "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "HF_ENDPOINT": "https://huggingface.co"
     }
     if options.scope:
         if not (snapshot_of(cache, scope.LLAMA_REPO) / scope.LLAMA_FILE).exists():
