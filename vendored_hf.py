@@ -306,7 +306,7 @@ class Hub:
             if asked or time.monotonic() - began > 5:  # nobody is to wait without a word
                 logger.warning("%s%s", failure, "" if asked else "; asking again")
             time.sleep(wait)
-            attempt += not asked or asked < 1  # a wait that the server asks for costs no attempt
+            attempt += 0 if asked and asked >= 1 else 1  # a wait that the server asks for costs no attempt
 
     def _answer(self, method: str, url: str, timeout: float, byte_range: str | None, deadline: float) -> requests.Response | Exception:
         """What _follow gives or raises. `timeout` is for each silence, so that a server could go on for ever with headers, or with

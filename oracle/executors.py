@@ -20,7 +20,7 @@ from oracle.version import VERSION
 
 CONNECT = 10  # seconds
 IDLE = 3  # seconds without a worker after which that is said
-LOST = ("KilledWorker", "CommClosedError", "FutureCancelledError", "WorkerClosedError")  # Dask's errors of workers that are gone
+LOST = ("KilledWorker", "CommClosedError", "WorkerClosedError")  # Dask's errors of workers that are gone
 
 logger = logging.getLogger("vendored_hf")
 
@@ -37,9 +37,14 @@ def threads(count: int) -> Iterator[Executor]:
     pool.shutdown()
 
 
-def is_loss(error: BaseException) -> bool:
-    """Whether an executor's error says that a worker is gone, rather than what it failed of."""
-    return isinstance(error, (BrokenExecutor, CancelledError)) or type(error).__name__ in LOST
+def problem(error: BaseException) -> str:
+    """Why an executor gave no result: whoever hands out the work is gone, the worker is, or what the worker failed of."""
+    name = type(error).__name__
+    if isinstance(error, CancelledError) or name == "FutureCancelledError":  # Dask's
+        return f"whoever hands out the work is gone, or let go of it ({name}): start it again"
+    if isinstance(error, BrokenExecutor) or name in LOST:
+        return f"its worker is lost ({name}), for want of memory perhaps: try fewer, or again"
+    return f"its worker failed with {name}: {' '.join(str(error).split())[:300]}"
 
 
 @contextlib.contextmanager

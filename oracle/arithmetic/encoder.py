@@ -363,7 +363,7 @@ class _Draft:
         """The least distance of a feature from its gate, exact where it is settled."""
         distances = [condition.distance for condition in self._decision.conditions]
         least, most = self._margins()
-        if most.min() == 0:
+        if most.min() == 0:  # none is nearer, and of dead features there may be millions
             return 0.0
         near = np.flatnonzero(least <= float(most.min()))
         # Of features that are equal one is enough.

@@ -22,10 +22,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from oracle import errors
+from oracle import errors, executors
 from oracle.arithmetic.constants import generator_record
 from oracle.errors import BadUse, LayersFailed, WeightsError
-from oracle.executors import is_loss
 from oracle.job import Job
 from oracle.references.document import SCHEMA_ID, Case, Reference
 from oracle.references.layer import LayerResult, LayerTask, encode_layer, input_record
@@ -214,13 +213,7 @@ def _result_of(layer: int, future: Future[LayerResult | LayerFailure]) -> LayerR
     try:
         return future.result()
     except Exception as error:  # the executor's own, or a worker's that could not begin: of the layer's errors none is raised
-        name = type(error).__name__
-        line = f"its worker failed with {name}: {' '.join(str(error).split())[:300]}"
-        if is_loss(error):
-            line = f"its worker is lost ({name}), for want of memory perhaps: try fewer, or again"
-        if "Cancelled" in name:
-            line = f"whoever hands out the work is gone, or let go of it ({name}): start it again"
-        return LayerFailure(layer, line, errors.SOURCE, "".join(traceback.format_exception(error)))
+        return LayerFailure(layer, executors.problem(error), errors.SOURCE, "".join(traceback.format_exception(error)))
 
 
 def _assemble(job: Job, job_plan: Plan, results: list[LayerResult], residuals: ResidualFile | None) -> Reference:

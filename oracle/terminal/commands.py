@@ -52,8 +52,9 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if options.debug:
             say("".join(traceback.format_exception(error)).rstrip())
-        origin = {f"{prefix}{name}": bool(getattr(options, name, None)) for prefix, name in (("has_", "mirror"), ("is_", "offline"))}
-        line = errors.one_line(error, **origin, demo=shlex.join(demo_words(options)) if DEMO_OWNER in str(error) else "")
+        has_mirror, is_offline = bool(getattr(options, "mirror", None)), bool(getattr(options, "offline", None))
+        demo = shlex.join(demo_words(options)) if DEMO_OWNER in str(error) else ""
+        line = errors.one_line(error, has_mirror=has_mirror, is_offline=is_offline, demo=demo)
         say(f"error: {line}")
         github.annotate("oracle", line)
         return errors.exit_code(error)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from oracle.errors import counted
-from oracle.terminal.text import case_rows, case_texts, say
+from oracle.terminal.text import case_texts, say
 
 if TYPE_CHECKING:
     from oracle.checking.verdict import CaseVerdict
@@ -38,7 +38,10 @@ def summarize_reference(reference: Reference, output: str) -> None:
 
 def summarize_verdicts(title: str, cases: Sequence[CaseVerdict], closing: Iterable[str]) -> None:
     """Add verdicts to the step's summary: a row per case, those that fail first where they are many."""
-    rows, rest = case_rows(cases, MOST_ROWS)
+    shown = cases if len(cases) <= MOST_ROWS else sorted(cases, key=lambda case: case.agrees)[:MOST_ROWS]
+    rows = [(str(case.id), case.status, case.summary) for case in shown]
+    failed = sum(not case.agrees for case in cases) - sum(not case.agrees for case in shown)
+    rest = [f"... and {counted(len(cases) - len(shown), 'case')} more, of which {failed} do not agree"] if len(shown) < len(cases) else []
     _summarize(title, ("case", "status", "what"), rows, [*rest, *closing])
 
 

@@ -8,13 +8,9 @@ import os
 import sys
 import threading
 import unicodedata
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
-from oracle.errors import counted
-
 if TYPE_CHECKING:
-    from oracle.checking.verdict import CaseVerdict
     from oracle.references.document import Case
 
 GREEN, RED, PLAIN = "\x1b[32m", "\x1b[31m", "\x1b[0m"
@@ -152,12 +148,3 @@ def case_texts(case: Case) -> tuple[str, str, str, str]:
     feature = f"{case.top[0].feature} ({case.top[0].activation:.4f})" if case.top else "none"
     rank, gate = ("none" if value is None else f"{value:.6f}" for value in (case.rank_margin, case.gate_margin))
     return feature, rank, gate, ", ".join(case.flags or ())
-
-
-def case_rows(cases: Sequence[CaseVerdict], most: int) -> tuple[list[tuple[str, str, str]], list[str]]:
-    """Case, status and summary of each case. Of more than `most`, those that fail come first and a line counts the rest."""
-    shown = cases if len(cases) <= most else sorted(cases, key=lambda case: case.agrees)[:most]
-    rows = [(str(case.id), case.status, case.summary) for case in shown]
-    failed = sum(not case.agrees for case in cases) - sum(not case.agrees for case in shown)
-    rest = [f"... and {counted(len(cases) - len(shown), 'case')} more, of which {failed} do not agree"] if len(shown) < len(cases) else []
-    return rows, rest
